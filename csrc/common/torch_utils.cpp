@@ -1,0 +1,76 @@
+#include "common/torch_utils.h"
+
+#include <c10/util/Exception.h>
+
+#ifdef MOLKERN_WITH_CUDA
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace molkern {
+
+bool on_cuda([[maybe_unused]] const Tensor& tensor) {
+#if defined(MOLKERN_EMULATE_CUDA)
+  return true;
+#elif defined(MOLKERN_WITH_CUDA)
+  return tensor.is_cuda();
+#else
+  return false;
+#endif
+}
+
+Stream current_stream([[maybe_unused]] const Tensor& tensor) {
+#ifdef MOLKERN_WITH_CUDA
+  return c10::cuda::getCurrentCUDAStream(tensor.get_device()).stream();
+#else
+  return nullptr;
+#endif
+}
+
+void check_real(const char* op, const char* argument, const Tensor& tensor, int64_t dims) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, op,
+                   ": ", argument, " must be float32 or float64, got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.dim() == dims, op, ": ", argument, " must have ", dims,
+                    " dimension(s), got shape ", tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), op, ": ", argument, " must be contiguous");
+}
+
+void check_like(const char* op, const char* argument, const Tensor& tensor, const char* reference,
+                const Tensor& other) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == other.scalar_type(), op, ": ", argument, " is ",
+                   tensor.scalar_type(), " but ", reference, " is ", other.scalar_type(),
+                   "; convert one of them with .to()");
+  TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": ", argument, " is on ",
+                    tensor.device(), " but ", reference, " is on ", other.device(),
+                    "; move one of them with .to()");
+}
+
+void check_size(const char* op, const char* argument, const Tensor& tensor, int64_t dim,
+                int64_t size) {
+  TORCH_CHECK_VALUE(tensor.size(dim) == size, op, ": ", argument, " must have size ", size,
+                    " in dimension ", dim, ", got shape ", tensor.sizes());
+}
+
+void check_index(const char* op, const char* argument, const Tensor& tensor, const Tensor& other) {
+  TORCH_CHECK_TYPE(tensor.scalar_type() == at::kInt, op, ": ", argument, " must be int32, got ",
+                   tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.is_contiguous(), op, ": ", argument,
+                    " must be a contiguous vector, got shape ", tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": ", argument, " is on ",
+                    tensor.device(), " but the features are on ", other.device(),
+                    "; move the graph with .to()");
+}
+
+Adjacency adjacency(const char* op, const Tensor& row_ptr, const Tensor& neighbors,
+                    const OptionalTensor& edges, const Tensor& like) {
+  check_index(op, "row_ptr", row_ptr, like);
+  check_index(op, "neighbors", neighbors, like);
+  TORCH_CHECK_VALUE(row_ptr.numel() >= 1, op, ": row_ptr must have at least one entry");
+  if (edges) {
+    check_index(op, "edges", *edges, like);
+    check_size(op, "edges", *edges, 0, neighbors.numel());
+  }
+  return {row_ptr.const_data_ptr<int32_t>(), neighbors.const_data_ptr<int32_t>(),
+          edges ? edges->const_data_ptr<int32_t>() : nullptr, row_ptr.numel() - 1};
+}
+
+}  // namespace molkern

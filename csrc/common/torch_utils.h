@@ -1,0 +1,54 @@
+// What every _op.cpp needs on the torch side: argument checks, dispatch over type, instruction set
+// and device, and views of graph tensors. Kernels never include this.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
+
+#include <optional>
+
+#include "common/graph.h"
+#include "common/isa.h"
+#include "common/stream.h"
+
+namespace molkern {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Whether the CUDA kernels serve this tensor. In a build that emulates CUDA they serve CPU tensors.
+bool on_cuda(const Tensor& tensor);
+
+// The current stream of the tensor's device.
+Stream current_stream(const Tensor& tensor);
+
+inline int num_threads() { return at::get_num_threads(); }
+
+// float32 or float64, contiguous, with the named number of dimensions.
+void check_real(const char* op, const char* argument, const Tensor& tensor, int64_t dims);
+// The same type and device as a tensor that was checked before.
+void check_like(const char* op, const char* argument, const Tensor& tensor, const char* reference,
+                const Tensor& other);
+void check_size(const char* op, const char* argument, const Tensor& tensor, int64_t dim,
+                int64_t size);
+// An int32 tensor of one dimension on the same device.
+void check_index(const char* op, const char* argument, const Tensor& tensor, const Tensor& other);
+
+// A checked view of one direction of a graph. The values of the indices were checked when the
+// graph was made; they are not read again here.
+Adjacency adjacency(const char* op, const Tensor& row_ptr, const Tensor& neighbors,
+                    const OptionalTensor& edges, const Tensor& like);
+
+// Calls function(T{}) with T = float or double, after the tensor's type.
+template <typename Function>
+void with_real(const Tensor& tensor, Function&& function) {
+  if (tensor.scalar_type() == at::kDouble)
+    function(double{});
+  else
+    function(float{});
+}
+
+}  // namespace molkern

@@ -1,0 +1,209 @@
+"""Builds the extension molkern._C with ninja.
+
+CPU kernels (``*_cpu.cpp``) are compiled once per instruction set and chosen at run time; CUDA
+kernels (``*_cuda.cu``) are compiled where a CUDA compiler and a torch built for CUDA are at hand.
+Kernels include no torch headers, so editing one rebuilds in seconds.
+
+Environment:
+  MOLKERN_CUDA=0|1       never / always build the CUDA kernels (default: if nvcc and torch allow it)
+  MOLKERN_EMULATE_CUDA=1 build the CUDA kernels for the host, on CPU tensors, for tests
+  MOLKERN_CXXFLAGS       more flags for the C++ compiler and the linker (sanitizers, say)
+  TORCH_CUDA_ARCH_LIST   GPU architectures, as for torch ("8.0;9.0+PTX")
+  MAX_JOBS               parallel compile jobs
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+CSRC = ROOT / "csrc"
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Baseline first: the linker keeps the first copy of any inline function, and that copy must run on
+# every machine.
+ISAS = {"baseline": []}
+if X86:
+    ISAS["avx2"] = ["-mavx2", "-mfma"]
+    ISAS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+    ISAS["avx512"] += ["-mprefer-vector-width=512"]
+ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
+
+
+def find_nvcc():
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home and (Path(home) / "bin" / "nvcc").exists():
+        return str(Path(home) / "bin" / "nvcc")
+    return shutil.which("nvcc")
+
+
+def wants_cuda(torch):
+    """Whether to build for CUDA; what was asked for and cannot be had is an error."""
+    asked = os.environ.get("MOLKERN_CUDA", "")
+    if asked not in ("", "0", "1"):
+        raise SystemExit(f"MOLKERN_CUDA must be 0 or 1, got {asked!r}")
+    if asked == "0":
+        return False
+    nvcc, version = find_nvcc(), torch.version.cuda
+    if asked == "1" and not nvcc:
+        raise SystemExit("MOLKERN_CUDA=1, but no nvcc was found: put it on PATH or set CUDA_HOME")
+    if asked == "1" and not version:
+        raise SystemExit(
+            f"MOLKERN_CUDA=1, but this torch ({torch.__version__}) is built without CUDA: "
+            "install a CUDA build of torch first, then pip install --no-build-isolation ."
+        )
+    return bool(nvcc and version)
+
+
+def cuda_architectures(nvcc):
+    """``-gencode`` flags and a readable list, from TORCH_CUDA_ARCH_LIST or all that nvcc knows."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(",", ";").replace(" ", ";")
+    names = [name for name in wanted.split(";") if name]
+    if not names:
+        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+        names = [a for a in ARCHITECTURES if f"compute_{a.replace('.', '')}\n" in known]
+        names[-1] += "+PTX"
+    flags = []
+    for name in names:
+        number = name.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if name.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags, names
+
+
+class NinjaFile:
+    """Collects build statements and runs ninja on them."""
+
+    def __init__(self, build_dir):
+        self.build_dir = Path(build_dir).resolve()
+        self.lines = ["ninja_required_version = 1.3"]
+        self.objects = []
+
+    def rule(self, name, command, deps=True):
+        self.lines += [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
+        if deps:
+            self.lines += ["  deps = gcc", "  depfile = $out.d"]
+
+    def compile(self, rule, source, suffix="", **variables):
+        name = Path(source).resolve().relative_to(ROOT.resolve()).with_suffix("")
+        target = self.build_dir / f"{name}{suffix}.o"
+        self.lines.append(f"build {target}: {rule} {Path(source).resolve()}")
+        self.lines += [f"  {key} = {value}" for key, value in variables.items()]
+        self.objects.append(str(target))
+
+    def link(self, target):
+        self.lines.append(f"build {Path(target).resolve()}: link {' '.join(self.objects)}")
+
+    def run(self):
+        self.build_dir.mkdir(parents=True, exist_ok=True)
+        (self.build_dir / "build.ninja").write_text("\n".join(self.lines) + "\n")
+        jobs = os.environ.get("MAX_JOBS")
+        command = [sys.executable, "-m", "ninja", "-C", str(self.build_dir)]
+        subprocess.run(command + (["-j", jobs] if jobs else []), check=True)
+
+
+class NinjaBuild(build_ext):
+    def build_extension(self, ext):
+        import pybind11
+        import torch
+        from torch.utils import cpp_extension
+
+        emulate = os.environ.get("MOLKERN_EMULATE_CUDA", "0") == "1"
+        cuda = not emulate and wants_cuda(torch)
+        nvcc = find_nvcc() if cuda else None
+        arch_flags, arch_names = cuda_architectures(nvcc) if cuda else ([], [])
+
+        # The baseline objects and the torch side come first, see ISAS.
+        torch_sources = sorted(CSRC.glob("*/*_op.cpp")) + [CSRC / "common" / "torch_utils.cpp"]
+        plain_sources = [CSRC / "module.cpp", CSRC / "common" / "isa.cpp"]
+        cpu_kernels = sorted(CSRC.glob("*/*_cpu.cpp"))
+        cuda_kernels = sorted(CSRC.glob("*/*_cuda.cu"))
+
+        compiler = os.environ.get("CXX", "c++")
+        defines = [f"-DMOLKERN_X86={int(X86)}"] if X86 else []
+        defines += ["-DMOLKERN_EMULATE_CUDA"] if emulate else []
+        defines += ["-DMOLKERN_WITH_CUDA"] if cuda else []
+        defines += ["-DMOLKERN_HAS_CUDA_KERNELS"] if cuda or emulate else []
+        openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
+        extra = shlex.split(os.environ.get("MOLKERN_CXXFLAGS", ""))
+        base = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", f"-I{CSRC}"]
+        base += defines + openmp + ["-O3"] + extra
+        # Errors of single operations are never looked at (errno, floating-point traps); contraction
+        # into fused multiply-adds is off where a kernel's result must not depend on it.
+        kernel = base + ["-fno-math-errno", "-fno-trapping-math"]
+        includes = [f"-isystem{p}" for p in cpp_extension.include_paths()]
+        torch_flags = base + includes + ["-DAT_PARALLEL_OPENMP=1"] * bool(openmp)
+        if cuda:
+            torch_flags.append(f"-isystem{Path(nvcc).resolve().parent.parent / 'include'}")
+        info = {
+            "MOLKERN_COMPILER": self._compiler_version(compiler),
+            "MOLKERN_TORCH_VERSION": torch.__version__,
+            "MOLKERN_ISAS": ",".join(ISAS),
+            "MOLKERN_CUDA_VERSION": torch.version.cuda if cuda else "",
+            "MOLKERN_CUDA_ARCHITECTURES": " ".join(arch_names),
+        }
+        module_flags = [f"-isystem{pybind11.get_include()}"]
+        module_flags += [f"-isystem{sysconfig.get_paths()['include']}"]
+        module_flags += [shlex.quote(f'-D{key}="{value}"') for key, value in info.items()]
+
+        ninja = NinjaFile(Path(self.build_temp) / ("emulated" if emulate else "native"))
+        self._add_rules(ninja, compiler, nvcc, arch_flags, defines)
+        ninja.compile("cxx", CSRC / "module.cpp", flags=" ".join(base + module_flags))
+        for source in plain_sources[1:]:
+            ninja.compile("cxx", source, flags=" ".join(base))
+        for source in torch_sources:
+            ninja.compile("cxx", source, flags=" ".join(torch_flags))
+        for isa, isa_flags in ISAS.items():
+            for source in cpu_kernels:
+                flags = " ".join([*kernel, *isa_flags, f"-DMOLKERN_ISA={isa}"])
+                ninja.compile("cxx", source, f".{isa}", flags=flags)
+        for source in cuda_kernels if cuda else []:
+            ninja.compile("nvcc", source)
+        for source in cuda_kernels if emulate else []:
+            shim = ROOT / "tests" / "cuda_emulation"
+            flags = [*kernel, "-ffp-contract=off", f"-I{shim}", "-x", "c++"]
+            ninja.compile("cxx", source, ".emulated", flags=" ".join(flags))
+        for source in sorted((ROOT / "tests" / "cuda_emulation").glob("*.cpp")) if emulate else []:
+            ninja.compile("cxx", source, flags=" ".join(base))
+
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        libraries = ["-lc10", "-ltorch_cpu", "-ltorch"] + ["-lc10_cuda", "-ltorch_cuda"] * cuda
+        paths = [f"-L{p}" for p in cpp_extension.library_paths()]
+        cudart = []
+        if cuda:
+            home = Path(nvcc).resolve().parent.parent
+            cudart = [f"-L{home / 'lib64'}", f"-L{home / 'targets/x86_64-linux/lib'}", "-lcudart_static"]
+            cudart += ["-ldl", "-lrt", "-lpthread"]
+        undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+        flags = [*openmp, *extra, *undefined, *paths, *libraries, *cudart]
+        ninja.rule("link", f"{compiler} -shared -o $out $in {' '.join(flags)}", deps=False)
+        ninja.link(target)
+        ninja.run()
+
+    @staticmethod
+    def _add_rules(ninja, compiler, nvcc, arch_flags, defines):
+        ninja.rule("cxx", f"{compiler} $flags -MMD -MF $out.d -c $in -o $out")
+        if nvcc:
+            flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", *defines]
+            flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2", *arch_flags]
+            ninja.rule("nvcc", f"{nvcc} {' '.join(flags)} -MMD -MF $out.d -c $in -o $out")
+
+    @staticmethod
+    def _compiler_version(compiler):
+        text = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+        return text.splitlines()[0].replace('"', "") if text else compiler
+
+
+setup(
+    ext_modules=[Extension("molkern._C", sources=[])],
+    cmdclass={"build_ext": NinjaBuild},
+)
