@@ -4,7 +4,7 @@
 // in the same image; its vector is (x[j] - x[i]) + s . C of the atoms' system. Edges are sorted by
 // (receiver, sender, shift[0], shift[1], shift[2]); reverse[e] is the place of i -> j with -s.
 // The list is always symmetric, and the same to the bit for every algorithm, thread count,
-// instruction set and device, because membership is decided by one formula (`pair_in_range` below),
+// instruction set and device, because membership is decided by one formula (`pair_in_range`, pair.h),
 // evaluated in float64 without contraction, wherever a faster float32 estimate is within its error
 // bound of the cutoff.
 #pragma once
