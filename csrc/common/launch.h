@@ -28,7 +28,7 @@ void launch(const char* kernel_name, void (*kernel)(Parameters...), dim3 grid, d
 template <typename... Parameters, typename... Arguments>
 void launch(const char* kernel_name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             size_t shared_bytes, Stream stream, Arguments... arguments) {
-  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
+  kernel<<<grid, block, shared_bytes, stream> > >(static_cast<Parameters>(arguments)...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("molkern: CUDA kernel ") + kernel_name +
