@@ -8,49 +8,9 @@
 // below 1.1; sin and cos below 1.6 up to |x| = 100 and 2.4 up to 1e4, multiples of pi / 2 included.
 #pragma once
 
-#include <cstdint>
-#include <type_traits>
-
-#include "common/host_device.h"
+#include "common/vector.h"
 
 namespace molkern {
-
-template <typename V>
-struct VectorTraits {  // of a vector
-  using Scalar = std::remove_cv_t<std::remove_reference_t<decltype(V{}[0])>>;
-  using Int = std::conditional_t<sizeof(Scalar) == 4, int32_t, int64_t>;
-  typedef Int Bits __attribute__((vector_size(sizeof(V))));
-};
-template <>
-struct VectorTraits<float> {
-  using Scalar = float;
-  using Int = int32_t;
-  using Bits = int32_t;
-};
-template <>
-struct VectorTraits<double> {
-  using Scalar = double;
-  using Int = int64_t;
-  using Bits = int64_t;
-};
-
-template <typename V>
-using Scalar = typename VectorTraits<V>::Scalar;
-template <typename V>
-using Bits = typename VectorTraits<V>::Bits;
-
-template <typename T, int lanes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(sizeof(T) * lanes)));
-};
-template <typename T, int lanes>
-using Vector = typename VectorOf<T, lanes>::type;
-
-// The number in every lane.
-template <typename V>
-MOLKERN_INLINE V splat(Scalar<V> x) {
-  return V{} + x;
-}
 
 template <typename V>
 MOLKERN_INLINE V horner(V, double c) {
