@@ -184,7 +184,11 @@ class NinjaBuild(build_ext):
         cudart = []
         if cuda:
             home = Path(nvcc).resolve().parent.parent
-            cudart = [f"-L{home / 'lib64'}", f"-L{home / 'targets/x86_64-linux/lib'}", "-lcudart_static"]
+            cudart = [
+                f"-L{home / 'lib64'}",
+                f"-L{home / 'targets/x86_64-linux/lib'}",
+                "-lcudart_static",
+            ]
             cudart += ["-ldl", "-lrt", "-lpthread"]
         undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
         flags = [*openmp, *extra, *undefined, *paths, *libraries, *cudart]
