@@ -174,8 +174,10 @@ class Found final : public FoundNeighbors {
   }
 
   void start_cursors(int chunk, int32_t* cursor) const {
+    std::copy_n(row_ptr_, query_.atoms, cursor);
+    if (!chunk) return;
     const int32_t* before = before_ + (chunk - 1) * query_.atoms;
-    for (int64_t j = 0; j < query_.atoms; ++j) cursor[j] = row_ptr_[j] + (chunk ? before[j] : 0);
+    for (int64_t j = 0; j < query_.atoms; ++j) cursor[j] += before[j];
   }
 
   // Calls function(rows) for the rows that the chunk has of each system.
