@@ -184,6 +184,7 @@ class GridBuilder {
     const Block* const end = block + grid_.blocks.size();
     for (int64_t s = 0; s < query_.systems; ++s) {
       System& system = grid_.systems[s];
+      std::fill_n(system.extent, 3, 0.0);
       if (!system.count) continue;
       Block all = *block++;
       for (; block != end && block->system == s; ++block) {

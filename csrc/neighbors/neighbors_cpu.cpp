@@ -17,7 +17,7 @@ namespace MOLKERN_ISA {
 constexpr int64_t atoms_per_thread = 512;  // fewer are not worth waking a thread
 constexpr int64_t groups_at_once = 8;      // that a thread takes from the common pool
 constexpr int64_t most_edges = std::numeric_limits<int32_t>::max();
-constexpr size_t most_memory_kept = size_t{64} << 20;  // per calling thread, between searches
+constexpr size_t most_memory_kept = size_t{128} << 20;  // per calling thread, between searches
 
 struct Memory {
   Grid grid;
@@ -65,6 +65,8 @@ class Found final : public FoundNeighbors {
     before_ = memory_->before.get<int32_t>((threads_ - 1) * query_.atoms);
     std::vector<ScanMemory>& scans = memory_->scans;
     if (static_cast<int>(scans.size()) < threads_) scans.resize(threads_);
+    const int64_t share = expected_edges() / threads_;
+    for (int worker = 0; worker < threads_; ++worker) scans[worker].found.get<Word>(share);
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false}, complete{true};
 #pragma omp parallel for schedule(static, 1) num_threads(threads_) if (threads_ > 1)
@@ -116,6 +118,20 @@ class Found final : public FoundNeighbors {
 
  private:
   int64_t first_row(int chunk) const { return query_.atoms * chunk / threads_; }
+
+  // About as many as there will be, from the mean density; at most what is cheap to reserve in
+  // vain.
+  int64_t expected_edges() const {
+    const double radius = query_.cutoff;
+    double edges = 0.0;
+    for (const System& system : memory_->grid.systems) {
+      double volume = 1.0;
+      for (double extent : system.extent) volume *= std::max(extent, radius);
+      const double atoms = static_cast<double>(system.count);
+      edges += atoms * atoms * std::min(4.19 * radius * radius * radius / volume, 1.0);
+    }
+    return static_cast<int64_t>(std::min(edges, 1e9 / sizeof(Word)));
+  }
 
   // False if there are more edges than int32 can count.
   bool scan_groups(int worker, std::atomic<int64_t>& next) {
