@@ -36,6 +36,9 @@ if X86:
     ISAS["avx2"] = ["-mavx2", "-mfma"]
     ISAS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
     ISAS["avx512"] += ["-mprefer-vector-width=512"]
+# CPU kernels whose results must not depend on the instruction set: no fused multiply-adds of the
+# compiler's own choice.
+EXACT_KERNELS = {"neighbors_cpu.cpp"}
 ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 
 
@@ -143,8 +146,7 @@ class NinjaBuild(build_ext):
         extra = shlex.split(os.environ.get("MOLKERN_CXXFLAGS", ""))
         base = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", f"-I{CSRC}"]
         base += defines + openmp + ["-O3"] + extra
-        # Errors of single operations are never looked at (errno, floating-point traps); contraction
-        # into fused multiply-adds is off where a kernel's result must not depend on it.
+        # Errors of single operations are never looked at (errno, floating-point traps).
         kernel = base + ["-fno-math-errno", "-fno-trapping-math"]
         includes = [f"-isystem{p}" for p in cpp_extension.include_paths()]
         torch_flags = base + includes + ["-DAT_PARALLEL_OPENMP=1"] * bool(openmp)
@@ -170,8 +172,9 @@ class NinjaBuild(build_ext):
             ninja.compile("cxx", source, flags=" ".join(torch_flags))
         for isa, isa_flags in ISAS.items():
             for source in cpu_kernels:
-                flags = " ".join([*kernel, *isa_flags, f"-DMOLKERN_ISA={isa}"])
-                ninja.compile("cxx", source, f".{isa}", flags=flags)
+                flags = [*kernel, *isa_flags, f"-DMOLKERN_ISA={isa}"]
+                flags += ["-ffp-contract=off"] * (source.name in EXACT_KERNELS)
+                ninja.compile("cxx", source, f".{isa}", flags=" ".join(flags))
         for source in cuda_kernels if cuda else []:
             ninja.compile("nvcc", source)
         for source in cuda_kernels if emulate else []:
@@ -187,7 +190,11 @@ class NinjaBuild(build_ext):
         cudart = []
         if cuda:
             home = Path(nvcc).resolve().parent.parent
-            cudart = [f"-L{home / 'lib64'}", f"-L{home / 'targets/x86_64-linux/lib'}", "-lcudart_static"]
+            cudart = [
+                f"-L{home / 'lib64'}",
+                f"-L{home / 'targets/x86_64-linux/lib'}",
+                "-lcudart_static",
+            ]
             cudart += ["-ldl", "-lrt", "-lpthread"]
         undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
         flags = [*openmp, *extra, *undefined, *paths, *libraries, *cudart]

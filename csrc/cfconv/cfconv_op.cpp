@@ -19,7 +19,7 @@ Tensor cfconv(const Tensor& x, const Tensor& filters, const Tensor& row_ptr,
   check_size(op, "filters", filters, 1, x.size(1));
   const Adjacency graph = adjacency(op, row_ptr, neighbors, edges, x);
   const c10::DeviceGuard guard(x.device());
-  const Tensor y = at::empty({graph.rows, x.size(1)}, x.options());
+  const Tensor y = empty_result({graph.rows, x.size(1)}, x.options());
   with_real(x, [&](auto zero) {
     using T = decltype(zero);
     const T *x_data = x.const_data_ptr<T>(), *w_data = filters.const_data_ptr<T>();
@@ -47,8 +47,8 @@ Tensor edge_product(const Tensor& a, const Tensor& b, const Tensor& row_ptr,
   const Adjacency graph = adjacency(op, row_ptr, neighbors, edges, a);
   check_size(op, "a", a, 0, graph.rows);
   const c10::DeviceGuard guard(a.device());
-  const Tensor p = padded ? at::zeros({neighbors.numel(), a.size(1)}, a.options())
-                          : at::empty({neighbors.numel(), a.size(1)}, a.options());
+  const Tensor p = empty_result({neighbors.numel(), a.size(1)}, a.options());
+  if (padded) p.zero_();
   with_real(a, [&](auto zero) {
     using T = decltype(zero);
     const T *a_data = a.const_data_ptr<T>(), *b_data = b.const_data_ptr<T>();
