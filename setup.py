@@ -178,7 +178,8 @@ class NinjaBuild(build_ext):
         for source in cuda_kernels if cuda else []:
             ninja.compile("nvcc", source)
         for source in cuda_kernels if emulate else []:
-            flags = [*kernel, "-ffp-contract=off", f"-I{EMULATION}", "-x", "c++"]
+            flags = [*kernel, "-ffp-contract=off", "-Wno-unknown-pragmas", f"-I{EMULATION}"]
+            flags += ["-x", "c++"]
             ninja.compile("cxx", source, ".emulated", flags=" ".join(flags))
         for source in sorted(EMULATION.glob("*.cpp")) if emulate else []:
             ninja.compile("cxx", source, flags=" ".join(base))
