@@ -116,15 +116,6 @@ class BlockSums {
   }
 };
 
-// Calls function(basis) with a constant; the exponential basis has the formulas of the gaussian.
-template <typename Function>
-void with_formulas(RadialBasis basis, Function&& function) {
-  if (basis == RadialBasis::bessel)
-    function(std::integral_constant<RadialBasis, RadialBasis::bessel>{});
-  else
-    function(std::integral_constant<RadialBasis, RadialBasis::gaussian>{});
-}
-
 // Calls run(block, first edge, number of edges) for every block.
 template <typename Run>
 void for_blocks(int64_t edges, int threads, Run&& run) {
@@ -188,30 +179,6 @@ void gradient(const RadialForm& form, const T* g, const T* d, const T* p, const 
   sums_q.total(gq, functions);
 }
 
-// The terms of y and its derivatives, differentiated in the direction h, of one edge and vector.
-template <typename V>
-struct Product {
-  V y, y_d, y_p, y_q;
-};
-
-// Along hd alone.
-template <typename V>
-MOLKERN_INLINE Product<V> product_along_d(const RadialEdge<V>& edge, const RadialHessian<V>& f,
-                                          V hd) {
-  return {hd * (edge.c_d * f.b + edge.c_z * f.b_z),
-          hd * (edge.c_dd * f.b + edge.c_dz * f.b_z + edge.c_zz * f.b_zz),
-          hd * (edge.c_d * f.b_p + edge.c_z * f.b_zp), hd * (edge.c_d * f.b_q + edge.c_z * f.b_zq)};
-}
-
-// Along hp and hq.
-template <typename V>
-MOLKERN_INLINE Product<V> product_along_pq(const RadialEdge<V>& edge, const RadialHessian<V>& f,
-                                           V hp, V hq) {
-  const V along = hp * f.b_p + hq * f.b_q;
-  return {edge.c * along, edge.c_d * along + edge.c_z * (hp * f.b_zp + hq * f.b_zq),
-          edge.c * (hp * f.b_pp + hq * f.b_pq), edge.c * (hp * f.b_pq + hq * f.b_qq)};
-}
-
 template <RadialBasis basis, bool parameters, typename V, typename T = Scalar<V>>
 void product(const RadialForm& form, const T* hd, const T* hp, const T* hq, const T* g, const T* d,
              const T* p, const T* q, T* tg, T* td, T* tp, T* tq, int64_t edges, int64_t functions,
@@ -236,9 +203,9 @@ void product(const RadialForm& form, const T* hd, const T* hp, const T* hq, cons
       rows.write(tg + (first + e) * functions, tg_end, [&](int64_t v) {
         const RadialHessian<V> f = radial_hessian<basis>(edge, ps[v], qs[v]);
         const V cotangent = rows.read(row, g_end, v);
-        Product<V> t = product_along_d(edge, f, h);
+        RadialProduct<V> t = product_along_d(edge, f, h);
         if constexpr (parameters) {
-          const Product<V> more = product_along_pq(edge, f, hps[v], hqs[v]);
+          const RadialProduct<V> more = product_along_pq(edge, f, hps[v], hqs[v]);
           t = {t.y + more.y, t.y_d + more.y_d, t.y_p + more.y_p, t.y_q + more.y_q};
           sum_p[v] += cotangent * t.y_p;
           sum_q[v] += cotangent * t.y_q;
