@@ -137,5 +137,5 @@ def test_wrong_input(crystal):
         nl.vectors(positions)
     with pytest.raises(ValueError, match=r"cell must have shape \[3, 3\] or \[1, 3, 3\]"):
         nl.vectors(positions, cell.expand(2, 3, 3))
-    with pytest.raises(TypeError, match="cell is float but positions is double"):
+    with pytest.raises(TypeError, match="cell is Float but positions is Double"):
         nl.vectors(positions, cell.float())
