@@ -127,7 +127,10 @@ MOLKERN_INLINE void sine_cosine(V x, V* sine, V* cosine) {
   constexpr int top = sizeof(T) * 8 - 2;
   constexpr auto sign = typename VectorTraits<V>::Int(1) << (top + 1);
   const V shifted = x * T(0.63661977236758134308) + round_shift<T>;
-  const V r = reduce_half_pi(x, shifted - round_shift<T>);
+  V r = reduce_half_pi(x, shifted - round_shift<T>);
+  // Where |x| is beyond any reduction, something bounded still; NaN stays.
+  r = r > T(1) ? splat<V>(T(1)) : r;
+  r = r < T(-1) ? splat<V>(T(-1)) : r;
   const V r2 = r * r;
   const V s = sin_tail(r2) * r2 * r + r;
   const V c = cos_tail(r2) * r2 * r2 + (T(1) - T(0.5) * r2);

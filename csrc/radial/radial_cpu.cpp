@@ -1,7 +1,8 @@
 // Loops over blocks of edges. In a block the terms of the edges are computed first, vectorised over
 // edges, then each row [K] of basis functions, vectorised over k.
 //
-// Rows are worked on in whole vectors, with parameters padded by zeros. Where K is no multiple of
+// Rows are worked on in whole vectors, with parameters padded by harmless ones (a
+// width of 1 keeps their Gaussians from overflowing). Where K is no multiple of
 // the width, the last vector of a row reaches into the next rows: writing, the next row then
 // overwrites it; reading, its extra lanes are masked. Only where that would leave the block (the
 // tensor, for reading) the last vector goes through a buffer.
@@ -21,9 +22,9 @@ int64_t count_blocks(int64_t edges) { return (edges + block_edges - 1) / block_e
 
 // K numbers (zeros where null) in whole vectors.
 template <typename V>
-std::vector<V> padded(const Scalar<V>* values, int64_t count) {
+std::vector<V> padded(const Scalar<V>* values, int64_t count, Scalar<V> padding = 0) {
   constexpr int64_t lanes = sizeof(V) / sizeof(Scalar<V>);
-  std::vector<V> result((count + lanes - 1) / lanes);
+  std::vector<V> result((count + lanes - 1) / lanes, splat<V>(padding));
   for (int64_t k = 0; values && k < count; ++k) result[k / lanes][k % lanes] = values[k];
   return result;
 }
@@ -130,7 +131,7 @@ template <RadialBasis basis, typename V, typename T = Scalar<V>>
 void value(const RadialForm& form, const T* d, const T* p, const T* q, T* y, int64_t edges,
            int64_t functions, int threads) {
   const auto constants = radial_constants<T>(form);
-  const std::vector<V> ps = padded<V>(p, functions), qs = padded<V>(q, functions);
+  const std::vector<V> ps = padded<V>(p, functions), qs = padded<V>(q, functions, 1);
   const Rows<V> rows(functions);
   for_blocks(edges, threads, [&](int64_t, int64_t first, int64_t count) {
     EdgeBlock<V> terms;
@@ -149,7 +150,7 @@ template <RadialBasis basis, bool parameters, typename V, typename T = Scalar<V>
 void gradient(const RadialForm& form, const T* g, const T* d, const T* p, const T* q, T* gd, T* gp,
               T* gq, int64_t edges, int64_t functions, int threads) {
   const auto constants = radial_constants<T>(form);
-  const std::vector<V> ps = padded<V>(p, functions), qs = padded<V>(q, functions);
+  const std::vector<V> ps = padded<V>(p, functions), qs = padded<V>(q, functions, 1);
   const Rows<V> rows(functions);
   const int64_t kept = parameters ? count_blocks(edges) : 0;
   BlockSums<V> sums_p(kept, rows.vectors), sums_q(kept, rows.vectors);
@@ -184,7 +185,7 @@ void product(const RadialForm& form, const T* hd, const T* hp, const T* hq, cons
              const T* p, const T* q, T* tg, T* td, T* tp, T* tq, int64_t edges, int64_t functions,
              int threads) {
   const auto constants = radial_constants<T>(form);
-  const std::vector<V> ps = padded<V>(p, functions), qs = padded<V>(q, functions);
+  const std::vector<V> ps = padded<V>(p, functions), qs = padded<V>(q, functions, 1);
   const std::vector<V> hps = padded<V>(hp, functions), hqs = padded<V>(hq, functions);
   const Rows<V> rows(functions);
   const int64_t kept = parameters ? count_blocks(edges) : 0;
