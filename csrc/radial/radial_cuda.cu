@@ -166,7 +166,9 @@ __device__ __forceinline__ void sum_edges(SumsTile<T>& tile, const RadialArrays<
 // A block takes blocks of edges in turn, so that few parts remain to be added.
 // Must move: g once (E K numbers), d and gd once; the product also writes tg (E K numbers).
 template <typename T, RadialBasis basis, bool parameters, bool product>
-__global__ void __launch_bounds__(threads, sizeof(T) == 8 ? 1 : product ? 2 : 3)
+__global__ void __launch_bounds__(threads, sizeof(T) == 8 ? 1
+                                           : product      ? 2
+                                                          : 3)
     radial_basis_sums(RadialConstants<T> form, RadialArrays<T> arrays, int lanes) {
   SumsTile<T>& tile = block_shared<SumsTile<T>>();
   const int block_edges = threads / lanes * team_edges, own = threadIdx.x;
