@@ -31,12 +31,13 @@ __global__ void __launch_bounds__(threads)
   ValueTile<T>& tile = block_shared<ValueTile<T>>();
   const int64_t first = int64_t{blockIdx.x} * value_edges;
   const int count = static_cast<int>(min(int64_t{value_edges}, edges - first));
-  if (threadIdx.x < count) {
-    const RadialEdge<T> edge = radial_edge(form, d[first + threadIdx.x]);
-    tile.z[threadIdx.x] = edge.z;
-    tile.inverse_z[threadIdx.x] = edge.inverse_z;
-    tile.near_zero[threadIdx.x] = edge.near_zero;
-    tile.c[threadIdx.x] = edge.c;
+  const int own = threadIdx.x;
+  if (own < count) {
+    const RadialEdge<T> edge = radial_edge(form, d[first + own]);
+    tile.z[own] = edge.z;
+    tile.inverse_z[own] = edge.inverse_z;
+    tile.near_zero[own] = edge.near_zero;
+    tile.c[own] = edge.c;
   }
   __syncthreads();
   int e = threadIdx.x / functions, k = threadIdx.x % functions;
@@ -165,18 +166,19 @@ __device__ __forceinline__ void sum_edges(SumsTile<T>& tile, const RadialArrays<
 // A block takes blocks of edges in turn, so that few parts remain to be added.
 // Must move: g once (E K numbers), d and gd once; the product also writes tg (E K numbers).
 template <typename T, RadialBasis basis, bool parameters, bool product>
-__global__ void __launch_bounds__(threads, sizeof(T) == 8 ? 1 : product ? 2 : 3)
+__global__ void __launch_bounds__(threads, sizeof(T) == 8 ? 1
+                                           : product      ? 2
+                                                          : 3)
     radial_basis_sums(RadialConstants<T> form, RadialArrays<T> arrays, int lanes) {
   SumsTile<T>& tile = block_shared<SumsTile<T>>();
-  const int block_edges = threads / lanes * team_edges;
+  const int block_edges = threads / lanes * team_edges, own = threadIdx.x;
   for (int64_t first = int64_t{blockIdx.x} * block_edges; first < arrays.edges;
        first += int64_t{gridDim.x} * block_edges) {
     const int count = static_cast<int>(min(int64_t{block_edges}, arrays.edges - first));
-    if (threadIdx.x < block_edges) {
-      const bool there = threadIdx.x < count;
-      tile.edge[threadIdx.x] =
-          there ? radial_edge(form, arrays.d[first + threadIdx.x]) : RadialEdge<T>{};
-      if (product) tile.hd[threadIdx.x] = there ? read(arrays.hd, first + threadIdx.x) : T(0);
+    if (own < block_edges) {
+      const bool there = own < count;
+      tile.edge[own] = there ? radial_edge(form, arrays.d[first + own]) : RadialEdge<T>{};
+      if (product) tile.hd[own] = there ? read(arrays.hd, first + own) : T(0);
     }
     __syncthreads();
     sum_edges<basis, parameters, product>(tile, arrays, first, count, lanes,
