@@ -33,9 +33,9 @@ void edge_product_cpu(const Adjacency& graph, const T* a, const T* b, T* p, int6
   }
 }
 
-#define MOLKERN_INSTANTIATE(T)                                                                   \
+#define MOLKERN_INSTANTIATE(T)                                                                  \
   template void convolve_cpu<Isa::MOLKERN_ISA, T>(const Adjacency&, const T*, const T*, T*,     \
-                                                  int64_t, int);                                 \
+                                                  int64_t, int);                                \
   template void edge_product_cpu<Isa::MOLKERN_ISA, T>(const Adjacency&, const T*, const T*, T*, \
                                                       int64_t, int);
 MOLKERN_INSTANTIATE(float)

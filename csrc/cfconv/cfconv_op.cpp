@@ -6,11 +6,11 @@
 namespace molkern {
 namespace {
 
-// x [atoms, F], filters [E, F] -> [rows, F]. The second adjacency is the transpose of the first;
-// only the backward formula reads it.
+// x [atoms, F], filters [E, F] -> [rows, F]. Only the backward formula reads what follows the first
+// adjacency: its transpose, and whether some edges belong to no row.
 Tensor cfconv(const Tensor& x, const Tensor& filters, const Tensor& row_ptr,
               const Tensor& neighbors, const OptionalTensor& edges, const Tensor&, const Tensor&,
-              const OptionalTensor&) {
+              const OptionalTensor&, bool) {
   constexpr auto op = "cfconv";
   check_real(op, "x", x, 2);
   check_real(op, "filters", filters, 2);
@@ -69,7 +69,7 @@ Tensor edge_product(const Tensor& a, const Tensor& b, const Tensor& row_ptr,
 TORCH_LIBRARY_FRAGMENT(molkern, library) {
   library.def(
       "cfconv(Tensor x, Tensor filters, Tensor row_ptr, Tensor neighbors, Tensor? edges, "
-      "Tensor t_row_ptr, Tensor t_neighbors, Tensor? t_edges) -> Tensor");
+      "Tensor t_row_ptr, Tensor t_neighbors, Tensor? t_edges, bool padded) -> Tensor");
   library.def(
       "edge_product(Tensor a, Tensor b, Tensor row_ptr, Tensor neighbors, Tensor? edges, "
       "Tensor t_row_ptr, Tensor t_neighbors, Tensor? t_edges, bool padded) -> Tensor");

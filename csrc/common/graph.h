@@ -19,8 +19,7 @@ struct Adjacency {
 #ifdef __CUDACC__
   __host__ __device__
 #endif
-      int64_t
-      edge(int64_t entry) const {
+      int64_t edge(int64_t entry) const {
     return edges ? edges[entry] : entry;
   }
 };

@@ -1,0 +1,139 @@
+#include <cmath>
+#include <vector>
+
+#include "geometry/geometry.h"
+
+namespace molkern {
+
+template <Isa isa, typename T>
+void edge_vectors_cpu(const Adjacency& receivers, const Images& images, const T* positions,
+                      const T* cell, T* vectors, int threads) {
+  const bool periodic = images.shifts && cell;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < receivers.rows; ++i) {
+    const T* xi = positions + 3 * i;
+    const T* c = periodic ? cell + 9 * (images.system ? images.system[i] : 0) : nullptr;
+    for (int64_t k = receivers.row_ptr[i]; k < receivers.row_ptr[i + 1]; ++k) {
+      const int64_t e = receivers.edge(k);
+      const T* xj = positions + 3 * static_cast<int64_t>(receivers.neighbors[k]);
+      T* v = vectors + 3 * e;
+      for (int a = 0; a < 3; ++a) v[a] = xj[a] - xi[a];
+      if (periodic) {
+        const int32_t* shift = images.shifts + 3 * e;
+        const T s0 = T(shift[0]), s1 = T(shift[1]), s2 = T(shift[2]);
+        for (int a = 0; a < 3; ++a) v[a] += s0 * c[a] + s1 * c[3 + a] + s2 * c[6 + a];
+      }
+    }
+  }
+}
+
+namespace {
+
+// Adds the vectors of one row to total, one lane after the other.
+template <typename T>
+void sum_row(const Adjacency& graph, int64_t row, const T* vectors, T sign, T* total) {
+  T sum[3] = {};
+  for (int64_t k = graph.row_ptr[row]; k < graph.row_ptr[row + 1]; ++k) {
+    const T* v = vectors + 3 * graph.edge(k);
+    for (int a = 0; a < 3; ++a) sum[a] += v[a];
+  }
+  for (int a = 0; a < 3; ++a) total[a] += sign * sum[a];
+}
+
+// The part of the cell gradient that the edges received by one atom contribute, [3, 3].
+template <typename T>
+void cell_gradient_of_row(const Adjacency& receivers, const int32_t* shifts, int64_t row,
+                          const T* grad_vectors, double* result) {
+  for (int a = 0; a < 9; ++a) result[a] = 0;
+  for (int64_t k = receivers.row_ptr[row]; k < receivers.row_ptr[row + 1]; ++k) {
+    const int64_t e = receivers.edge(k);
+    const T* g = grad_vectors + 3 * e;
+    for (int a = 0; a < 3; ++a)
+      for (int b = 0; b < 3; ++b) result[3 * a + b] += double(shifts[3 * e + a]) * double(g[b]);
+  }
+}
+
+}  // namespace
+
+template <Isa isa, typename T>
+void edge_vectors_adjoint_cpu(const Adjacency& receivers, const Adjacency& senders,
+                              const Images& images, const T* grad_vectors, T* grad_positions,
+                              T* grad_cell, int threads) {
+  const int64_t atoms = receivers.rows;
+  const bool periodic = images.shifts && grad_cell;
+  std::vector<double> rows(periodic ? 9 * atoms : 0);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < atoms; ++i) {
+    T* total = grad_positions + 3 * i;
+    for (int a = 0; a < 3; ++a) total[a] = 0;
+    sum_row(senders, i, grad_vectors, T(1), total);
+    sum_row(receivers, i, grad_vectors, T(-1), total);
+    if (periodic)
+      cell_gradient_of_row(receivers, images.shifts, i, grad_vectors, rows.data() + 9 * i);
+  }
+  if (!grad_cell) return;
+  std::vector<double> sums(9 * images.systems);
+  for (int64_t i = 0; periodic && i < atoms; ++i) {
+    double* sum = sums.data() + 9 * (images.system ? images.system[i] : 0);
+    for (int a = 0; a < 9; ++a) sum[a] += rows[9 * i + a];
+  }
+  for (int64_t a = 0; a < 9 * images.systems; ++a) grad_cell[a] = T(sums[a]);
+}
+
+template <Isa isa, typename T>
+void edge_norm_cpu(const T* vectors, T* distances, int64_t edges, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t e = 0; e < edges; ++e) {
+    const T x = vectors[3 * e], y = vectors[3 * e + 1], z = vectors[3 * e + 2];
+    distances[e] = std::sqrt(x * x + y * y + z * z);
+  }
+}
+
+namespace {
+
+// 1 / |v|, and 0 where v = 0: every derivative of the norm there is zero.
+template <typename T>
+T inverse_norm(const T* v) {
+  const T square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2];
+  return square > 0 ? T(1) / std::sqrt(square) : T(0);
+}
+
+}  // namespace
+
+template <Isa isa, typename T>
+void edge_norm_grad_cpu(const T* grad_distances, const T* vectors, T* grad_vectors, int64_t edges,
+                        int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t e = 0; e < edges; ++e) {
+    const T factor = grad_distances[e] * inverse_norm(vectors + 3 * e);
+    for (int a = 0; a < 3; ++a) grad_vectors[3 * e + a] = factor * vectors[3 * e + a];
+  }
+}
+
+template <Isa isa, typename T>
+void edge_norm_hvp_cpu(const T* h, const T* grad_distances, const T* vectors,
+                       T* grad_grad_distances, T* grad_vectors, int64_t edges, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t e = 0; e < edges; ++e) {
+    const T *v = vectors + 3 * e, *he = h + 3 * e;
+    const T inverse = inverse_norm(v);
+    const T along = (he[0] * v[0] + he[1] * v[1] + he[2] * v[2]) * inverse;
+    grad_grad_distances[e] = along;
+    const T factor = grad_distances[e] * inverse;
+    for (int a = 0; a < 3; ++a) grad_vectors[3 * e + a] = factor * (he[a] - along * inverse * v[a]);
+  }
+}
+
+#define MOLKERN_INSTANTIATE(T)                                                                   \
+  template void edge_vectors_cpu<Isa::MOLKERN_ISA, T>(const Adjacency&, const Images&, const T*, \
+                                                      const T*, T*, int);                        \
+  template void edge_vectors_adjoint_cpu<Isa::MOLKERN_ISA, T>(                                   \
+      const Adjacency&, const Adjacency&, const Images&, const T*, T*, T*, int);                 \
+  template void edge_norm_cpu<Isa::MOLKERN_ISA, T>(const T*, T*, int64_t, int);                  \
+  template void edge_norm_grad_cpu<Isa::MOLKERN_ISA, T>(const T*, const T*, T*, int64_t, int);   \
+  template void edge_norm_hvp_cpu<Isa::MOLKERN_ISA, T>(const T*, const T*, const T*, T*, T*,     \
+                                                       int64_t, int);
+MOLKERN_INSTANTIATE(float)
+MOLKERN_INSTANTIATE(double)
+
+}  // namespace molkern

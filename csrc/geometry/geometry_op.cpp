@@ -1,0 +1,199 @@
+#include <torch/library.h>
+
+#include "common/torch_utils.h"
+#include "geometry/geometry.h"
+
+namespace molkern {
+namespace {
+
+Images images_of(const char* op, const OptionalTensor& shifts, const OptionalTensor& system,
+                 int64_t systems, int64_t edges, int64_t atoms) {
+  if (shifts) {
+    TORCH_CHECK_TYPE(shifts->scalar_type() == at::kInt, op, ": shifts must be int32, got ",
+                     shifts->scalar_type());
+    TORCH_CHECK_VALUE(shifts->dim() == 2 && shifts->size(0) == edges && shifts->size(1) == 3 &&
+                          shifts->is_contiguous(),
+                      op, ": shifts must have shape [", edges, ", 3], got ", shifts->sizes());
+  }
+  if (system) {
+    TORCH_CHECK_TYPE(system->scalar_type() == at::kInt, op, ": system must be int32, got ",
+                     system->scalar_type());
+    check_size(op, "system", *system, 0, atoms);
+  }
+  return {shifts ? shifts->const_data_ptr<int32_t>() : nullptr,
+          system ? system->const_data_ptr<int32_t>() : nullptr, systems};
+}
+
+Tensor edge_vectors(const Tensor& positions, const OptionalTensor& cell,
+                    const OptionalTensor& shifts, const OptionalTensor& system,
+                    const Tensor& row_ptr, const Tensor& neighbors, const OptionalTensor& edges,
+                    const Tensor&, const Tensor&, const OptionalTensor&, bool padded) {
+  constexpr auto op = "edge_vectors";
+  check_real(op, "positions", positions, 2);
+  check_size(op, "positions", positions, 1, 3);
+  if (cell) {
+    check_real(op, "cell", *cell, 3);
+    check_like(op, "cell", *cell, "positions", positions);
+    check_size(op, "cell", *cell, 1, 3);
+    check_size(op, "cell", *cell, 2, 3);
+  }
+  const Adjacency graph = adjacency(op, row_ptr, neighbors, edges, positions);
+  check_size(op, "positions", positions, 0, graph.rows);
+  const int64_t count = neighbors.numel();
+  const Images images = images_of(op, shifts, system, cell ? cell->size(0) : 0, count, graph.rows);
+  const c10::DeviceGuard guard(positions.device());
+  const Tensor vectors = padded ? at::zeros({count, 3}, positions.options())
+                                : at::empty({count, 3}, positions.options());
+  with_real(positions, [&](auto zero) {
+    using T = decltype(zero);
+    const T* x = positions.const_data_ptr<T>();
+    const T* c = cell ? cell->const_data_ptr<T>() : nullptr;
+    T* v = vectors.mutable_data_ptr<T>();
+#ifdef MOLKERN_HAS_CUDA_KERNELS
+    if (on_cuda(positions))
+      return edge_vectors_cuda<T>(graph, images, x, c, v, current_stream(positions));
+#endif
+    with_isa([&](auto isa) { edge_vectors_cpu<isa(), T>(graph, images, x, c, v, num_threads()); });
+  });
+  return vectors;
+}
+
+// The cell gradient is empty where it is not needed.
+std::tuple<Tensor, Tensor> edge_vectors_adjoint(
+    const Tensor& grad, const OptionalTensor& shifts, const OptionalTensor& system, int64_t systems,
+    bool need_cell, const Tensor& row_ptr, const Tensor& neighbors, const OptionalTensor& edges,
+    const Tensor& t_row_ptr, const Tensor& t_neighbors, const OptionalTensor& t_edges, bool) {
+  constexpr auto op = "edge_vectors_adjoint";
+  check_real(op, "grad", grad, 2);
+  check_size(op, "grad", grad, 0, neighbors.numel());
+  check_size(op, "grad", grad, 1, 3);
+  const Adjacency receivers = adjacency(op, row_ptr, neighbors, edges, grad);
+  const Adjacency senders = adjacency(op, t_row_ptr, t_neighbors, t_edges, grad);
+  const Images images = images_of(op, shifts, system, systems, neighbors.numel(), receivers.rows);
+  const c10::DeviceGuard guard(grad.device());
+  const Tensor positions = at::empty({receivers.rows, 3}, grad.options());
+  const Tensor cell = at::empty({need_cell ? systems : 0, 3, 3}, grad.options());
+  with_real(grad, [&](auto zero) {
+    using T = decltype(zero);
+    const T* g = grad.const_data_ptr<T>();
+    T* gx = positions.mutable_data_ptr<T>();
+    T* gc = need_cell ? cell.mutable_data_ptr<T>() : nullptr;
+#ifdef MOLKERN_HAS_CUDA_KERNELS
+    if (on_cuda(grad)) {
+      const int64_t numbers =
+          need_cell ? edge_vectors_adjoint_workspace(receivers.rows, systems) : 0;
+      const Tensor workspace = at::empty({numbers}, grad.options());
+      return edge_vectors_adjoint_cuda<T>(receivers, senders, images, g, gx, gc,
+                                          workspace.mutable_data_ptr<T>(), current_stream(grad));
+    }
+#endif
+    with_isa([&](auto isa) {
+      edge_vectors_adjoint_cpu<isa(), T>(receivers, senders, images, g, gx, gc, num_threads());
+    });
+  });
+  return {positions, cell};
+}
+
+void check_vectors(const char* op, const Tensor& vectors) {
+  check_real(op, "vectors", vectors, 2);
+  check_size(op, "vectors", vectors, 1, 3);
+}
+
+Tensor edge_norm(const Tensor& vectors) {
+  check_vectors("edge_norm", vectors);
+  const c10::DeviceGuard guard(vectors.device());
+  const int64_t edges = vectors.size(0);
+  const Tensor distances = at::empty({edges}, vectors.options());
+  with_real(vectors, [&](auto zero) {
+    using T = decltype(zero);
+    const T* v = vectors.const_data_ptr<T>();
+    T* d = distances.mutable_data_ptr<T>();
+#ifdef MOLKERN_HAS_CUDA_KERNELS
+    if (on_cuda(vectors)) return edge_norm_cuda<T>(v, d, edges, current_stream(vectors));
+#endif
+    with_isa([&](auto isa) { edge_norm_cpu<isa(), T>(v, d, edges, num_threads()); });
+  });
+  return distances;
+}
+
+Tensor edge_norm_grad(const Tensor& grad, const Tensor& vectors) {
+  constexpr auto op = "edge_norm_grad";
+  check_vectors(op, vectors);
+  check_real(op, "grad", grad, 1);
+  check_like(op, "grad", grad, "vectors", vectors);
+  check_size(op, "grad", grad, 0, vectors.size(0));
+  const c10::DeviceGuard guard(vectors.device());
+  const int64_t edges = vectors.size(0);
+  const Tensor result = at::empty_like(vectors);
+  with_real(vectors, [&](auto zero) {
+    using T = decltype(zero);
+    const T *g = grad.const_data_ptr<T>(), *v = vectors.const_data_ptr<T>();
+    T* gv = result.mutable_data_ptr<T>();
+#ifdef MOLKERN_HAS_CUDA_KERNELS
+    if (on_cuda(vectors)) return edge_norm_grad_cuda<T>(g, v, gv, edges, current_stream(vectors));
+#endif
+    with_isa([&](auto isa) { edge_norm_grad_cpu<isa(), T>(g, v, gv, edges, num_threads()); });
+  });
+  return result;
+}
+
+std::tuple<Tensor, Tensor> edge_norm_hvp(const Tensor& h, const Tensor& grad,
+                                         const Tensor& vectors) {
+  constexpr auto op = "edge_norm_hvp";
+  check_vectors(op, vectors);
+  check_vectors(op, h);
+  check_real(op, "grad", grad, 1);
+  check_like(op, "h", h, "vectors", vectors);
+  check_like(op, "grad", grad, "vectors", vectors);
+  check_size(op, "h", h, 0, vectors.size(0));
+  check_size(op, "grad", grad, 0, vectors.size(0));
+  const c10::DeviceGuard guard(vectors.device());
+  const int64_t edges = vectors.size(0);
+  const Tensor grad_grad = at::empty_like(grad), grad_vectors = at::empty_like(vectors);
+  with_real(vectors, [&](auto zero) {
+    using T = decltype(zero);
+    const T *hv = h.const_data_ptr<T>(), *g = grad.const_data_ptr<T>();
+    const T* v = vectors.const_data_ptr<T>();
+    T *gg = grad_grad.mutable_data_ptr<T>(), *gv = grad_vectors.mutable_data_ptr<T>();
+#ifdef MOLKERN_HAS_CUDA_KERNELS
+    if (on_cuda(vectors))
+      return edge_norm_hvp_cuda<T>(hv, g, v, gg, gv, edges, current_stream(vectors));
+#endif
+    with_isa(
+        [&](auto isa) { edge_norm_hvp_cpu<isa(), T>(hv, g, v, gg, gv, edges, num_threads()); });
+  });
+  return {grad_grad, grad_vectors};
+}
+
+template <typename Library>
+void register_kernels(Library& library) {
+  library.impl("edge_vectors", edge_vectors);
+  library.impl("edge_vectors_adjoint", edge_vectors_adjoint);
+  library.impl("edge_norm", edge_norm);
+  library.impl("edge_norm_grad", edge_norm_grad);
+  library.impl("edge_norm_hvp", edge_norm_hvp);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(molkern, library) {
+  library.def(
+      "edge_vectors(Tensor positions, Tensor? cell, Tensor? shifts, Tensor? system, "
+      "Tensor row_ptr, Tensor neighbors, Tensor? edges, "
+      "Tensor t_row_ptr, Tensor t_neighbors, Tensor? t_edges, bool padded) -> Tensor");
+  library.def(
+      "edge_vectors_adjoint(Tensor grad, Tensor? shifts, Tensor? system, int systems, "
+      "bool need_cell, Tensor row_ptr, Tensor neighbors, Tensor? edges, "
+      "Tensor t_row_ptr, Tensor t_neighbors, Tensor? t_edges, bool padded) -> (Tensor, Tensor)");
+  library.def("edge_norm(Tensor vectors) -> Tensor");
+  library.def("edge_norm_grad(Tensor grad, Tensor vectors) -> Tensor");
+  library.def("edge_norm_hvp(Tensor h, Tensor grad, Tensor vectors) -> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(molkern, CPU, library) { register_kernels(library); }
+
+#ifdef MOLKERN_WITH_CUDA
+TORCH_LIBRARY_IMPL(molkern, CUDA, library) { register_kernels(library); }
+#endif
+
+}  // namespace molkern

@@ -1,0 +1,409 @@
+"""What travels between layers: neighbor lists and batches of molecules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .ops import geometry, neighbors
+from .ops._library import Adjacency, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ase import Atoms
+
+
+@dataclass(eq=False)
+class NeighborList:
+    """A graph of directed edges j→i in compressed sparse rows, sorted by receiver i.
+
+    Made by :func:`neighbor_list`, where edges are sorted by (receiver, sender, shift) and every
+    edge has its reverse, or by :meth:`from_edge_index` from any list of pairs. All indices are
+    int32. Every sum over neighbors is a sum over a row, in order: no float atomics, so results are
+    the same bits on every run.
+
+    Attributes:
+        row_ptr: first edge of each receiver, ``[N + 1]``.
+        senders: atom j of each edge, ``[E]``.
+        receivers: atom i of each edge, ``[E]``.
+        shifts: whole cells between the images, ``[E, 3]``, relative to the positions as given;
+            None without periodicity. The vector of an edge is ``x_j + shift · cell − x_i``.
+        reverse: the edge i→j with the opposite shift, ``[E]``; None for a graph that is not
+            symmetric, which has its transpose in ``transposed`` instead.
+        transposed: for such a graph its edges by sender: row pointers, receivers and edge numbers.
+        system: system of each atom, ``[N]``; None for a single system.
+        num_systems: number of systems.
+        cutoff: the cutoff it was made with; None where the graph was given.
+        permutation: place of each edge in the ``edge_index`` it was made from; None otherwise.
+        status: (edges needed, error, index) on the device, for lists with a capacity, else None.
+        padded: whether there may be edges beyond ``row_ptr[N]``: padding up to a fixed capacity,
+            with senders, receivers and reverse −1. Layers neither read nor sum them.
+    """
+
+    row_ptr: Tensor
+    senders: Tensor
+    receivers: Tensor
+    shifts: Tensor | None = None
+    reverse: Tensor | None = None
+    transposed: tuple[Tensor, Tensor, Tensor] | None = None
+    system: Tensor | None = None
+    num_systems: int = 1
+    cutoff: float | None = None
+    permutation: Tensor | None = None
+    status: Tensor | None = None
+    padded: bool = False
+
+    @property
+    def num_atoms(self) -> int:
+        return self.row_ptr.shape[0] - 1
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges, padding not counted; waits for the device if there is a capacity."""
+        return int(self.row_ptr[-1]) if self.padded else self.senders.shape[0]
+
+    @property
+    def edge_index(self) -> Tensor:
+        """Senders (row 0) and receivers (row 1), ``[2, E]``, int64, as in PyTorch Geometric."""
+        count = self.num_edges
+        return torch.stack([self.senders[:count], self.receivers[:count]]).long()
+
+    @property
+    def by_receiver(self) -> Adjacency:
+        return self.row_ptr, self.senders, None
+
+    @property
+    def by_sender(self) -> Adjacency:
+        if self.transposed is not None:
+            return self.transposed
+        return self.row_ptr, self.senders, self.reverse
+
+    def vectors(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        """Vectors ``x_j + shift · cell − x_i`` of all edges, ``[E, 3]``.
+
+        Differentiable twice (and beyond) in ``positions`` ``[N, 3]`` and ``cell`` ``[3, 3]`` or
+        ``[B, 3, 3]``, which may differ from those that the list was made with.
+        """
+        if positions.dim() != 2 or positions.shape != (self.num_atoms, 3):
+            raise ValueError(
+                f"positions must have shape [{self.num_atoms}, 3], the atoms of this neighbor "
+                f"list, got {list(positions.shape)}"
+            )
+        if self.shifts is None:
+            cell = None
+        elif cell is None:
+            raise ValueError("this neighbor list is periodic: pass the cell too")
+        else:
+            cell = _cells(cell, self.num_systems)
+        return geometry.edge_vectors(
+            positions, cell, self.shifts, self.system, self.by_receiver, self.by_sender, self.padded
+        )
+
+    def distances(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        """Lengths of :meth:`vectors`, ``[E]``; twice differentiable, derivatives at zero are zero."""
+        return geometry.edge_norm(self.vectors(positions, cell))
+
+    def sort_edges(self, values: Tensor) -> Tensor:
+        """Brings edge values from the order of the given ``edge_index`` into this list's order."""
+        return values if self.permutation is None else values[self.permutation]
+
+    def check(self) -> None:
+        """For lists with a capacity: raises what the search found wrong. Waits for the device."""
+        if self.status is not None:
+            neighbors.check_status(self.status, capacity=self.senders.shape[0])
+
+    def to(self, device: torch.device | str) -> NeighborList:
+        """The same list on another device."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(move(v) for v in value)
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+    @classmethod
+    def from_edge_index(
+        cls, edge_index: Tensor, num_atoms: int, shifts: Tensor | None = None
+    ) -> NeighborList:
+        """A graph from pairs, ``[2, E]``: row 0 senders j, row 1 receivers i, in any order.
+
+        The graph need not be symmetric. ``shifts`` ``[E, 3]`` are whole cells, as in
+        :attr:`shifts`. Edges are sorted; :meth:`sort_edges` brings edge values along.
+
+        Raises:
+            ValueError: wrong shapes, or an index outside ``[0, num_atoms)``.
+
+        >>> import torch, molkern
+        >>> molkern.NeighborList.from_edge_index(torch.tensor([[2, 0], [0, 1]]), 3).row_ptr
+        tensor([0, 1, 2, 2], dtype=torch.int32)
+        """
+        if edge_index.dim() != 2 or edge_index.shape[0] != 2:
+            raise ValueError(f"edge_index must have shape [2, E], got {list(edge_index.shape)}")
+        if edge_index.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"edge_index must be int64 or int32, got {edge_index.dtype}")
+        edge_index = edge_index.long()
+        outside = (edge_index < 0) | (edge_index >= num_atoms)
+        if bool(outside.any()):
+            edge = int(outside.any(0).nonzero()[0])
+            raise ValueError(
+                f"edge {edge} joins atoms {edge_index[:, edge].tolist()}, but there are "
+                f"{num_atoms} atoms (0 to {num_atoms - 1})"
+            )
+        if shifts is not None and shifts.shape != (edge_index.shape[1], 3):
+            raise ValueError(
+                f"shifts must have shape [{edge_index.shape[1]}, 3], got {list(shifts.shape)}"
+            )
+        permutation = _sort_edges(edge_index[1], edge_index[0], shifts)
+        senders, receivers = edge_index[:, permutation]
+        if shifts is not None:
+            shifts = shifts[permutation].int().contiguous()
+        mirrored = None if shifts is None else -shifts
+        by_sender = _sort_edges(senders, receivers, mirrored)
+        symmetric = torch.equal(senders[by_sender], receivers) and torch.equal(
+            receivers[by_sender], senders
+        )
+        if shifts is not None and mirrored is not None:
+            symmetric = symmetric and torch.equal(mirrored[by_sender], shifts)
+        transpose = (_row_ptr(senders, num_atoms), receivers[by_sender].int(), by_sender.int())
+        return cls(
+            row_ptr=_row_ptr(receivers, num_atoms),
+            senders=senders.int(),
+            receivers=receivers.int(),
+            shifts=shifts,
+            reverse=by_sender.int() if symmetric else None,
+            transposed=None if symmetric else transpose,
+            permutation=permutation,
+        )
+
+
+def neighbor_list(
+    positions: Tensor,
+    cutoff: float,
+    cell: Tensor | None = None,
+    pbc: Tensor | Sequence[bool] | bool | None = None,
+    batch: Tensor | None = None,
+    *,
+    num_systems: int | None = None,
+    capacity: int | None = None,
+    algorithm: str = "auto",
+) -> NeighborList:
+    """All pairs of atoms and periodic images closer than ``cutoff``, as a sorted list.
+
+    An edge j→i exists for every image with ``0 ≤ d < cutoff``, except an atom with itself in the
+    same image. Any cell, cutoffs beyond half the box and atoms outside the cell are fine. The
+    result is the same to the bit for every algorithm, thread count and device; it is not
+    differentiable itself: :meth:`NeighborList.vectors` and ``distances`` are.
+
+    Args:
+        positions: ``[N, 3]``, float32 or float64, any unit of length.
+        cutoff: in the unit of the positions.
+        cell: lattice vectors as rows, ``[3, 3]``, or ``[B, 3, 3]`` for a batch. Rows of
+            axes that are not periodic may be zero.
+        pbc: periodicity per axis: bool, ``[3]``, or ``[B, 3]`` for a batch; by default all axes
+            are periodic where a cell is given.
+        batch: system of each atom, ``[N]``, not decreasing; None for a single system.
+        num_systems: number of systems, where it is known (it may exceed ``batch.max() + 1``).
+        capacity: fixed number of edges to make room for; the list is padded, and nothing waits for
+            the device. On the CPU exceeding it is an error at once, on CUDA in
+            :meth:`NeighborList.check`.
+        algorithm: ``"auto"``, ``"direct"`` (all pairs) or ``"cell_list"``; the list is the same.
+
+    Raises:
+        ValueError: positions or a cell that are not finite, a singular cell, ``cutoff ≤ 0``, shapes
+            that do not fit, a capacity exceeded (the message says which one is needed).
+        TypeError: types other than float32 and float64, or two different ones.
+
+    >>> import torch, molkern
+    >>> line = torch.tensor([[0.0, 0, 0], [1, 0, 0], [2.5, 0, 0]])
+    >>> molkern.neighbor_list(line, cutoff=2.0).edge_index
+    tensor([[1, 0, 2, 1],
+            [0, 1, 1, 2]])
+    """
+    return NeighborList(
+        **neighbors.neighbor_arrays(
+            positions, cutoff, cell, pbc, batch, num_systems, capacity, algorithm
+        )
+    )
+
+
+class AtomicBatch:
+    """One or several molecules or crystals, side by side.
+
+    Args:
+        numbers: atomic numbers (or types), ``[N]``, integers.
+        positions: ``[N, 3]``, float32 or float64.
+        batch: system of each atom, ``[N]``, not decreasing; None for a single system.
+        cell: lattice vectors as rows, ``[B, 3, 3]`` (or ``[3, 3]`` for one system).
+        pbc: periodicity per axis, ``[B, 3]`` (or ``[3]``, or a bool); by default all axes where
+            there is a cell.
+        num_systems: number of systems; by default from ``cell`` or ``batch``.
+
+    Raises:
+        ValueError: shapes, devices or a ``batch`` that do not fit.
+        TypeError: positions or numbers of a wrong type.
+    """
+
+    def __init__(
+        self,
+        numbers: Tensor,
+        positions: Tensor,
+        batch: Tensor | None = None,
+        cell: Tensor | None = None,
+        pbc: Tensor | Sequence[bool] | bool | None = None,
+        num_systems: int | None = None,
+    ):
+        if positions.dim() != 2 or positions.shape[1] != 3:
+            raise ValueError(f"positions must have shape [N, 3], got {list(positions.shape)}")
+        if positions.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"positions must be float32 or float64, got {positions.dtype}")
+        count = positions.shape[0]
+        if numbers.shape != (count,):
+            raise ValueError(f"numbers must have shape [{count}], got {list(numbers.shape)}")
+        if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+            raise TypeError(f"numbers must be integers, got {numbers.dtype}")
+        if batch is not None and batch.shape != (count,):
+            raise ValueError(f"batch must have shape [{count}], got {list(batch.shape)}")
+        for name, value in (("numbers", numbers), ("batch", batch), ("cell", cell)):
+            if value is not None and value.device != positions.device:
+                raise ValueError(
+                    f"{name} is on {value.device} but positions is on {positions.device}; "
+                    "move one of them with .to()"
+                )
+        if num_systems is None:
+            num_systems = _count_systems(batch, cell)
+        if batch is not None and count:
+            low, high = int(batch[0]), int(batch[-1])
+            if low < 0 or high >= num_systems or bool((batch[1:] < batch[:-1]).any()):
+                raise ValueError(
+                    f"batch must not decrease and lie in [0, {num_systems}); sort the atoms by "
+                    f"system (it runs from {int(batch.min())} to {int(batch.max())})"
+                )
+        self.numbers = numbers.long()
+        self.positions = positions
+        self.batch = batch
+        self.num_systems = num_systems
+        self.cell = None if cell is None else _cells(cell, num_systems).to(positions.dtype)
+        self.pbc = self._periodicity(pbc)
+
+    def _periodicity(self, pbc: Tensor | Sequence[bool] | bool | None) -> Tensor | None:
+        if self.cell is None:
+            if pbc is not None and bool(torch.as_tensor(pbc).any()):
+                raise ValueError("pbc is set but there is no cell: pass the lattice vectors")
+            return None
+        value = torch.as_tensor(True if pbc is None else pbc, device=self.positions.device)
+        if value.shape not in ((), (3,), (self.num_systems, 3)):
+            raise ValueError(
+                f"pbc must be a bool, [3] or [{self.num_systems}, 3], got {list(value.shape)}"
+            )
+        return value.bool().expand(self.num_systems, 3).contiguous()
+
+    @property
+    def num_atoms(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def system_ptr(self) -> Tensor:
+        """First atom of each system, ``[B + 1]``, int32."""
+        device = self.positions.device
+        if self.batch is None:
+            return torch.tensor([0, self.num_atoms], dtype=torch.int32, device=device)
+        systems = torch.arange(self.num_systems + 1, device=device)
+        return torch.searchsorted(self.batch.long(), systems).int()
+
+    def neighbors(self, cutoff: float, **options: Any) -> NeighborList:
+        """The neighbor list of the batch; options as for :func:`neighbor_list`."""
+        return neighbor_list(
+            self.positions.detach(),
+            cutoff,
+            None if self.cell is None else self.cell.detach(),
+            self.pbc,
+            self.batch,
+            num_systems=self.num_systems,
+            **options,
+        )
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> AtomicBatch:
+        """The same batch on another device or with another floating-point type."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device=device)
+
+        positions = self.positions.to(device=device, dtype=dtype)
+        cell = None if self.cell is None else self.cell.to(device=device, dtype=dtype)
+        numbers = self.numbers.to(device=device)
+        return AtomicBatch(
+            numbers, positions, move(self.batch), cell, move(self.pbc), self.num_systems
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"AtomicBatch({self.num_systems} systems, positions {describe(self.positions)}, "
+            f"{'not periodic' if self.cell is None else 'periodic'})"
+        )
+
+    @classmethod
+    def from_ase(
+        cls,
+        atoms: Atoms | Sequence[Atoms],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> AtomicBatch:
+        """A batch from ``ase.Atoms`` or a list of them, in Å; cells are kept where one is periodic."""
+        systems = [atoms] if hasattr(atoms, "get_positions") else list(atoms)
+        if not systems:
+            raise ValueError("from_ase needs at least one Atoms object, got an empty list")
+        numbers = torch.cat([torch.as_tensor(a.numbers, dtype=torch.int64) for a in systems])
+        positions = torch.cat([torch.as_tensor(a.get_positions(), dtype=dtype) for a in systems])
+        lengths = torch.tensor([len(a) for a in systems])
+        batch = None
+        if len(systems) > 1:
+            batch = torch.repeat_interleave(torch.arange(len(systems)), lengths).to(device)
+        cell = pbc = None
+        if any(a.pbc.any() for a in systems):
+            cell = torch.stack([torch.as_tensor(a.cell.array, dtype=dtype) for a in systems])
+            pbc = torch.stack([torch.as_tensor(a.pbc) for a in systems]).to(device)
+            cell = cell.to(device)
+        return cls(
+            numbers.to(device), positions.to(device), batch, cell, pbc, num_systems=len(systems)
+        )
+
+
+def _cells(cell: Tensor, num_systems: int) -> Tensor:
+    """``[3, 3]`` or ``[B, 3, 3]`` as ``[B, 3, 3]``."""
+    if cell.shape == (3, 3):
+        return cell.expand(num_systems, 3, 3)
+    if cell.shape != (num_systems, 3, 3):
+        raise ValueError(
+            f"cell must have shape [3, 3] or [{num_systems}, 3, 3], got {list(cell.shape)}"
+        )
+    return cell
+
+
+def _count_systems(batch: Tensor | None, cell: Tensor | None) -> int:
+    if cell is not None and cell.dim() == 3:
+        return cell.shape[0]
+    if batch is None:
+        return 1
+    return int(batch[-1]) + 1 if batch.numel() else 0
+
+
+def _row_ptr(rows: Tensor, count: int) -> Tensor:
+    """Row pointers of sorted or unsorted row numbers."""
+    lengths = torch.bincount(rows, minlength=count)
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
+
+
+def _sort_edges(first: Tensor, second: Tensor, shifts: Tensor | None) -> Tensor:
+    """Stable order by (first, second, shift)."""
+    order = torch.arange(first.shape[0], device=first.device)
+    keys = [first, second] if shifts is None else [first, second, *shifts.unbind(1)]
+    for key in reversed(keys):
+        order = order[torch.argsort(key[order], stable=True)]
+    return order

@@ -1,0 +1,19 @@
+"""Layers: radial bases, filters, convolutions, interaction blocks, heads."""
+
+from .activations import ShiftedSoftplus
+from .basis import BesselBasis, CutoffFunction, ExponentialBasis, GaussianBasis
+from .heads import AtomicReference, AtomwiseHead
+from .schnet import CFConv, FilterNetwork, SchNetInteraction
+
+__all__ = [
+    "AtomicReference",
+    "AtomwiseHead",
+    "BesselBasis",
+    "CFConv",
+    "CutoffFunction",
+    "ExponentialBasis",
+    "FilterNetwork",
+    "GaussianBasis",
+    "SchNetInteraction",
+    "ShiftedSoftplus",
+]

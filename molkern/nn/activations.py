@@ -1,0 +1,44 @@
+"""Activation functions by name."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class ShiftedSoftplus(nn.Module):
+    """``ssp(x) = ln(½ eˣ + ½)``, zero at zero (Schütt et al., J. Chem. Phys. 148, 241722 (2018)).
+
+    >>> import torch, molkern
+    >>> molkern.nn.ShiftedSoftplus()(torch.zeros(2))
+    tensor([0., 0.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Beyond the threshold softplus(x) = x; at 40 that is exact in float64 too.
+        return nn.functional.softplus(x, threshold=40.0) - math.log(2.0)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "ssp": ShiftedSoftplus,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """The activation called ``"ssp"``, ``"silu"`` (swish) or ``"tanh"``."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]()
+
+
+def dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    """A linear layer with Glorot-uniform weights and zero bias, as in SchNet's published code."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias:
+        with torch.no_grad():
+            layer.bias.zero_()
+    return layer

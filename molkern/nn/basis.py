@@ -1,0 +1,193 @@
+"""Radial bases as layers: distances [E] → [E, K], fused with a cutoff function."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+
+
+class GaussianBasis(nn.Module):
+    """Gaussians ``exp(−γ_k (d − μ_k)²)`` with centres evenly spaced between ``start`` and ``cutoff``.
+
+    Schütt et al., J. Chem. Phys. 148, 241722 (2018), eq. 6. By default γ = 1 / (2 Δμ²), as in PyTorch
+    Geometric and SchNetPack; SchNet's 2018 code has γ = 10 Å⁻² on a grid of 0.1 Å.
+
+    Args:
+        num_functions: number of Gaussians K.
+        cutoff: last centre, and range of the cutoff function, in the unit of the distances.
+        start: first centre.
+        coefficient: γ, if it is not to follow from the spacing.
+        cutoff_function: ``"none"``, ``"cosine"``, ``"physnet"`` or ``"envelope"``.
+        trainable: whether centres and coefficients are parameters.
+
+    >>> import torch, molkern
+    >>> molkern.nn.GaussianBasis(50, cutoff=5.0)(torch.rand(7)).shape
+    torch.Size([7, 50])
+    """
+
+    def __init__(
+        self,
+        num_functions: int,
+        cutoff: float,
+        *,
+        start: float = 0.0,
+        coefficient: float | None = None,
+        cutoff_function: str = "none",
+        trainable: bool = False,
+    ):
+        super().__init__()
+        _check(num_functions, cutoff)
+        centers = torch.linspace(start, cutoff, num_functions)
+        if coefficient is None:
+            coefficient = 0.5 / ((cutoff - start) / max(num_functions - 1, 1)) ** 2
+        _tensors(self, trainable, centers, torch.full_like(centers, coefficient))
+        self.cutoff, self.cutoff_function = float(cutoff), cutoff_function
+
+    def forward(self, distances: Tensor) -> Tensor:
+        return ops.radial_basis(
+            distances,
+            self.centers,
+            self.widths,
+            basis="gaussian",
+            cutoff_function=self.cutoff_function,
+            cutoff=self.cutoff,
+        )
+
+
+class ExponentialBasis(nn.Module):
+    """Gaussians of an exponential, ``c(d) exp(−β_k (e^{−αd} − μ_k)²)``.
+
+    Unke & Meuwly, JCTC 15, 3678 (2019), eq. 7, with α = 1 Å⁻¹, centres from 1 down to e^{−α·cutoff}
+    and β = (K / (2 (1 − e^{−α·cutoff})))². The same functions with α = 5 / cutoff and the cosine
+    cutoff are the basis of torchmd-net and mlcg.
+
+    Args:
+        num_functions: number of functions K.
+        cutoff: range of the cutoff function; α is in the inverse of its unit.
+        alpha: α.
+        cutoff_function: ``"physnet"``, ``"cosine"``, ``"envelope"`` or ``"none"``.
+        trainable: whether μ and β are parameters.
+
+    >>> import torch, molkern
+    >>> molkern.nn.ExponentialBasis(64, cutoff=10.0)(torch.rand(7)).shape
+    torch.Size([7, 64])
+    """
+
+    def __init__(
+        self,
+        num_functions: int,
+        cutoff: float,
+        *,
+        alpha: float = 1.0,
+        cutoff_function: str = "physnet",
+        trainable: bool = False,
+    ):
+        super().__init__()
+        _check(num_functions, cutoff)
+        last = math.exp(-alpha * cutoff)
+        centers = torch.linspace(1.0, last, num_functions)
+        beta = (num_functions / (2.0 * (1.0 - last))) ** 2
+        _tensors(self, trainable, centers, torch.full_like(centers, beta))
+        self.cutoff, self.alpha, self.cutoff_function = float(cutoff), float(alpha), cutoff_function
+
+    def forward(self, distances: Tensor) -> Tensor:
+        return ops.radial_basis(
+            distances,
+            self.centers,
+            self.widths,
+            basis="exponential",
+            cutoff_function=self.cutoff_function,
+            cutoff=self.cutoff,
+            alpha=self.alpha,
+        )
+
+
+class BesselBasis(nn.Module):
+    """Spherical Bessel functions of order 0, ``u(x) sin(f_k x) / x`` with x = d / cutoff.
+
+    Klicpera et al., ICLR 2020, eq. 7, without the factor √(2/cutoff) that the published code leaves
+    out; frequencies start at kπ.
+
+    Args:
+        num_functions: number of functions K.
+        cutoff: in the unit of the distances.
+        exponent: p of the envelope u.
+        cutoff_function: ``"envelope"``, or another one.
+        trainable: whether the frequencies are parameters.
+
+    >>> import torch, molkern
+    >>> molkern.nn.BesselBasis(6, cutoff=5.0)(torch.rand(7)).shape
+    torch.Size([7, 6])
+    """
+
+    def __init__(
+        self,
+        num_functions: int,
+        cutoff: float,
+        *,
+        exponent: int = 6,
+        cutoff_function: str = "envelope",
+        trainable: bool = True,
+    ):
+        super().__init__()
+        _check(num_functions, cutoff)
+        frequencies = math.pi * torch.arange(1, num_functions + 1, dtype=torch.get_default_dtype())
+        if trainable:
+            self.frequencies = nn.Parameter(frequencies)
+        else:
+            self.register_buffer("frequencies", frequencies)
+        self.cutoff, self.exponent = float(cutoff), exponent
+        self.cutoff_function = cutoff_function
+
+    def forward(self, distances: Tensor) -> Tensor:
+        return ops.radial_basis(
+            distances,
+            self.frequencies,
+            basis="bessel",
+            cutoff_function=self.cutoff_function,
+            cutoff=self.cutoff,
+            exponent=self.exponent,
+        )
+
+
+class CutoffFunction(nn.Module):
+    """A cutoff function alone: distances ``[E]`` → ``[E, 1]``, zero from ``cutoff`` on.
+
+    >>> import torch, molkern
+    >>> molkern.nn.CutoffFunction("cosine", cutoff=5.0)(torch.tensor([0.0, 5.0]))
+    tensor([[1.],
+            [0.]])
+    """
+
+    def __init__(self, name: str, cutoff: float, *, exponent: int = 6):
+        super().__init__()
+        self.name, self.cutoff, self.exponent = name, float(cutoff), exponent
+
+    def forward(self, distances: Tensor) -> Tensor:
+        flat = distances.new_zeros(1)  # a Gaussian of width 0: the constant 1
+        return ops.radial_basis(
+            distances,
+            flat,
+            flat,
+            basis="gaussian",
+            cutoff_function=self.name,
+            cutoff=self.cutoff,
+            exponent=self.exponent,
+        )
+
+
+def _check(num_functions: int, cutoff: float) -> None:
+    if num_functions < 1:
+        raise ValueError(f"num_functions must be at least 1, got {num_functions}")
+    if not 0 < cutoff < math.inf:
+        raise ValueError(f"cutoff must be positive and finite, got {cutoff}")
+
+
+def _tensors(module: nn.Module, trainable: bool, centers: Tensor, widths: Tensor) -> None:
+    for name, value in (("centers", centers), ("widths", widths)):
+        if trainable:
+            module.register_parameter(name, nn.Parameter(value))
+        else:
+            module.register_buffer(name, value)

@@ -1,0 +1,137 @@
+"""SchNet's layers: the filter network, the convolution and the interaction block."""
+
+from torch import Tensor, nn
+
+from .. import ops
+from ..graph import NeighborList
+from .activations import activation, dense
+from .basis import CutoffFunction
+
+
+class FilterNetwork(nn.Module):
+    """Continuous filters from a radial basis: ``dense, activation, dense [, activation]``, × cutoff.
+
+    Schütt et al., J. Chem. Phys. 148, 241722 (2018), Fig. 2; the published code has the second
+    activation, SchNetPack and PyTorch Geometric have a cutoff function instead.
+
+    Args:
+        num_basis: number of radial functions K.
+        num_filters: number of filters F.
+        cutoff: range of the cutoff function.
+        activation_name: ``"ssp"``, ``"tanh"`` or ``"silu"``.
+        cutoff_function: ``"cosine"`` or another one; ``"none"`` leaves it out.
+        final_activation: whether the second layer is activated too.
+        final_bias: whether the second layer has a bias.
+
+    >>> import torch, molkern
+    >>> d = torch.rand(7)
+    >>> basis = molkern.nn.GaussianBasis(50, cutoff=5.0)
+    >>> molkern.nn.FilterNetwork(50, 128, cutoff=5.0)(basis(d), d).shape
+    torch.Size([7, 128])
+    """
+
+    def __init__(
+        self,
+        num_basis: int,
+        num_filters: int,
+        cutoff: float,
+        *,
+        activation_name: str = "ssp",
+        cutoff_function: str = "cosine",
+        final_activation: bool = False,
+        final_bias: bool = True,
+    ):
+        super().__init__()
+        self.layers = nn.Sequential(
+            dense(num_basis, num_filters),
+            activation(activation_name),
+            dense(num_filters, num_filters, bias=final_bias),
+        )
+        if final_activation:
+            self.layers.append(activation(activation_name))
+        self.cutoff_function: CutoffFunction | None = None
+        if cutoff_function != "none":
+            self.cutoff_function = CutoffFunction(cutoff_function, cutoff)
+
+    def forward(self, basis: Tensor, distances: Tensor) -> Tensor:
+        """basis ``[E, K]``, distances ``[E]`` → filters ``[E, F]``."""
+        filters = self.layers(basis)
+        if self.cutoff_function is None:
+            return filters
+        return filters * self.cutoff_function(distances)
+
+
+class CFConv(nn.Module):
+    """Continuous-filter convolution between two dense layers: ``W_out Σ_j (W_in x_j) ∘ w_ij + b``.
+
+    Takes the place of PyTorch Geometric's and SchNetPack's layer where filters are at hand.
+
+    Args:
+        in_channels, num_filters, out_channels: widths before, in and after the convolution.
+        aggregation: ``"sum"`` or ``"mean"`` over neighbors.
+
+    >>> import torch, molkern
+    >>> pairs = torch.tensor([[0, 1], [1, 0]])
+    >>> graph = molkern.NeighborList.from_edge_index(pairs, num_atoms=2)
+    >>> conv = molkern.nn.CFConv(16, 32, 16)
+    >>> conv(torch.rand(2, 16), torch.rand(2, 32), graph).shape
+    torch.Size([2, 16])
+    """
+
+    def __init__(
+        self, in_channels: int, num_filters: int, out_channels: int, *, aggregation: str = "sum"
+    ):
+        super().__init__()
+        self.lin_in = dense(in_channels, num_filters, bias=False)
+        self.lin_out = dense(num_filters, out_channels)
+        self.aggregation = aggregation
+
+    def forward(self, x: Tensor, filters: Tensor, neighbors: NeighborList) -> Tensor:
+        """x ``[N, in]``, filters ``[E, F]`` in the order of ``neighbors`` → ``[N, out]``."""
+        summed = ops.cfconv(self.lin_in(x), filters, neighbors, aggregation=self.aggregation)
+        return self.lin_out(summed)
+
+
+class SchNetInteraction(nn.Module):
+    """SchNet's interaction block: ``x + W₂ a(W₁ Σ_j (W_in x_j) ∘ W(d_ij) + b₁) + b₂``.
+
+    Schütt et al., J. Chem. Phys. 148, 241722 (2018), Fig. 2.
+
+    Args:
+        hidden_channels: width of the atoms' features.
+        num_filters: width of the convolution.
+        filter_network: makes filters from a basis, see :class:`FilterNetwork`.
+        activation_name: activation a.
+        aggregation: ``"sum"`` or ``"mean"`` over neighbors.
+
+    >>> import torch, molkern
+    >>> x = torch.rand(3, 16)
+    >>> neighbors = molkern.neighbor_list(torch.rand(3, 3), cutoff=5.0)
+    >>> d = torch.rand(6)
+    >>> network = molkern.nn.FilterNetwork(8, 32, cutoff=5.0)
+    >>> block = molkern.nn.SchNetInteraction(16, 32, network)
+    >>> block(x, torch.rand(6, 8), d, neighbors).shape
+    torch.Size([3, 16])
+    """
+
+    def __init__(
+        self,
+        hidden_channels: int,
+        num_filters: int,
+        filter_network: FilterNetwork,
+        *,
+        activation_name: str = "ssp",
+        aggregation: str = "sum",
+    ):
+        super().__init__()
+        self.filter_network = filter_network
+        self.conv = CFConv(hidden_channels, num_filters, hidden_channels, aggregation=aggregation)
+        self.activation = activation(activation_name)
+        self.lin = dense(hidden_channels, hidden_channels)
+
+    def forward(
+        self, x: Tensor, basis: Tensor, distances: Tensor, neighbors: NeighborList
+    ) -> Tensor:
+        """x ``[N, C]``, basis ``[E, K]``, distances ``[E]`` → ``[N, C]``."""
+        filters = self.filter_network(basis, distances)
+        return x + self.lin(self.activation(self.conv(x, filters, neighbors)))

@@ -1,0 +1,38 @@
+"""Loads the extension, which registers the operators, and the types they share."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+import molkern._C
+
+build_info = molkern._C.build_info
+operators = torch.ops.molkern
+
+#: One direction of a graph: row pointers, the atom at the other end of each entry, and the place of
+#: each entry in edge tensors (None: entry k is edge k).
+Adjacency = tuple[Tensor, Tensor, Tensor | None]
+
+
+class Graph(Protocol):
+    """What an operation needs to know of a graph; :class:`molkern.NeighborList` is one."""
+
+    @property
+    def by_receiver(self) -> Adjacency: ...
+
+    @property
+    def by_sender(self) -> Adjacency: ...
+
+    @property
+    def padded(self) -> bool: ...
+
+
+def describe(tensor: Tensor) -> str:
+    """Shape, type and device of a tensor, for error messages."""
+    return f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
+
+
+def no_third_derivative(name: str) -> None:
+    """Refuses to differentiate a second derivative instead of returning a wrong gradient."""
+    raise RuntimeError(f"molkern: {name} has no third derivative")

@@ -1,0 +1,155 @@
+"""Edge vectors and distances (csrc/geometry)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._library import Adjacency, no_third_derivative, operators
+
+
+def edge_vectors(
+    positions: Tensor,
+    cell: Tensor | None,
+    shifts: Tensor | None,
+    system: Tensor | None,
+    by_receiver: Adjacency,
+    by_sender: Adjacency,
+    padded: bool = False,
+) -> Tensor:
+    """Vectors ``v_e = x_j + s_e C − x_i`` of the edges j→i, twice differentiable (and beyond).
+
+    Args:
+        positions: ``[N, 3]``, float32 or float64, any unit of length.
+        cell: ``[B, 3, 3]``, rows are lattice vectors; None without periodicity.
+        shifts: whole cells between the images, ``[E, 3]``, int32; None without periodicity.
+        system: system of each atom, ``[N]``, int32; None for a single system.
+        by_receiver, by_sender: the graph from both sides.
+        padded: whether the graph has edges that belong to no row; their vectors are zero.
+
+    Returns:
+        ``[E, 3]``.
+    """
+    return operators.edge_vectors(
+        positions.contiguous(),
+        None if cell is None else cell.contiguous(),
+        shifts,
+        system,
+        *by_receiver,
+        *by_sender,
+        padded,
+    )
+
+
+def edge_norm(vectors: Tensor) -> Tensor:
+    """Lengths of vectors ``[E, 3]``, twice differentiable; derivatives at zero length are zero."""
+    return operators.edge_norm(vectors.contiguous())
+
+
+@torch.library.register_fake("molkern::edge_vectors")
+def _(
+    positions: Tensor,
+    cell: Any,
+    shifts: Any,
+    system: Any,
+    row_ptr: Tensor,
+    neighbors: Tensor,
+    *rest: Any,
+) -> Tensor:
+    return positions.new_empty(neighbors.shape[0], 3)
+
+
+@torch.library.register_fake("molkern::edge_vectors_adjoint")
+def _(
+    grad: Tensor,
+    shifts: Any,
+    system: Any,
+    systems: int,
+    need_cell: bool,
+    row_ptr: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor]:
+    positions = grad.new_empty(row_ptr.shape[0] - 1, 3)
+    return positions, grad.new_empty(systems if need_cell else 0, 3, 3)
+
+
+@torch.library.register_fake("molkern::edge_norm")
+def _(vectors: Tensor) -> Tensor:
+    return vectors.new_empty(vectors.shape[0])
+
+
+@torch.library.register_fake("molkern::edge_norm_grad")
+def _(grad: Tensor, vectors: Tensor) -> Tensor:
+    return torch.empty_like(vectors)
+
+
+@torch.library.register_fake("molkern::edge_norm_hvp")
+def _(h: Tensor, grad: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grad), torch.empty_like(vectors)
+
+
+# edge_vectors is linear in positions and cell: it and its adjoint are each other's derivatives.
+
+
+def _vectors_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, cell, shifts, system, *graph, padded = inputs
+    ctx.save_for_backward(shifts, system, *graph)
+    ctx.systems = 0 if cell is None else cell.shape[0]
+    ctx.padded = padded
+
+
+def _vectors_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    shifts, system, *graph = ctx.saved_tensors
+    need_cell = ctx.needs_input_grad[1]
+    positions, cell = operators.edge_vectors_adjoint(
+        g.contiguous(), shifts, system, ctx.systems, need_cell, *graph, ctx.padded
+    )
+    return (positions, cell if need_cell else None, *[None] * 9)
+
+
+def _adjoint_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, shifts, system, _, need_cell, *graph, padded = inputs
+    ctx.save_for_backward(shifts, system, *graph)
+    ctx.need_cell, ctx.padded = need_cell, padded
+
+
+def _adjoint_backward(ctx: Any, h_positions: Tensor, h_cell: Tensor) -> tuple[Any, ...]:
+    shifts, system, *graph = ctx.saved_tensors
+    cell = h_cell.contiguous() if ctx.need_cell else None
+    grad = operators.edge_vectors(
+        h_positions.contiguous(), cell, shifts, system, *graph, ctx.padded
+    )
+    return (grad, *[None] * 11)
+
+
+def _norm_setup(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _norm_backward(ctx: Any, g: Tensor) -> Tensor:
+    return operators.edge_norm_grad(g.contiguous(), *ctx.saved_tensors)
+
+
+def _norm_grad_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _norm_grad_backward(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor]:
+    return operators.edge_norm_hvp(h.contiguous(), *ctx.saved_tensors)
+
+
+def _norm_hvp_backward(ctx: Any, *grads: Tensor) -> None:
+    no_third_derivative("edge_norm")
+
+
+torch.library.register_autograd(
+    "molkern::edge_vectors", _vectors_backward, setup_context=_vectors_setup
+)
+torch.library.register_autograd(
+    "molkern::edge_vectors_adjoint", _adjoint_backward, setup_context=_adjoint_setup
+)
+torch.library.register_autograd("molkern::edge_norm", _norm_backward, setup_context=_norm_setup)
+torch.library.register_autograd(
+    "molkern::edge_norm_grad", _norm_grad_backward, setup_context=_norm_grad_setup
+)
+torch.library.register_autograd("molkern::edge_norm_hvp", _norm_hvp_backward)
