@@ -4,9 +4,9 @@
 // in the same image; its vector is (x[j] - x[i]) + s . C of the atoms' system. Edges are sorted by
 // (receiver, sender, shift[0], shift[1], shift[2]); reverse[e] is the place of i -> j with -s.
 // The list is always symmetric, and the same to the bit for every algorithm, thread count,
-// instruction set and device, because membership is decided by one formula (`pair_in_range`, pair.h),
-// evaluated in float64 without contraction, wherever a faster float32 estimate is within its error
-// bound of the cutoff.
+// instruction set and device, because membership is decided by one formula (`pair_in_range`,
+// pair.h), evaluated in float64 without contraction, wherever a faster float32 estimate is within
+// its error bound of the cutoff.
 #pragma once
 
 #include <cstdint>
@@ -48,7 +48,9 @@ enum class SearchError : int32_t {
   cell_not_finite = 2,      // index: system
   cell_singular = 3,        // index: system; only where a periodic axis needs it
   too_many_edges = 4,       // more than 2^31 - 1
-  shift_overflow = 5,       // index: atom; farther than 2^20 cells from the cell, or images beyond
+  // index: atom; farther than 2^20 cells from the cell, or than 1e15 from the origin; or the cutoff
+  // reaches more images of its system than 31 bits number
+  shift_overflow = 5,
 };
 
 struct SearchStatus {

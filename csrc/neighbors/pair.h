@@ -161,8 +161,10 @@ MOLKERN_HOST_DEVICE FrameError make_frame(const T* cell, const uint8_t* pbc, Fra
   return FrameError::none;
 }
 
-// Farthest an atom may lie from the brick, in bricks along an axis.
+// Farthest an atom may lie from the brick, in bricks along an axis, and from the origin, in the
+// unit of length (beyond it float32 estimates of squared distances would overflow).
 constexpr double max_wraps = 1048576.0;  // 2^20
+constexpr double max_coordinate = 1e15;
 
 // x = y + w . C, with y (in the frame's axes) in the brick along periodic axes, up to rounding.
 // False where x is too far away. x must be finite.
@@ -173,7 +175,7 @@ MOLKERN_HOST_DEVICE bool wrap(const Frame& frame, const T* x, double* y, int32_t
   for (int l = 0; l < 3; ++l) y[l] = dot3(given, frame.axes[l]);
   for (int k = 0; k < 3; ++k) {
     const double bricks = floor(y[k] * frame.inverse[k]);
-    if (!(fabs(bricks) <= max_wraps)) return false;
+    if (!(fabs(bricks) <= max_wraps) || !(fabs(y[k]) <= max_coordinate)) return false;
     w[k] = static_cast<int32_t>(bricks);
     if (bricks != 0.0)
       for (int l = k; l < 3; ++l) y[l] -= bricks * frame.lattice[k][l];

@@ -1,0 +1,54 @@
+// Memory that is not initialised and is kept between uses.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+namespace molkern {
+
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Buffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Buffer& operator=(Buffer&&) = delete;
+  ~Buffer() { std::free(data_); }
+
+  // Room for `count` values; what was there may be lost.
+  template <typename T>
+  T* get(size_t count) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    if (count * sizeof(T) > bytes_) {
+      std::free(std::exchange(data_, nullptr));
+      allocate(count * sizeof(T));
+    }
+    return static_cast<T*>(data_);
+  }
+
+  // Room for `count` values, at least; what was there stays.
+  template <typename T>
+  T* grow(size_t count) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    if (count * sizeof(T) > bytes_) allocate(count * sizeof(T));
+    return static_cast<T*>(data_);
+  }
+
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void allocate(size_t bytes) {
+    bytes += bytes / 2 + 1024;
+    void* moved = std::realloc(data_, bytes);
+    if (!moved) throw std::bad_alloc();
+    data_ = moved;
+    bytes_ = bytes;
+  }
+
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+}  // namespace molkern
