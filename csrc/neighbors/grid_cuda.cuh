@@ -29,6 +29,7 @@ struct SystemGrid {
   float lattice[3][3];
   float reach;          // the cutoff with a margin for all errors of rounding in float32
   float reach_squared;  // and some more, as it is subtracted from
+  bool crowded;          // has more edges than can be counted
   float accept, reject;  // a squared distance in float32 below / above which is certain
   float margin;
 };
@@ -112,26 +113,36 @@ __device__ inline void set_cutoff(SystemGrid* grid, double cutoff, double size, 
 }
 
 // Numbers of bins: about as wide as the cutoff across a column, or half where it is crowded; and a
-// quarter along it, where more bins cost nothing. Fewer where they would exceed `room`.
+// quarter along it, where more bins cost nothing. Halved until there is room, and until those of
+// all images can be counted, exactly, in float32 along each axis and in 31 bits across columns.
 __device__ inline void set_bins(SystemGrid* grid, double cutoff, const double* length,
                                 double atoms, int32_t room) {
-  double volume = 1.0;
+  double volume = 1.0, images[3];
   for (int k = 0; k < 3; ++k) volume *= fmax(length[k], cutoff) / cutoff;
   const double across = atoms > 40.0 * volume ? 2.0 : 1.0;
+  int32_t* bins = grid->bins;
   for (int k = 0; k < 3; ++k) {
     const double wanted = floor(length[k] / cutoff * (k == 2 ? 4.0 : across));
-    grid->bins[k] = static_cast<int32_t>(fmin(fmax(wanted, 1.0), static_cast<double>(room)));
-    // Bins of all images are counted in float32.
-    while (static_cast<int64_t>(grid->bins[k]) * (grid->images.bound[k] + 1) > 1 << 23 &&
-           grid->bins[k] > 1)
-      grid->bins[k] /= 2;
+    images[k] = 2.0 * grid->images.bound[k] + 1.0;
+    bins[k] = static_cast<int32_t>(fmin(fmax(wanted, 1.0), static_cast<double>(room)));
+    while (bins[k] > 1 && bins[k] * images[k] > 1 << 23) bins[k] /= 2;
   }
-  int32_t* bins = grid->bins;
-  while (static_cast<double>(bins[0]) * bins[1] * bins[2] > room) {
-    const int largest = bins[0] >= bins[1] ? (bins[0] >= bins[2] ? 0 : 2)
-                                           : (bins[1] >= bins[2] ? 1 : 2);
-    bins[largest] /= 2;
+  while (static_cast<double>(bins[0]) * bins[1] * bins[2] > room ||
+         bins[0] * images[0] * bins[1] * images[1] > 2147483647.0) {
+    const int k = bins[0] > bins[1] ? 0 : 1;  // the larger
+    bins[bins[2] > bins[k] ? 2 : k] /= 2;
   }
+}
+
+// Whether a periodic system has more edges than int32 counts, from below: bricks that lie within
+// the cutoff of an atom hold one image each of every atom. So that a senseless request ends soon.
+__device__ inline bool too_many(const Frame& frame, double cutoff, double atoms) {
+  const double diagonal[3] = {frame.lattice[0][0], frame.lattice[1][1], frame.lattice[2][2]};
+  const double radius = cutoff - sqrt(dot3(diagonal, diagonal));
+  if (!(frame.periodic[0] && frame.periodic[1] && frame.periodic[2] && radius > 0.0)) return false;
+  // Bricks that meet a ball of that radius cover it, and lie within the cutoff.
+  const double bricks = 4.18879 * radius * radius * radius / frame.volume;
+  return atoms * (atoms * bricks - 1.0) > 2147483647.0;
 }
 
 // Once all atoms are known: the range of images, of bins, and the bounds of rounding.
@@ -141,27 +152,30 @@ __device__ void finish_system(const Search<T>& search, int32_t s, bool with_bins
   const Frame& frame = grid.frame;
   const int32_t first = search.system_ptr[s], atoms = search.system_ptr[s + 1] - first;
   if (atoms == 0 || __ldcg(&grid.error) != no_error) return;
-  double extent[3], length[3], unwrapped = 0.0, moved = 0.0;
+  double extent[3], length[3], spread = 0.0, unwrapped = 0.0, moved = 0.0;
   for (int k = 0; k < 3; ++k) {
     // Other blocks wrote these; this one may hold older values in its cache.
     const double low = from_ordered_bits(__ldcg(&grid.lowest[k]));
     const double high = from_ordered_bits(__ldcg(&grid.highest[k]));
     extent[k] = high - low;
+    spread = fmax(spread, extent[k]);
     grid.low[k] = frame.periodic[k] ? 0.0 : low;
     length[k] = frame.periodic[k] ? frame.lattice[k][k] : extent[k];
-    unwrapped += fmax(fabs(low), fabs(high));
+    unwrapped += fmax(fabs(low), fabs(high)) +
+                 max_wraps * sqrt(dot3(frame.lattice[k], frame.lattice[k]));
   }
-  if (!image_code(frame, search.cutoff, extent, &grid.images)) {
+  // The slack covers wrapping's rounding, so that no neighbor's image has no code.
+  const double slack = (spread + search.cutoff) / (1 << 17) + unwrapped / (1ll << 44);
+  if (!image_code(frame, search.cutoff + slack, extent, &grid.images)) {
     grid.error = make_error(SearchError::shift_overflow, first);
     return;
   }
   for (int k = 0; k < 3; ++k) {
-    const double vector = sqrt(dot3(frame.lattice[k], frame.lattice[k]));
-    unwrapped += max_wraps * vector;
-    moved += grid.images.bound[k] * vector;
+    moved += grid.images.bound[k] * sqrt(dot3(frame.lattice[k], frame.lattice[k]));
     for (int l = 0; l < 3; ++l) grid.lattice[k][l] = static_cast<float>(frame.lattice[k][l]);
   }
   set_cutoff(&grid, search.cutoff, sqrt(dot3(length, length)), moved, unwrapped);
+  grid.crowded = too_many(frame, search.cutoff, atoms);
   for (int k = 0; k < 3; ++k) grid.bins[k] = 1;
   if (with_bins) set_bins(&grid, search.cutoff, length, atoms, 2 * atoms + 1);
   for (int k = 0; k < 3; ++k) {
@@ -206,9 +220,10 @@ __device__ void bound_atom(const Search<T>& search, int32_t s, int32_t atom) {
     }
   if (s < 0 || !(alone || threadIdx.x % 32 == 0)) return;
   SystemGrid& grid = search.grids[s];
+  // Most add nothing, and a look is cheaper than an atomic.
   for (int k = 0; k < 3; ++k) {
-    atomicMin(&grid.lowest[k], low[k]);
-    atomicMax(&grid.highest[k], high[k]);
+    if (low[k] < __ldcg(&grid.lowest[k])) atomicMin(&grid.lowest[k], low[k]);
+    if (high[k] > __ldcg(&grid.highest[k])) atomicMax(&grid.highest[k], high[k]);
   }
   if (error != no_error) atomicMin(&grid.error, error);
 }

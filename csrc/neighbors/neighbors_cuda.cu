@@ -124,7 +124,8 @@ void write_neighbors_cuda(const NeighborQuery<T>& query, void* workspace, const 
   const int64_t expected = query.atoms ? 2 * output.capacity / query.atoms : 0;
   const int lanes = query.atoms < few_rows || expected > 256 ? 32 : 8;
   const int rows = row_threads / lanes;
-  const int64_t keys = std::clamp<int64_t>(expected, 64, 48 * 1024 / (8 * rows));
+  const int64_t room = 48 * 1024 - sizeof(RowShared<8>);  // of shared memory, in bytes
+  const int64_t keys = std::clamp<int64_t>(expected, 64, room / (8 * rows));
   launch("write_rows", lanes == 32 ? write_rows<32, T> : write_rows<8, T>,
          dim3(blocks_for(query.atoms, rows)), dim3(row_threads), 8 * rows * keys, stream, search,
          row_ptr, status, output, static_cast<int32_t>(keys));

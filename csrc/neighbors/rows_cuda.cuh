@@ -7,6 +7,7 @@
 namespace molkern {
 
 constexpr int row_threads = 128;
+constexpr int row_blocks = 7;  // on a multiprocessor: with 72 registers a thread nothing is spilled
 
 // One group's place in its block and warp, and the receiver it serves.
 template <int lanes>
@@ -29,14 +30,16 @@ struct Receiver {
   const SystemGrid& grid;
   float4 own;
   int32_t atom;
-  int64_t slot;
 
   __device__ Receiver(const Search<T>& search, int64_t slot)
       : search(search),
         grid(search.grids[search.system[atom_at(search.sorted[slot])]]),
         own(search.sorted[slot]),
-        atom(atom_at(own)),
-        slot(slot) {}
+        atom(atom_at(own)) {}
+
+  __device__ bool is(int32_t sender, int32_t m0, int32_t m1, int32_t m2) const {
+    return sender == atom && m0 == 0 && m1 == 0 && m2 == 0;
+  }
 
   // Shift of an edge from `sender`, whose wrapped image is displaced by m.
   __device__ void shift(int32_t sender, const int32_t* m, int32_t* s) const {
@@ -76,93 +79,141 @@ __device__ inline float left_over(const SystemGrid& grid, int k, float y, int32_
   return radius_squared - gap * gap;
 }
 
+// A square root to a few ulps, which the slack of reach_squared allows for.
+__device__ inline float root(float squared) { return squared * rsqrtf(fmaxf(squared, 1e-37f)); }
+
 __device__ inline int32_t floor_divide(int32_t a, int32_t b) {
   const int32_t quotient = a / b;
   return quotient - (quotient * b > a);
 }
 
-// Calls visit(inside, slot, m) for the candidates of one column of bins, which repeats along axis 2
-// once per image. All lanes of the group call it together, with inside false where a lane has
-// nothing. (x, y, z) is the vector from the receiver to the origin of image (m0, m1, 0).
-template <int lanes, typename T, typename Visit>
-__device__ void visit_column(const Receiver<T>& receiver, const Group<lanes>& group, int32_t column,
-                             float radius, float x, float y, float z, int32_t m0, int32_t m1,
-                             Visit visit) {
+// Candidates in one column of bins, which repeats along axis 2 once per image: places of `sorted`
+// from begin + place on, where begin + period is begin again in the next image.
+struct alignas(16) Column {
+  int32_t begin, place, period, m2;
+  int64_t count;
+  int32_t m0, m1;
+  float x, y, z;  // the vector from the receiver to the origin of image (m0, m1, 0)
+};
+
+template <int lanes>
+struct RowShared {
+  Column columns[row_threads / lanes][lanes];
+};
+
+// The columns that may hold neighbors: bins first0 .. along axis 0, and for each of them `width`
+// along axis 1, which begin wherever the image that the bin belongs to puts them.
+struct Window {
+  int32_t first0;
+  uint32_t width, columns;
+
+  __device__ Window(const SystemGrid& grid, float4 own) {
+    int32_t last0;
+    bin_range(grid, 0, own.x, grid.reach, &first0, &last0);
+    // How many bins 2 reach can touch, and one more for rounding.
+    const float touched = 2.0f * grid.reach * grid.scale[1] + 3.0f;
+    const float all = static_cast<float>((2 * grid.images.bound[1] + 1) * grid.bins[1]);
+    width = static_cast<uint32_t>(fminf(all, touched));
+    columns = last0 < first0 ? 0 : static_cast<uint32_t>(last0 - first0 + 1) * width;
+  }
+};
+
+// False where the column is empty or too far away.
+template <typename T>
+__device__ bool make_column(const Receiver<T>& receiver, const Window& window, uint32_t index,
+                            Column* column) {
   const SystemGrid& grid = receiver.grid;
-  const int32_t* start = receiver.search.bin_start + column;
+  const float4 own = receiver.own;
+  const int32_t b0 = window.first0 + static_cast<int32_t>(index / window.width);
+  const int32_t m0 = floor_divide(b0, grid.bins[0]);
+  const float y = own.y - m0 * grid.lattice[0][1];  // of the receiver, seen from image m0
+  int32_t b1, last;
+  bin_range(grid, 1, y, grid.reach, &b1, &last);
+  b1 += static_cast<int32_t>(index % window.width);
+  float left = left_over(grid, 0, own.x, b0, grid.reach_squared);
+  left = left_over(grid, 1, y, b1, left);
+  if (b1 > last || left < 0.0f) return false;
+  const int32_t m1 = floor_divide(b1, grid.bins[1]);
+  const float z = m0 * grid.lattice[0][2] + m1 * grid.lattice[1][2] - own.z;
+
   const int32_t bins = grid.bins[2];
-  const int32_t period = start[bins] - start[0];
-  if (period == 0) return;
-  int32_t first, last;
-  bin_range(grid, 2, -z, radius, &first, &last);
-  if (first > last) return;
-  int32_t m2 = floor_divide(first, bins);
-  const int32_t end_image = floor_divide(last, bins);
-  int32_t place = start[first - m2 * bins] - start[0];
-  const int32_t end = start[last - end_image * bins + 1] - start[0];
-  int64_t remaining = int64_t{end_image - m2} * period + end - place;
-  for (place += group.lane; remaining > 0; remaining -= lanes, place += lanes) {
+  const int32_t row = (b0 - m0 * grid.bins[0]) * grid.bins[1] + b1 - m1 * grid.bins[1];
+  const int32_t* start = receiver.search.bin_start + (grid.first_bin + row * bins);
+  const int32_t begin = __ldg(start), period = __ldg(start + bins) - begin;
+  int32_t first;
+  bin_range(grid, 2, -z, root(left), &first, &last);
+  if (period == 0 || first > last) return false;
+  const int32_t m2 = floor_divide(first, bins), last_m2 = floor_divide(last, bins);
+  const int32_t place = __ldg(start + (first - m2 * bins)) - begin;
+  const int32_t end = __ldg(start + (last - last_m2 * bins) + 1) - begin;
+  const int64_t count = int64_t{last_m2 - m2} * period + end - place;
+  *column = {begin, place, period, m2, count, m0, m1, m0 * grid.lattice[0][0] - own.x,
+             m1 * grid.lattice[1][1] - y, z};
+  return count > 0;
+}
+
+template <int lanes, typename T, typename Visit>
+__device__ void visit_column(const Receiver<T>& receiver, const Group<lanes>& group,
+                             const Column& column, Visit visit) {
+  const SystemGrid& grid = receiver.grid;
+  const float image = grid.lattice[2][2], accept = grid.accept, reject = grid.reject;
+  const float x = column.x, y = column.y, z = column.z;
+  const int32_t period = column.period;
+  const float4* sorted = receiver.search.sorted + column.begin;
+  int32_t place = column.place + group.lane, m2 = column.m2;
+  for (int64_t left = column.count; left > 0; left -= lanes, place += lanes) {
     if (place >= period) {
       m2 += place / period;
       place %= period;
     }
-    const bool exists = group.lane < remaining;
-    const int64_t slot = start[0] + place;
     bool inside = false;
     int32_t sender = 0;
-    if (exists) {
-      const float4 candidate = receiver.search.sorted[slot];
+    if (group.lane < left) {
+      const float4 candidate = __ldg(sorted + place);
       sender = atom_at(candidate);
-      const float dx = candidate.x + x, dy = candidate.y + y;
-      const float dz = candidate.z + (z + m2 * grid.lattice[2][2]);
+      const float dx = candidate.x + x, dy = candidate.y + y, dz = candidate.z + (z + m2 * image);
       const float squared = dx * dx + dy * dy + dz * dz;
-      inside = !(squared > grid.reject);
-      if (inside && !(squared < grid.accept)) inside = receiver.decide(sender, m0, m1, m2);
-      if (slot == receiver.slot && m0 == 0 && m1 == 0 && m2 == 0) inside = false;
+      inside = !(squared > reject);
+      if (inside && !(squared < accept)) inside = receiver.decide(sender, column.m0, column.m1, m2);
     }
-    visit(inside, sender, m0, m1, m2);
+    visit(inside, sender, column, m2);
   }
 }
 
+// Calls visit(inside, sender, column, m2) for all candidates; the lanes of a group together, with
+// inside false where a lane has nothing. The receiver itself comes too.
 template <int lanes, typename T, typename Visit>
 __device__ void visit_candidates(const Receiver<T>& receiver, const Group<lanes>& group,
                                  Visit visit) {
-  const SystemGrid& grid = receiver.grid;
-  const float4 own = receiver.own;
-  int32_t first0, last0, first1, last1;
-  bin_range(grid, 0, own.x, grid.reach, &first0, &last0);
-  for (int32_t b0 = first0; b0 <= last0; ++b0) {
-    const float squared0 = left_over(grid, 0, own.x, b0, grid.reach_squared);
-    if (squared0 < 0.0f) continue;
-    const int32_t m0 = floor_divide(b0, grid.bins[0]);
-    // The receiver as image m0 of the lattice sees it.
-    const float y = own.y - m0 * grid.lattice[0][1];
-    bin_range(grid, 1, y, sqrtf(squared0), &first1, &last1);
-    for (int32_t b1 = first1; b1 <= last1; ++b1) {
-      const float squared1 = left_over(grid, 1, y, b1, squared0);
-      if (squared1 < 0.0f) continue;
-      const int32_t m1 = floor_divide(b1, grid.bins[1]);
-      const int32_t row = (b0 - m0 * grid.bins[0]) * grid.bins[1] + b1 - m1 * grid.bins[1];
-      const float z = m0 * grid.lattice[0][2] + m1 * grid.lattice[1][2] - own.z;
-      visit_column<lanes>(receiver, group, grid.first_bin + row * grid.bins[2], sqrtf(squared1),
-                          m0 * grid.lattice[0][0] - own.x, m1 * grid.lattice[1][1] - y, z, m0, m1,
-                          visit);
-    }
+  Column* columns = block_shared<RowShared<lanes>>().columns[threadIdx.x / lanes];
+  const Window window(receiver.grid, receiver.own);
+  for (uint32_t base = 0; base < window.columns; base += lanes) {
+    // Each lane prepares a column, then all go through them one by one.
+    const uint32_t index = base + group.lane;
+    const bool some = index < window.columns &&
+                      make_column(receiver, window, index, &columns[group.lane]);
+    unsigned full = __ballot_sync(group.mask, some) >> (threadIdx.x % 32 - group.lane);
+    __syncwarp(group.mask);
+    for (; full; full &= full - 1)
+      visit_column(receiver, group, columns[__ffs(static_cast<int>(full)) - 1], visit);
+    __syncwarp(group.mask);
   }
 }
 
 // counts[receiver] = its number of neighbors.
 template <int lanes, typename T>
-__global__ void __launch_bounds__(row_threads) count_rows(const __grid_constant__ Search<T> search, int32_t* counts) {
+__global__ void __launch_bounds__(row_threads, row_blocks) count_rows(const __grid_constant__ Search<T> search, int32_t* counts) {
   const Group<lanes> group;
   if (group.slot >= search.atoms) return;
   const Receiver<T> receiver(search, group.slot);
   uint64 count = 0;
-  if (receiver.grid.error == no_error) {
+  if (receiver.grid.error == no_error && receiver.grid.crowded) {
+    count = uint64{1} << 31;
+  } else if (receiver.grid.error == no_error) {
     uint32_t own_count = 0;
     visit_candidates<lanes>(receiver, group,
-                            [&](bool inside, int32_t, int32_t, int32_t, int32_t) {
-                              own_count += inside;
+                            [&](bool inside, int32_t sender, const Column& column, int32_t m2) {
+                              own_count += inside && !receiver.is(sender, column.m0, column.m1, m2);
                             });
     count = own_count;
     for (int step = lanes / 2; step; step /= 2)
@@ -185,7 +236,7 @@ __global__ void __launch_bounds__(scan_threads)
     error = min(error, search.grids[s].error);
   error = block_reduce(shared, error, Minimum());
   if (threadIdx.x != 0) return;
-  if (edges > 0x7fffffffull) error = min(error, make_error(SearchError::too_many_edges, 0));
+  if (error == no_error && edges > 0x7fffffffull) error = make_error(SearchError::too_many_edges, 0);
   status->edges = static_cast<int64_t>(edges);
   status->error = error == no_error ? SearchError::none : static_cast<SearchError>(error >> 32);
   status->index = error == no_error ? 0 : static_cast<int32_t>(error & 0xffffffffu);
@@ -244,12 +295,13 @@ __device__ void write_row(const Receiver<T>& receiver, const Group<lanes>& group
   const ImageCode& images = receiver.grid.images;
   int32_t found = 0;
   visit_candidates<lanes>(
-      receiver, group, [&](bool inside, int32_t sender, int32_t m0, int32_t m1, int32_t m2) {
+      receiver, group, [&](bool inside, int32_t sender, const Column& column, int32_t m2) {
+        inside = inside && !receiver.is(sender, column.m0, column.m1, m2);
         const unsigned hits = __ballot_sync(group.mask, inside);
         const unsigned before = hits & ((1u << (threadIdx.x % 32)) - 1);
         if (inside)
           keys.store(found + __popc(before), uint64{static_cast<uint32_t>(sender)} << 32 |
-                                                 images.pack(m0, m1, m2));
+                                                 images.pack(column.m0, column.m1, m2));
         found += __popc(hits);
       });
   sort_keys(group, keys, count);
@@ -271,7 +323,7 @@ __device__ inline bool holds_edges(const SearchStatus& status, int64_t capacity)
 
 // The edges, but for `reverse`. Each group has room for `keys_per_row` keys in shared memory.
 template <int lanes, typename T>
-__global__ void __launch_bounds__(row_threads)
+__global__ void __launch_bounds__(row_threads, row_blocks)
     write_rows(const __grid_constant__ Search<T> search, const int32_t* row_ptr, const SearchStatus* status,
                NeighborOutput output, int32_t keys_per_row) {
   const Group<lanes> group;
