@@ -178,7 +178,8 @@ class NinjaBuild(build_ext):
         for source in cuda_kernels if cuda else []:
             ninja.compile("nvcc", source)
         for source in cuda_kernels if emulate else []:
-            flags = [*kernel, "-ffp-contract=off", f"-I{EMULATION}", "-x", "c++"]
+            flags = [*kernel, "-ffp-contract=off", "-Wno-unknown-pragmas", f"-I{EMULATION}"]
+            flags += ["-x", "c++"]
             ninja.compile("cxx", source, ".emulated", flags=" ".join(flags))
         for source in sorted(EMULATION.glob("*.cpp")) if emulate else []:
             ninja.compile("cxx", source, flags=" ".join(base))
@@ -190,7 +191,11 @@ class NinjaBuild(build_ext):
         cudart = []
         if cuda:
             home = Path(nvcc).resolve().parent.parent
-            cudart = [f"-L{home / 'lib64'}", f"-L{home / 'targets/x86_64-linux/lib'}", "-lcudart_static"]
+            cudart = [
+                f"-L{home / 'lib64'}",
+                f"-L{home / 'targets/x86_64-linux/lib'}",
+                "-lcudart_static",
+            ]
             cudart += ["-ldl", "-lrt", "-lpthread"]
         undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
         flags = [*openmp, *extra, *undefined, *paths, *libraries, *cudart]

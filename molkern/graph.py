@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,7 +105,7 @@ class NeighborList:
         )
 
     def distances(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
-        """Lengths of :meth:`vectors`, ``[E]``; twice differentiable, derivatives at zero are zero."""
+        """Lengths of :meth:`vectors`, ``[E]``, twice differentiable (at length zero: zero)."""
         return geometry.edge_norm(self.vectors(positions, cell))
 
     def sort_edges(self, values: Tensor) -> Tensor:
@@ -289,6 +290,15 @@ class AtomicBatch:
         self.num_systems = num_systems
         self.cell = None if cell is None else _cells(cell, num_systems).to(positions.dtype)
         self.pbc = self._periodicity(pbc)
+        #: First atom of each system, ``[B + 1]``, int32.
+        self.system_ptr = self._first_atoms()
+
+    def _first_atoms(self) -> Tensor:
+        device = self.positions.device
+        if self.batch is None:
+            return torch.tensor([0, self.num_atoms], dtype=torch.int32, device=device)
+        systems = torch.arange(self.num_systems + 1, device=device)
+        return torch.searchsorted(self.batch.long(), systems).int()
 
     def _periodicity(self, pbc: Tensor | Sequence[bool] | bool | None) -> Tensor | None:
         if self.cell is None:
@@ -306,14 +316,12 @@ class AtomicBatch:
     def num_atoms(self) -> int:
         return self.positions.shape[0]
 
-    @property
-    def system_ptr(self) -> Tensor:
-        """First atom of each system, ``[B + 1]``, int32."""
-        device = self.positions.device
-        if self.batch is None:
-            return torch.tensor([0, self.num_atoms], dtype=torch.int32, device=device)
-        systems = torch.arange(self.num_systems + 1, device=device)
-        return torch.searchsorted(self.batch.long(), systems).int()
+    @cached_property
+    def number_range(self) -> tuple[int, int]:
+        """Smallest and largest atomic number; read once, since it waits for the device."""
+        if self.num_atoms == 0:
+            return 0, 0
+        return int(self.numbers.min()), int(self.numbers.max())
 
     def neighbors(self, cutoff: float, **options: Any) -> NeighborList:
         """The neighbor list of the batch; options as for :func:`neighbor_list`."""
@@ -355,8 +363,10 @@ class AtomicBatch:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> AtomicBatch:
-        """A batch from ``ase.Atoms`` or a list of them, in Å; cells are kept where one is periodic."""
-        systems = [atoms] if hasattr(atoms, "get_positions") else list(atoms)
+        """A batch from ``ase.Atoms`` or a list of them, in Å; with cells if one is periodic."""
+        from ase import Atoms
+
+        systems = [atoms] if isinstance(atoms, Atoms) else list(atoms)
         if not systems:
             raise ValueError("from_ase needs at least one Atoms object, got an empty list")
         numbers = torch.cat([torch.as_tensor(a.numbers, dtype=torch.int64) for a in systems])

@@ -65,4 +65,12 @@ __device__ __forceinline__ T* dynamic_shared() {
 }
 #endif
 
+// Sets bytes on the device to zero.
+inline void clear(void* target, size_t bytes, Stream stream) {
+  const cudaError_t error = cudaMemsetAsync(target, 0, bytes, stream);
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("molkern: CUDA memory could not be cleared: ") +
+                             cudaGetErrorString(error));
+}
+
 }  // namespace molkern

@@ -5,8 +5,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/zero.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <optional>
@@ -27,6 +26,11 @@ bool on_cuda(const Tensor& tensor);
 Stream current_stream(const Tensor& tensor);
 
 inline int num_threads() { return at::get_num_threads(); }
+
+// An uninitialised tensor for a result. On Linux a large one on the CPU asks for huge pages: fresh
+// memory is mapped page by page on first touch, which for 4 KiB pages costs several times what
+// writing a result of size edges x features does.
+Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 // float32 or float64, contiguous, with the named number of dimensions.
 void check_real(const char* op, const char* argument, const Tensor& tensor, int64_t dims);

@@ -42,8 +42,8 @@ Tensor edge_vectors(const Tensor& positions, const OptionalTensor& cell,
   const int64_t count = neighbors.numel();
   const Images images = images_of(op, shifts, system, cell ? cell->size(0) : 0, count, graph.rows);
   const c10::DeviceGuard guard(positions.device());
-  const Tensor vectors = padded ? at::zeros({count, 3}, positions.options())
-                                : at::empty({count, 3}, positions.options());
+  const Tensor vectors = empty_result({count, 3}, positions.options());
+  if (padded) vectors.zero_();
   with_real(positions, [&](auto zero) {
     using T = decltype(zero);
     const T* x = positions.const_data_ptr<T>();
@@ -103,7 +103,7 @@ Tensor edge_norm(const Tensor& vectors) {
   check_vectors("edge_norm", vectors);
   const c10::DeviceGuard guard(vectors.device());
   const int64_t edges = vectors.size(0);
-  const Tensor distances = at::empty({edges}, vectors.options());
+  const Tensor distances = empty_result({edges}, vectors.options());
   with_real(vectors, [&](auto zero) {
     using T = decltype(zero);
     const T* v = vectors.const_data_ptr<T>();
@@ -124,7 +124,7 @@ Tensor edge_norm_grad(const Tensor& grad, const Tensor& vectors) {
   check_size(op, "grad", grad, 0, vectors.size(0));
   const c10::DeviceGuard guard(vectors.device());
   const int64_t edges = vectors.size(0);
-  const Tensor result = at::empty_like(vectors);
+  const Tensor result = empty_result(vectors.sizes(), vectors.options());
   with_real(vectors, [&](auto zero) {
     using T = decltype(zero);
     const T *g = grad.const_data_ptr<T>(), *v = vectors.const_data_ptr<T>();
@@ -149,7 +149,8 @@ std::tuple<Tensor, Tensor> edge_norm_hvp(const Tensor& h, const Tensor& grad,
   check_size(op, "grad", grad, 0, vectors.size(0));
   const c10::DeviceGuard guard(vectors.device());
   const int64_t edges = vectors.size(0);
-  const Tensor grad_grad = at::empty_like(grad), grad_vectors = at::empty_like(vectors);
+  const Tensor grad_grad = empty_result(grad.sizes(), grad.options());
+  const Tensor grad_vectors = empty_result(vectors.sizes(), vectors.options());
   with_real(vectors, [&](auto zero) {
     using T = decltype(zero);
     const T *hv = h.const_data_ptr<T>(), *g = grad.const_data_ptr<T>();

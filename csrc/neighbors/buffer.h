@@ -7,6 +7,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/memory.h"
+
 namespace molkern {
 
 class Buffer {
@@ -45,6 +47,7 @@ class Buffer {
     if (!moved) throw std::bad_alloc();
     data_ = moved;
     bytes_ = bytes;
+    prefer_large_pages(data_, bytes_);
   }
 
   void* data_ = nullptr;

@@ -32,7 +32,8 @@ struct System {
   float bins_per_length[3];
   int32_t bins[3];
   int64_t first_bin;
-  bool wrapped;  // some atom lies outside the brick
+  bool wrapped;         // some atom lies outside the brick
+  bool several_images;  // a pair may be in range in more than one image
 
   int64_t columns() const { return int64_t{bins[0]} * bins[1]; }
   int32_t bin(int axis, float coordinate) const {
@@ -215,6 +216,12 @@ class GridBuilder {
     system.cutoff = query_.cutoff;
     if (!image_code(system.frame, query_.cutoff + 4.0 * system.slack, system.extent, &system.code))
       return grid_.fail(SearchError::shift_overflow, system.first);
+    // Two images of an atom within the cutoff of another are less than two cutoffs apart.
+    system.several_images = false;
+    for (int k = 0; k < 3; ++k)
+      if (system.frame.periodic[k] &&
+          system.frame.spacing[k] < 2.0 * (query_.cutoff + system.slack))
+        system.several_images = true;
     const bool direct =
         query_.algorithm == SearchAlgorithm::direct ||
         (query_.algorithm == SearchAlgorithm::automatic && system.count <= direct_limit);

@@ -17,7 +17,7 @@
 namespace molkern::MOLKERN_ISA {
 
 constexpr Isa this_isa = Isa::MOLKERN_ISA;
-constexpr int lanes = this_isa == Isa::avx512 ? 16 : 8;
+constexpr int lanes = this_isa == Isa::avx512 ? 16 : this_isa == Isa::avx2 ? 8 : 4;
 
 typedef float Floats __attribute__((vector_size(4 * lanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * lanes)));

@@ -51,6 +51,7 @@ enum class SearchError : int32_t {
   // index: atom; farther than 2^20 cells from the cell, or than 1e15 from the origin; or the cutoff
   // reaches more images of its system than 31 bits number
   shift_overflow = 5,
+  batch_not_sorted = 6,  // set by the operator, where it cannot wait for the device
 };
 
 struct SearchStatus {

@@ -73,6 +73,19 @@ void transpose_rows(const RowRange<Word>& rows, const Place* places, const Word*
   }
 }
 
+// Writes the reverse of a row's edges where a pair may have several images.
+template <typename Word>
+void meet_images(const Word* sorted, int64_t begin, int64_t end, int bits, int32_t* cursor,
+                 int32_t* reverse) {
+  while (begin < end) {
+    const Word sender = sorted[begin] >> bits;
+    int64_t images_end = begin + 1;
+    while (images_end < end && sorted[images_end] >> bits == sender) ++images_end;
+    int32_t partner = cursor[sender] += static_cast<int32_t>(images_end - begin);
+    while (begin < images_end) reverse[begin++] = --partner;
+  }
+}
+
 // Writes senders, receivers and reverse. `sorted` may be the memory of `reverse`.
 template <typename Word>
 void write_pairs(const RowRange<Word>& rows, const Word* sorted, int32_t* cursor,
@@ -81,19 +94,14 @@ void write_pairs(const RowRange<Word>& rows, const Word* sorted, int32_t* cursor
   const int32_t first = static_cast<int32_t>(rows.system.first);
   cursor += first;
   for (int64_t i = rows.from; i < rows.to; ++i) {
-    const int32_t end = rows.row_ptr[i + 1];
-    for (int32_t e = rows.row_ptr[i]; e < end;) {
-      const Word sender = sorted[e] >> bits;
-      int32_t images_end = e + 1;
-      while (images_end < end && sorted[images_end] >> bits == sender) ++images_end;
-      const int32_t partner = cursor[sender];
-      cursor[sender] = partner + images_end - e;
-      for (int32_t last = partner + images_end - e - 1; e < images_end; ++e, --last) {
-        output.senders[e] = first + static_cast<int32_t>(sender);
-        output.receivers[e] = static_cast<int32_t>(i);
-        output.reverse[e] = last;
-      }
-    }
+    const int64_t begin = rows.row_ptr[i], end = rows.row_ptr[i + 1];
+    for (int64_t e = begin; e < end; ++e)
+      output.senders[e] = first + static_cast<int32_t>(sorted[e] >> bits);
+    std::fill(output.receivers + begin, output.receivers + end, static_cast<int32_t>(i));
+    if (rows.system.several_images)
+      meet_images(sorted, begin, end, bits, cursor, output.reverse);
+    else
+      for (int64_t e = begin; e < end; ++e) output.reverse[e] = cursor[sorted[e] >> bits]++;
   }
 }
 
@@ -102,23 +110,30 @@ void write_pairs(const RowRange<Word>& rows, const Word* sorted, int32_t* cursor
 template <typename Word>
 void write_shifts(const RowRange<Word>& rows, const Word* sorted, const int32_t (*wraps)[4],
                   int32_t* shifts) {
-  if (rows.from == rows.to) return;
+  const int64_t begin = rows.row_ptr[rows.from], end = rows.row_ptr[rows.to];
+  if (begin == end) return;
   const Shifts table(rows.system.code);
   const Word mask = rows.code_mask();
   const int bits = rows.system.code.bits;
-  const int64_t last = int64_t{rows.row_ptr[rows.to]} - 1;
   wraps += rows.system.first;
+  const auto shift_of = [&](int64_t e, Shift own) {
+    const Shift shift = table[static_cast<uint32_t>(sorted[e] & mask)];
+    if (!rows.system.wrapped) return shift;
+    Shift theirs;
+    std::memcpy(&theirs, wraps[sorted[e] >> bits], sizeof theirs);
+    return shift + own - theirs;
+  };
   for (int64_t i = rows.from; i < rows.to; ++i) {
     Shift own{};
     if (rows.system.wrapped) std::memcpy(&own, wraps[i - rows.system.first], sizeof own);
-    for (int64_t e = rows.row_ptr[i]; e < rows.row_ptr[i + 1]; ++e) {
-      Shift shift = table[static_cast<uint32_t>(sorted[e] & mask)];
-      if (rows.system.wrapped) {
-        Shift theirs;
-        std::memcpy(&theirs, wraps[sorted[e] >> bits], sizeof theirs);
-        shift += own - theirs;
-      }
-      std::memcpy(shifts + 3 * e, &shift, e < last ? 16 : 12);
+    const int64_t last = std::min<int64_t>(rows.row_ptr[i + 1], end - 1);
+    for (int64_t e = rows.row_ptr[i]; e < last; ++e) {
+      const Shift shift = shift_of(e, own);
+      std::memcpy(shifts + 3 * e, &shift, 16);
+    }
+    if (rows.row_ptr[i] <= last && last < rows.row_ptr[i + 1]) {
+      const Shift shift = shift_of(last, own);
+      std::memcpy(shifts + 3 * last, &shift, 12);
     }
   }
 }

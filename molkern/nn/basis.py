@@ -6,13 +6,32 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .precision import Float64Module
 
 
-class GaussianBasis(nn.Module):
-    """Gaussians ``exp(−γ_k (d − μ_k)²)`` with centres evenly spaced between ``start`` and ``cutoff``.
+class RadialBasis(Float64Module):
+    """What the bases with two parameters per function share: centres and widths."""
 
-    Schütt et al., J. Chem. Phys. 148, 241722 (2018), eq. 6. By default γ = 1 / (2 Δμ²), as in PyTorch
-    Geometric and SchNetPack; SchNet's 2018 code has γ = 10 Å⁻² on a grid of 0.1 Å.
+    centers: Tensor
+    widths: Tensor
+
+    def __init__(self, centers: Tensor, width: float, trainable: bool):
+        super().__init__()
+        self.keeps_float64 = not trainable
+        values = {"centers": centers, "widths": torch.full_like(centers, width)}
+        for name, value in values.items():
+            if trainable:
+                parameter = nn.Parameter(value.to(torch.get_default_dtype()))
+                self.register_parameter(name, parameter)
+            else:
+                self.register_buffer(name, value)
+
+
+class GaussianBasis(RadialBasis):
+    """Gaussians ``exp(−γ_k (d − μ_k)²)``, centres evenly spaced from ``start`` to ``cutoff``.
+
+    Schütt et al., J. Chem. Phys. 148, 241722 (2018), eq. 6. By default γ = 1 / (2 Δμ²), as in
+    PyTorch Geometric and SchNetPack; SchNet's 2018 code has γ = 10 Å⁻² on a grid of 0.1 Å.
 
     Args:
         num_functions: number of Gaussians K.
@@ -37,26 +56,25 @@ class GaussianBasis(nn.Module):
         cutoff_function: str = "none",
         trainable: bool = False,
     ):
-        super().__init__()
         _check(num_functions, cutoff)
-        centers = torch.linspace(start, cutoff, num_functions)
         if coefficient is None:
             coefficient = 0.5 / ((cutoff - start) / max(num_functions - 1, 1)) ** 2
-        _tensors(self, trainable, centers, torch.full_like(centers, coefficient))
+        centers = torch.linspace(start, cutoff, num_functions, dtype=torch.float64)
+        super().__init__(centers, coefficient, trainable)
         self.cutoff, self.cutoff_function = float(cutoff), cutoff_function
 
     def forward(self, distances: Tensor) -> Tensor:
         return ops.radial_basis(
             distances,
-            self.centers,
-            self.widths,
+            self.centers.to(distances.dtype),
+            self.widths.to(distances.dtype),
             basis="gaussian",
             cutoff_function=self.cutoff_function,
             cutoff=self.cutoff,
         )
 
 
-class ExponentialBasis(nn.Module):
+class ExponentialBasis(RadialBasis):
     """Gaussians of an exponential, ``c(d) exp(−β_k (e^{−αd} − μ_k)²)``.
 
     Unke & Meuwly, JCTC 15, 3678 (2019), eq. 7, with α = 1 Å⁻¹, centres from 1 down to e^{−α·cutoff}
@@ -84,19 +102,17 @@ class ExponentialBasis(nn.Module):
         cutoff_function: str = "physnet",
         trainable: bool = False,
     ):
-        super().__init__()
         _check(num_functions, cutoff)
         last = math.exp(-alpha * cutoff)
-        centers = torch.linspace(1.0, last, num_functions)
-        beta = (num_functions / (2.0 * (1.0 - last))) ** 2
-        _tensors(self, trainable, centers, torch.full_like(centers, beta))
+        centers = torch.linspace(1.0, last, num_functions, dtype=torch.float64)
+        super().__init__(centers, (num_functions / (2.0 * (1.0 - last))) ** 2, trainable)
         self.cutoff, self.alpha, self.cutoff_function = float(cutoff), float(alpha), cutoff_function
 
     def forward(self, distances: Tensor) -> Tensor:
         return ops.radial_basis(
             distances,
-            self.centers,
-            self.widths,
+            self.centers.to(distances.dtype),
+            self.widths.to(distances.dtype),
             basis="exponential",
             cutoff_function=self.cutoff_function,
             cutoff=self.cutoff,
@@ -104,7 +120,7 @@ class ExponentialBasis(nn.Module):
         )
 
 
-class BesselBasis(nn.Module):
+class BesselBasis(Float64Module):
     """Spherical Bessel functions of order 0, ``u(x) sin(f_k x) / x`` with x = d / cutoff.
 
     Klicpera et al., ICLR 2020, eq. 7, without the factor √(2/cutoff) that the published code leaves
@@ -133,9 +149,10 @@ class BesselBasis(nn.Module):
     ):
         super().__init__()
         _check(num_functions, cutoff)
-        frequencies = math.pi * torch.arange(1, num_functions + 1, dtype=torch.get_default_dtype())
+        self.keeps_float64 = not trainable
+        frequencies = math.pi * torch.arange(1, num_functions + 1, dtype=torch.float64)
         if trainable:
-            self.frequencies = nn.Parameter(frequencies)
+            self.frequencies = nn.Parameter(frequencies.to(torch.get_default_dtype()))
         else:
             self.register_buffer("frequencies", frequencies)
         self.cutoff, self.exponent = float(cutoff), exponent
@@ -144,7 +161,7 @@ class BesselBasis(nn.Module):
     def forward(self, distances: Tensor) -> Tensor:
         return ops.radial_basis(
             distances,
-            self.frequencies,
+            self.frequencies.to(distances.dtype),
             basis="bessel",
             cutoff_function=self.cutoff_function,
             cutoff=self.cutoff,
@@ -183,11 +200,3 @@ def _check(num_functions: int, cutoff: float) -> None:
         raise ValueError(f"num_functions must be at least 1, got {num_functions}")
     if not 0 < cutoff < math.inf:
         raise ValueError(f"cutoff must be positive and finite, got {cutoff}")
-
-
-def _tensors(module: nn.Module, trainable: bool, centers: Tensor, widths: Tensor) -> None:
-    for name, value in (("centers", centers), ("widths", widths)):
-        if trainable:
-            module.register_parameter(name, nn.Parameter(value))
-        else:
-            module.register_buffer(name, value)

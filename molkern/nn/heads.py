@@ -1,12 +1,13 @@
 """From features of atoms to energies."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from .activations import activation, dense
+from .precision import Float64Module
 
 
 class AtomwiseHead(nn.Module):
@@ -34,7 +35,7 @@ class AtomwiseHead(nn.Module):
         super().__init__()
         widths = [in_channels, *([in_channels // 2] if hidden is None else hidden)]
         self.layers = nn.Sequential()
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             self.layers.append(dense(inputs, outputs))
             self.layers.append(activation(activation_name))
         self.layers.append(dense(widths[-1], 1, bias=final_bias))
@@ -43,7 +44,7 @@ class AtomwiseHead(nn.Module):
         return self.layers(x).squeeze(1)
 
 
-class AtomicReference(nn.Module):
+class AtomicReference(Float64Module):
     """Energies of atoms from a network's output: ``scale · y_i + mean + reference[Z_i]``.
 
     Works and stays in float64, also in a model of float32: total energies are many orders larger
@@ -60,6 +61,8 @@ class AtomicReference(nn.Module):
     tensor([-1., -1.], dtype=torch.float64)
     """
 
+    scale: Tensor
+    mean: Tensor
     reference: Tensor | None
 
     def __init__(
@@ -81,21 +84,13 @@ class AtomicReference(nn.Module):
         else:
             self.register_buffer("reference", None if value is None else value.clone())
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AtomicReference":
-        """Moves with the model to another device, but not to another type."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(fn(tensor.detach()).device)
-
-        return super()._apply(move, recurse)
-
     def forward(self, y: Tensor, numbers: Tensor) -> Tensor:
         """y ``[N]``, numbers ``[N]`` → energies ``[N]``, float64."""
         energies = y.double() * self.scale + self.mean
         return energies if self.reference is None else energies + self.reference[numbers]
 
     def extra_repr(self) -> str:
-        found: Any = self.reference
+        found = self.reference
         return (
             f"scale={float(self.scale):g}, mean={float(self.mean):g}, "
             f"reference={'none' if found is None else list(found.shape)}"

@@ -9,7 +9,7 @@ from .basis import CutoffFunction
 
 
 class FilterNetwork(nn.Module):
-    """Continuous filters from a radial basis: ``dense, activation, dense [, activation]``, × cutoff.
+    """Filters from a radial basis: ``dense, activation, dense [, activation]``, times cutoff.
 
     Schütt et al., J. Chem. Phys. 148, 241722 (2018), Fig. 2; the published code has the second
     activation, SchNetPack and PyTorch Geometric have a cutoff function instead.
@@ -19,7 +19,7 @@ class FilterNetwork(nn.Module):
         num_filters: number of filters F.
         cutoff: range of the cutoff function.
         activation_name: ``"ssp"``, ``"tanh"`` or ``"silu"``.
-        cutoff_function: ``"cosine"`` or another one; ``"none"`` leaves it out.
+        cutoff_function: ``"cosine"`` or another one; ``"none"`` is a hard cutoff.
         final_activation: whether the second layer is activated too.
         final_bias: whether the second layer has a bias.
 
@@ -49,6 +49,7 @@ class FilterNetwork(nn.Module):
         )
         if final_activation:
             self.layers.append(activation(activation_name))
+        self.cutoff = float(cutoff)
         self.cutoff_function: CutoffFunction | None = None
         if cutoff_function != "none":
             self.cutoff_function = CutoffFunction(cutoff_function, cutoff)
@@ -56,8 +57,8 @@ class FilterNetwork(nn.Module):
     def forward(self, basis: Tensor, distances: Tensor) -> Tensor:
         """basis ``[E, K]``, distances ``[E]`` → filters ``[E, F]``."""
         filters = self.layers(basis)
-        if self.cutoff_function is None:
-            return filters
+        if self.cutoff_function is None:  # a list may reach farther than the model
+            return filters * (distances < self.cutoff).unsqueeze(1)
         return filters * self.cutoff_function(distances)
 
 

@@ -1,0 +1,40 @@
+# Both commands work from a fresh clone with Python, a C++ compiler and make: they set up .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The torch to install where none is chosen; TORCH="torch==2.13.0" pins one, see README.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/built
+	$(BIN)/molkern demo
+
+test: $(VENV)/built
+	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+
+lint: $(VENV)/built
+	$(BIN)/pip install -q -e ".[lint]" --no-build-isolation --no-deps
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+bench: $(VENV)/built
+	$(BIN)/pip install -q vesin matscipy nvalchemi-toolkit-ops
+	$(BIN)/python -m pytest benchmarks -q --benchmark-enable --benchmark-columns=median,iqr,rounds
+
+$(VENV)/tools: pyproject.toml Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/pip install -q "setuptools>=77" wheel pybind11 ninja numpy
+	touch $@
+
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+$(VENV)/built: $(VENV)/tools setup.py $(SOURCES)
+	$(BIN)/pip install -q --no-build-isolation -e ".[test,lint,demo]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info molkern/_C*.so

@@ -1,0 +1,209 @@
+"""SchNet weights of other codes: where each tensor stands under their names.
+
+A layout maps molkern's parameter names to theirs; ``{i}`` counts interactions, ``{k}`` the layers
+of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import SchNet
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of SchNet's tensors in another code."""
+
+    embedding: str
+    filters: tuple[str, ...]
+    lin_in: str
+    lin_out: tuple[str, str]
+    head: tuple[str, ...]
+    weight: str = ".weight"
+    bias: str = ".bias"
+    transposed: bool = False  # weights stored (in, out)
+
+
+OFFICIAL = Layout(
+    embedding="atom_embedding/embeddings/W:0",
+    filters=("interaction_{i}/SchNetFilter/Dense", "interaction_{i}/SchNetFilter/Dense_1"),
+    lin_in="interaction_{i}/CFConv/in2fac",
+    lin_out=("interaction_{i}/CFConv/fac2out", "interaction_{i}/Dense"),
+    head=("Dense", "Dense_1"),
+    weight="/W:0",
+    bias="/b:0",
+    transposed=True,
+)
+PYG = Layout(
+    embedding="embedding.weight",
+    filters=("interactions.{i}.mlp.0", "interactions.{i}.mlp.2"),
+    lin_in="interactions.{i}.conv.lin1",
+    lin_out=("interactions.{i}.conv.lin2", "interactions.{i}.lin"),
+    head=("lin1", "lin2"),
+)
+SCHNETPACK = Layout(
+    embedding="representation.embedding.weight",
+    filters=tuple(f"representation.interactions.{{i}}.filter_network.{k}" for k in (0, 1)),
+    lin_in="representation.interactions.{i}.in2f",
+    lin_out=("representation.interactions.{i}.f2out.0", "representation.interactions.{i}.f2out.1"),
+    head=("output_modules.0.outnet.0", "output_modules.0.outnet.1"),
+)
+MLCG = Layout(
+    embedding="embedding_layer.weight",
+    filters=tuple(f"interaction_blocks.{{i}}.conv.filter_network.layers.{k}" for k in (0, 2)),
+    lin_in="interaction_blocks.{i}.conv.lin1",
+    lin_out=("interaction_blocks.{i}.conv.lin2", "interaction_blocks.{i}.lin"),
+    head=("output_network.layers.0", "output_network.layers.2", "output_network.layers.4"),
+)
+
+
+def fill(model: SchNet, source: Mapping[str, Tensor], layout: Layout) -> SchNet:
+    """Copies weights of ``source`` into the model; the model's type is theirs."""
+    interaction: Any
+    for index, interaction in enumerate(model.interactions):
+        network = interaction.filter_network.layers
+        pairs = [
+            (network[0], layout.filters[0]),
+            (network[2], layout.filters[1]),
+            (interaction.conv.lin_in, layout.lin_in),
+            (interaction.conv.lin_out, layout.lin_out[0]),
+            (interaction.lin, layout.lin_out[1]),
+        ]
+        for layer, name in pairs:
+            _fill_layer(layer, source, name.format(i=index), layout)
+    for layer, name in zip(list(model.head.layers)[::2], layout.head, strict=True):
+        _fill_layer(layer, source, name, layout)
+    _copy(model.embedding.weight, source[layout.embedding], layout.embedding)
+    return model
+
+
+def _fill_layer(layer: Any, source: Mapping[str, Tensor], name: str, layout: Layout) -> None:
+    weight = source[name + layout.weight]
+    _copy(layer.weight, weight.T if layout.transposed else weight, name)
+    if layer.bias is not None:
+        _copy(layer.bias, source[name + layout.bias], name)
+    elif name + layout.bias in source:
+        raise ValueError(f"{name} has a bias, which this model has no place for")
+
+
+def _copy(target: Tensor, value: Tensor, name: str) -> None:
+    if target.shape != value.shape:
+        raise ValueError(f"{name} has shape {list(value.shape)}, expected {list(target.shape)}")
+    with torch.no_grad():
+        target.copy_(value)
+
+
+def _count(source: Mapping[str, Tensor], pattern: str) -> int:
+    count = 0
+    while pattern.format(i=count) in source:
+        count += 1
+    return count
+
+
+def _sizes(source: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
+    """Sizes that every layout tells by the shapes of its tensors."""
+    elements, hidden = source[layout.embedding].shape
+    filters_in = source[layout.filters[0].format(i=0) + layout.weight]
+    if layout.transposed:
+        filters_in = filters_in.T
+    heads = [source[name + layout.weight] for name in layout.head[:-1]]
+    return {
+        "num_elements": elements,
+        "hidden_channels": hidden,
+        "num_filters": filters_in.shape[0],
+        "num_basis": filters_in.shape[1],
+        "num_interactions": _count(source, layout.lin_in + layout.weight),
+        "head_hidden": [w.shape[1] if layout.transposed else w.shape[0] for w in heads],
+    }
+
+
+def from_official(source: Mapping[str, Tensor], meta: dict[str, Any]) -> SchNet:
+    """The authors' 2018 code (TensorFlow variables)."""
+    model = SchNet(
+        **_sizes(source, OFFICIAL),
+        cutoff=meta["cutoff"],
+        gaussian_coefficient=1.0 / meta["gap"],
+        cutoff_function="none",
+        activation="ssp14",
+        filter_activation=True,
+        scale=float(source["std_per_atom:0"]),
+        mean=float(source["mean_per_atom:0"]),
+        reference=source["atomref/embeddings/W:0"].flatten().tolist(),
+    )
+    return fill(model, source, OFFICIAL)
+
+
+def from_schnetpack_weights(source: Mapping[str, Tensor], meta: dict[str, Any]) -> SchNet:
+    """SchNetPack 2: SchNet with Gaussians, cosine cutoff and an ``Atomwise`` head (SiLU)."""
+    model = SchNet(
+        **_sizes(source, SCHNETPACK),
+        cutoff=float(source["representation.cutoff_fn.cutoff"]),
+        head_activation="silu",
+    )
+    with torch.no_grad():  # as stored, also where they were trained
+        model.basis.centers.copy_(source["representation.radial_basis.offsets"])
+        widths = source["representation.radial_basis.widths"].double()
+        model.basis.widths.copy_(0.5 / widths**2)
+    return fill(model, source, SCHNETPACK)
+
+
+def from_mlcg_weights(source: Mapping[str, Tensor], meta: dict[str, Any]) -> SchNet:
+    """The coarse-grained SchNet of mlcg: tanh, exponential-normal basis, cosine cutoff twice."""
+    model = SchNet(
+        **_sizes(source, MLCG),
+        cutoff=meta["cutoff_upper"],
+        basis="exponential",
+        activation="tanh",
+        filter_bias=False,
+        head_bias=False,
+    )
+    with torch.no_grad():
+        model.basis.centers.copy_(source["rbf_layer.means"])
+        model.basis.widths.copy_(source["rbf_layer.betas"])
+    return fill(model, source, MLCG)
+
+
+Recipe = Callable[[Mapping[str, Tensor], dict[str, Any]], SchNet]
+
+#: Recipes by a name that only that code's files have.
+RECIPES: dict[str, Recipe] = {
+    OFFICIAL.embedding: from_official,
+    SCHNETPACK.embedding: from_schnetpack_weights,
+    MLCG.embedding: from_mlcg_weights,
+}
+
+
+def from_pyg_schnet(module: Any) -> SchNet:
+    """PyTorch Geometric's ``SchNet`` with its weights, see :func:`molkern.interop.from_pyg`."""
+    readout = type(module.readout).__name__
+    if module.dipole or readout != "SumAggregation":
+        found = "dipole=True" if module.dipole else f"readout {readout}"
+        raise ValueError(f"from_pyg converts SchNet with a summed energy, this one has {found}")
+    state = module.state_dict()
+    factor = 1.0 if module.scale is None else float(module.scale)
+    scale = factor * (1.0 if module.std is None else float(module.std))
+    mean = factor * (0.0 if module.mean is None else float(module.mean))
+    if (module.mean is None) != (module.std is None):
+        scale, mean = factor, 0.0  # PyTorch Geometric applies the two only together
+    reference = None
+    if module.atomref is not None:
+        reference = (factor * module.atomref.weight.detach().double().flatten()).tolist()
+    model = SchNet(
+        **_sizes(state, PYG),
+        cutoff=float(module.cutoff),
+        scale=scale,
+        mean=mean,
+        reference=reference,
+        trainable_reference=reference is not None,
+    )
+    model.to(state[PYG.embedding].dtype).to(state[PYG.embedding].device)
+    with torch.no_grad():
+        model.basis.centers.copy_(state["distance_expansion.offset"])
+        model.basis.widths.fill_(-float(module.distance_expansion.coeff))
+    return fill(model, state, PYG)

@@ -1,0 +1,52 @@
+"""A neighbor list that is kept while it is valid."""
+
+from __future__ import annotations
+
+import torch
+
+from ..graph import AtomicBatch, NeighborList
+
+
+class VerletList:
+    """Makes neighbor lists with a skin and reuses them until an atom has moved half of it.
+
+    Verlet, Phys. Rev. 159, 98 (1967). A list with cutoff + skin holds every pair within the cutoff
+    as long as no atom has moved farther than skin / 2 and the cell is the same.
+
+    Args:
+        cutoff, skin: in the unit of the positions; a skin of 0 makes a list every time.
+
+    Attributes:
+        builds: how often a list was made.
+    """
+
+    def __init__(self, cutoff: float, skin: float):
+        if not skin >= 0:
+            raise ValueError(f"skin must not be negative, got {skin}")
+        self.cutoff, self.skin = cutoff, skin
+        self.builds = 0
+        self._made_for: AtomicBatch | None = None
+        self._neighbors: NeighborList | None = None
+
+    def __call__(self, batch: AtomicBatch) -> NeighborList:
+        """A list that holds every pair of ``batch`` within the cutoff."""
+        if self._neighbors is None or not self._valid(batch):
+            self._neighbors = batch.neighbors(self.cutoff + self.skin)
+            self._made_for = batch
+            self.builds += 1
+        return self._neighbors
+
+    def _valid(self, batch: AtomicBatch) -> bool:
+        old = self._made_for
+        if old is None or self.skin == 0 or old.positions.shape != batch.positions.shape:
+            return False
+        pairs = ((old.cell, batch.cell), (old.pbc, batch.pbc), (old.batch, batch.batch))
+        for before, now in pairs:
+            if (before is None) != (now is None):
+                return False
+            if before is not None and now is not None and not torch.equal(before, now):
+                return False
+        if batch.num_atoms == 0:
+            return True
+        moved = (batch.positions - old.positions).square().sum(1).max()
+        return bool(moved < (0.5 * self.skin) ** 2)

@@ -1,0 +1,198 @@
+"""From atomic energies to energies, forces and stress; saving and loading of models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..graph import AtomicBatch, NeighborList
+from ..ops import segment_sum
+
+FORMAT = 1
+
+
+class Potential(nn.Module):
+    """Base of all models: sums atomic energies per system and differentiates the sum.
+
+    A model derives from it, sets ``cutoff`` and ``num_elements``, and defines
+    :meth:`atomic_energies`. Its constructor arguments are kept by :meth:`remember`, so that
+    :meth:`save` writes a file that :func:`load` can rebuild the model from.
+    """
+
+    cutoff: float
+    num_elements: int
+    config: dict[str, Any]
+
+    def remember(self, **config: Any) -> None:
+        """Keeps the constructor's arguments, which must be plain JSON values."""
+        self.config = config
+
+    def atomic_energies(
+        self, numbers: Tensor, distances: Tensor, neighbors: NeighborList
+    ) -> Tensor:
+        """Energies of the atoms, ``[N]``, float64, from ``[N]`` numbers and ``[E]`` distances."""
+        raise NotImplementedError(f"{type(self).__name__} does not define atomic_energies")
+
+    def forward(
+        self,
+        batch: AtomicBatch,
+        forces: bool = False,
+        stress: bool = False,
+        neighbors: NeighborList | None = None,
+    ) -> dict[str, Tensor]:
+        """Energies, and if wanted forces and stress, in the units the model was trained in.
+
+        Args:
+            batch: systems of the model's type and on its device.
+            forces: adds ``"forces"`` = −dE/dR, ``[N, 3]``.
+            stress: adds ``"stress"`` = (dE/dε) / V, symmetric, ``[B, 3, 3]``; needs cells.
+            neighbors: a list made elsewhere, with at least the model's cutoff.
+
+        Returns:
+            ``"energy"`` ``[B]``, summed in float64 also for a float32 model, and what was asked
+            for. In training mode forces and stress can be differentiated further.
+
+        Raises:
+            TypeError: the batch's type is not the model's.
+            ValueError: atomic numbers outside the model's table, another device, a neighbor list
+                of a shorter cutoff or of other atoms, or a stress without cells.
+        """
+        if not torch.compiler.is_compiling():
+            self._check(batch, neighbors)
+        if neighbors is None:
+            neighbors = batch.neighbors(self.cutoff)
+        positions, cell = batch.positions, batch.cell
+        differentiate = forces or stress
+        if differentiate and not positions.requires_grad:
+            positions = positions.detach().requires_grad_(True)
+        strain = None
+        if stress:
+            positions, cell, strain, unstrained = _strained(batch, positions)
+        else:
+            unstrained = positions
+        with torch.set_grad_enabled(differentiate or torch.is_grad_enabled()):
+            distances = neighbors.distances(positions, cell)
+            atomic = self.atomic_energies(batch.numbers, distances, neighbors)
+            energy = segment_sum(atomic.unsqueeze(1), batch.system_ptr).squeeze(1)
+        if not differentiate:
+            return {"energy": energy}
+        return self._derivatives(batch, energy, unstrained, strain, forces)
+
+    def _derivatives(
+        self,
+        batch: AtomicBatch,
+        energy: Tensor,
+        positions: Tensor,
+        strain: Tensor | None,
+        forces: bool,
+    ) -> dict[str, Tensor]:
+        inputs = [positions] if strain is None else [positions, strain]
+        keep = self.training and torch.is_grad_enabled()
+        grads = torch.autograd.grad(energy.sum(), inputs, create_graph=keep, materialize_grads=True)
+        out = {"energy": energy if keep else energy.detach()}
+        if forces:
+            out["forces"] = -grads[0]
+        if strain is not None and batch.cell is not None:
+            volume = torch.linalg.det(batch.cell).abs().reshape(-1, 1, 1)
+            symmetric = 0.5 * (grads[1] + grads[1].transpose(1, 2))
+            out["stress"] = symmetric / volume
+        return out
+
+    def _check(self, batch: AtomicBatch, neighbors: NeighborList | None) -> None:
+        weight = next(self.parameters())
+        if batch.positions.dtype != weight.dtype:
+            raise TypeError(
+                f"positions are {batch.positions.dtype} but the model is {weight.dtype}: use "
+                f"batch.to(dtype={weight.dtype}) or model.to({batch.positions.dtype})"
+            )
+        if batch.positions.device != weight.device:
+            raise ValueError(
+                f"the batch is on {batch.positions.device} but the model is on {weight.device}: "
+                f"use batch.to({str(weight.device)!r}) or model.to(...)"
+            )
+        low, high = batch.number_range
+        if low < 0 or high >= self.num_elements:
+            wrong = low if low < 0 else high
+            atom = int((batch.numbers == wrong).nonzero()[0])
+            raise ValueError(
+                f"atom {atom} has number {wrong}, but the model's table goes from 0 to "
+                f"{self.num_elements - 1}"
+            )
+        if neighbors is None:
+            return
+        if neighbors.num_atoms != batch.num_atoms:
+            raise ValueError(
+                f"the neighbor list is for {neighbors.num_atoms} atoms, the batch has "
+                f"{batch.num_atoms}"
+            )
+        if neighbors.cutoff is not None and neighbors.cutoff < self.cutoff:
+            raise ValueError(
+                f"the neighbor list's cutoff {neighbors.cutoff} is shorter than the model's "
+                f"{self.cutoff}: make it with neighbor_list(positions, {self.cutoff}, ...)"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Writes weights and configuration to one safetensors file, for :func:`load`."""
+        description = {"format": FORMAT, "model": type(self).__name__, "config": self.config}
+        tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
+        metadata = {"molkern": json.dumps(description)}
+        safetensors.torch.save_file(tensors, str(path), metadata=metadata)
+
+
+def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Positions and cells under a strain of zero, the strain, and the positions as they were."""
+    if batch.cell is None:
+        raise ValueError("stress needs a cell: give the batch its lattice vectors")
+    volumes = torch.linalg.det(batch.cell.detach()).abs()
+    if not torch.compiler.is_compiling() and bool((volumes == 0).any()):
+        system = int((volumes == 0).nonzero()[0])
+        raise ValueError(f"stress needs cells with a volume; that of system {system} is 0")
+    identity = torch.eye(3, dtype=positions.dtype, device=positions.device)
+    strain = torch.zeros_like(batch.cell).requires_grad_(True)
+    deformation = identity + strain
+    if batch.batch is None:
+        moved = positions @ deformation[0]
+    else:
+        moved = torch.einsum("na,nab->nb", positions, deformation[batch.batch])
+    return moved, batch.cell @ deformation, strain, positions
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> Potential:
+    """The model that :meth:`Potential.save` wrote, in evaluation mode.
+
+    Raises:
+        ValueError: not a file of molkern's, or one of a newer format.
+    """
+    from . import MODELS
+
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    if "molkern" not in metadata:
+        raise ValueError(
+            f"{path} holds no molkern model; for other packages' weights see molkern.interop"
+        )
+    description = json.loads(metadata["molkern"])
+    if description["format"] > FORMAT or description["model"] not in MODELS:
+        raise ValueError(
+            f"{path} holds a {description['model']} in format {description['format']}; this "
+            f"version of molkern reads {sorted(MODELS)} up to format {FORMAT}: update molkern"
+        )
+    tensors = safetensors.torch.load_file(str(path), device=str(device))
+    model = MODELS[description["model"]](**description["config"])
+    model.to(device=device, dtype=_network_type(tensors))
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _network_type(tensors: dict[str, Tensor]) -> torch.dtype:
+    """The type of the embedding: references are float64 in every model."""
+    return next(value.dtype for key, value in tensors.items() if key.startswith("embedding"))

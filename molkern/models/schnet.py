@@ -1,0 +1,188 @@
+"""SchNet (Schütt et al., J. Chem. Phys. 148, 241722 (2018)) in its published variants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..graph import NeighborList
+from ..nn import (
+    AtomicReference,
+    AtomwiseHead,
+    ExponentialBasis,
+    FilterNetwork,
+    GaussianBasis,
+    SchNetInteraction,
+)
+from .potential import Potential
+
+
+class SchNet(Potential):
+    """SchNet: continuous-filter convolutions over neighbors, energies as sums over atoms.
+
+    ``x_i ← x_i + W₂ a(W₁ Σ_j (W_in x_j) ∘ W(d_ij) + b₁) + b₂``, T times, then a dense head per atom:
+    ``E = Σ_i scale · ŷ_i + mean + E0[Z_i]``. By default the variant of PyTorch Geometric and
+    SchNetPack (Gaussians scaled by their spacing, cosine cutoff, linear second filter layer);
+    :meth:`official` makes the one of the 2018 code. Schütt et al., J. Chem. Phys. 148, 241722 (2018).
+
+    Args:
+        hidden_channels: features per atom.
+        num_filters: width of the convolution.
+        num_interactions: number of interaction blocks T.
+        num_basis: number of radial functions K.
+        cutoff: in the unit of the positions.
+        num_elements: size of the embedding; atomic numbers are 0 to ``num_elements − 1``.
+        basis: ``"gaussian"``, or ``"exponential"`` (with its cosine cutoff, as in mlcg).
+        gaussian_coefficient: γ of the Gaussians, where it does not follow from the spacing.
+        cutoff_function: of the filters, ``"cosine"``, ``"none"`` or another one.
+        activation: ``"ssp"``, ``"ssp14"`` (see :class:`molkern.nn.ShiftedSoftplus`), ``"tanh"`` or
+            ``"silu"``.
+        head_activation: of the head; by default ``activation``.
+        head_hidden: widths of the head's activated layers; by default ``[hidden_channels // 2]``.
+        filter_activation: whether the second filter layer is activated too.
+        filter_bias: whether the second filter layer has a bias.
+        head_bias: whether the last layer has a bias.
+        aggregation: ``"sum"`` or ``"mean"`` over neighbors.
+        scale, mean, reference: see :class:`molkern.nn.AtomicReference`; ``reference`` here is the
+            list of energies by atomic number.
+        trainable_reference: whether the references are parameters.
+
+    >>> import torch, molkern
+    >>> model = molkern.models.SchNet(hidden_channels=16, num_filters=16, num_interactions=2)
+    >>> water = molkern.AtomicBatch(
+    ...     torch.tensor([8, 1, 1]), torch.tensor([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    ... )
+    >>> out = model(water, forces=True)
+    >>> out["energy"].shape, out["forces"].shape
+    (torch.Size([1]), torch.Size([3, 3]))
+    """
+
+    def __init__(
+        self,
+        hidden_channels: int = 128,
+        num_filters: int = 128,
+        num_interactions: int = 6,
+        num_basis: int = 50,
+        cutoff: float = 10.0,
+        *,
+        num_elements: int = 100,
+        basis: str = "gaussian",
+        gaussian_coefficient: float | None = None,
+        cutoff_function: str = "cosine",
+        activation: str = "ssp",
+        head_activation: str | None = None,
+        head_hidden: Sequence[int] | None = None,
+        filter_activation: bool = False,
+        filter_bias: bool = True,
+        head_bias: bool = True,
+        aggregation: str = "sum",
+        scale: float = 1.0,
+        mean: float = 0.0,
+        reference: Sequence[float] | None = None,
+        trainable_reference: bool = False,
+    ):
+        super().__init__()
+        self.remember(
+            hidden_channels=hidden_channels,
+            num_filters=num_filters,
+            num_interactions=num_interactions,
+            num_basis=num_basis,
+            cutoff=float(cutoff),
+            num_elements=num_elements,
+            basis=basis,
+            gaussian_coefficient=gaussian_coefficient,
+            cutoff_function=cutoff_function,
+            activation=activation,
+            head_activation=head_activation,
+            head_hidden=None if head_hidden is None else list(head_hidden),
+            filter_activation=filter_activation,
+            filter_bias=filter_bias,
+            head_bias=head_bias,
+            aggregation=aggregation,
+            scale=float(scale),
+            mean=float(mean),
+            reference=None if reference is None else [float(value) for value in reference],
+            trainable_reference=trainable_reference,
+        )
+        self.cutoff, self.num_elements = float(cutoff), num_elements
+        self.embedding = nn.Embedding(num_elements, hidden_channels)
+        nn.init.normal_(self.embedding.weight, std=hidden_channels**-0.25)
+        self.basis: GaussianBasis | ExponentialBasis
+        if basis == "gaussian":
+            self.basis = GaussianBasis(num_basis, cutoff, coefficient=gaussian_coefficient)
+        elif basis == "exponential":
+            self.basis = ExponentialBasis(
+                num_basis, cutoff, alpha=5.0 / cutoff, cutoff_function="cosine"
+            )
+        else:
+            raise ValueError(f"basis must be 'gaussian' or 'exponential', got {basis!r}")
+        self.interactions = nn.ModuleList(
+            SchNetInteraction(
+                hidden_channels,
+                num_filters,
+                FilterNetwork(
+                    num_basis,
+                    num_filters,
+                    cutoff,
+                    activation_name=activation,
+                    cutoff_function=cutoff_function,
+                    final_activation=filter_activation,
+                    final_bias=filter_bias,
+                ),
+                activation_name=activation,
+                aggregation=aggregation,
+            )
+            for _ in range(num_interactions)
+        )
+        self.head = AtomwiseHead(
+            hidden_channels,
+            head_hidden,
+            activation_name=head_activation or activation,
+            final_bias=head_bias,
+        )
+        self.reference = AtomicReference(scale, mean, reference, trainable=trainable_reference)
+
+    @classmethod
+    def official(
+        cls,
+        hidden_channels: int = 64,
+        num_interactions: int = 6,
+        cutoff: float = 20.0,
+        *,
+        num_filters: int | None = None,
+        scale: float = 1.0,
+        mean: float = 0.0,
+        reference: Sequence[float] | None = None,
+    ) -> SchNet:
+        """The model of the authors' 2018 code: both filter layers activated, no cutoff function.
+
+        Gaussians ``exp(−10 Å⁻² (d − μ)²)`` on about 0.1 Å; lengths are in Å.
+        """
+        return cls(
+            hidden_channels,
+            num_filters or hidden_channels,
+            num_interactions,
+            num_basis=math.ceil(cutoff / 0.1),
+            cutoff=cutoff,
+            gaussian_coefficient=10.0,
+            cutoff_function="none",
+            activation="ssp14",
+            filter_activation=True,
+            scale=scale,
+            mean=mean,
+            reference=reference,
+        )
+
+    def atomic_energies(
+        self, numbers: Tensor, distances: Tensor, neighbors: NeighborList
+    ) -> Tensor:
+        x = self.embedding(numbers)
+        basis = self.basis(distances)
+        for interaction in self.interactions:
+            x = interaction(x, basis, distances, neighbors)
+        return self.reference(self.head(x), numbers)
+
+    def extra_repr(self) -> str:
+        return f"parameters={sum(p.numel() for p in self.parameters()):,}"

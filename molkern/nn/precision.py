@@ -1,0 +1,21 @@
+"""Constants that stay in float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Float64Module(nn.Module):
+    """A module whose tensors move with the model to another device, but not to another type.
+
+    Reference energies and the centres of a radial basis are constants: rounded once to float32
+    they would stay wrong in a model that is used in float64 later.
+    """
+
+    keeps_float64 = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        if not self.keeps_float64:
+            return super()._apply(fn, recurse)
+        return super()._apply(lambda tensor: tensor.to(fn(tensor.detach()).device), recurse)
