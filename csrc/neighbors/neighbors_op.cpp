@@ -66,7 +66,7 @@ int64_t count_systems(const Tensor& positions, const OptionalTensor& cell,
   }
   if (cell && cell->dim() == 3) return cell->size(0);
   if (!batch) return 1;
-  return batch->numel() ? batch->select(0, -1).item<int64_t>() + 1 : 0;
+  return batch->numel() ? batch->max().item<int64_t>() + 1 : 0;
 }
 
 void check_batch_type(const Tensor& positions, const Tensor& batch) {

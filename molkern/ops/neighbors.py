@@ -33,7 +33,7 @@ def neighbor_arrays(
         cutoff: in the unit of the positions, positive.
         cell: lattice vectors as rows, ``[3, 3]`` (for every system) or ``[B, 3, 3]``, in the type
             of the positions; None: not periodic. Rows of axes that are not periodic are not used.
-        pbc: periodicity per axis, a bool, ``[3]`` or ``[B, 3]``; None: all axes, if there is a cell.
+        pbc: periodicity per axis, a bool, ``[3]`` or ``[B, 3]``; None: all, with a cell.
         batch: system of each atom, ``[N]``, int32 or int64, not decreasing; None: one system.
         num_systems: by default from ``cell`` or ``batch``; the latter waits for the device.
         capacity: length of the edge arrays, which are then padded (indices −1, shifts 0), and
