@@ -6,7 +6,8 @@ Kernels include no torch headers, so editing one rebuilds in seconds.
 
 Environment:
   MOLKERN_CUDA=0|1       never / always build the CUDA kernels (default: if nvcc and torch allow it)
-  MOLKERN_EMULATE_CUDA=1 build the CUDA kernels for the host, on CPU tensors, for tests
+  MOLKERN_EMULATE_CUDA=1 build the CUDA kernels for the host, on CPU tensors, for tests:
+                         python setup.py build --build-lib build/emulated
   MOLKERN_CXXFLAGS       more flags for the C++ compiler and the linker (sanitizers, say)
   TORCH_CUDA_ARCH_LIST   GPU architectures, as for torch ("8.0;9.0+PTX")
   MAX_JOBS               parallel compile jobs
@@ -26,6 +27,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
+EMULATION = ROOT / "tests" / "cuda_emulation"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Baseline first: the linker keeps the first copy of any inline function, and that copy must run on
 # every machine.
@@ -120,6 +122,11 @@ class NinjaBuild(build_ext):
         from torch.utils import cpp_extension
 
         emulate = os.environ.get("MOLKERN_EMULATE_CUDA", "0") == "1"
+        if emulate and self.inplace:
+            raise SystemExit(
+                "MOLKERN_EMULATE_CUDA=1 makes an extension for tests; build it beside the real "
+                "one: python setup.py build --build-lib build/emulated"
+            )
         cuda = not emulate and wants_cuda(torch)
         nvcc = find_nvcc() if cuda else None
         arch_flags, arch_names = cuda_architectures(nvcc) if cuda else ([], [])
@@ -171,10 +178,10 @@ class NinjaBuild(build_ext):
         for source in cuda_kernels if cuda else []:
             ninja.compile("nvcc", source)
         for source in cuda_kernels if emulate else []:
-            shim = ROOT / "tests" / "cuda_emulation"
-            flags = [*kernel, "-ffp-contract=off", f"-I{shim}", "-x", "c++"]
+            flags = [*kernel, "-ffp-contract=off", "-Wno-unknown-pragmas", f"-I{EMULATION}"]
+            flags += ["-x", "c++"]
             ninja.compile("cxx", source, ".emulated", flags=" ".join(flags))
-        for source in sorted((ROOT / "tests" / "cuda_emulation").glob("*.cpp")) if emulate else []:
+        for source in sorted(EMULATION.glob("*.cpp")) if emulate else []:
             ninja.compile("cxx", source, flags=" ".join(base))
 
         target = Path(self.get_ext_fullpath(ext.name))

@@ -1,9 +1,18 @@
 // The Python module: what is not an operator. Loading it registers the operators.
 #include <pybind11/pybind11.h>
 
+#include <string>
+#include <vector>
+
 #include "common/isa.h"
 
 namespace py = pybind11;
+
+#ifdef MOLKERN_EMULATE_CUDA
+namespace cuda_emulation {
+std::vector<std::string> launched();
+}
+#endif
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "molkern's compiled kernels; use the molkern package";
@@ -22,4 +31,12 @@ PYBIND11_MODULE(_C, module) {
 #endif
     return info;
   });
+#ifdef MOLKERN_EMULATE_CUDA
+  // Names of the CUDA kernels that this process has run so far.
+  module.def("launched_kernels", [] {
+    py::list names;
+    for (const std::string& name : cuda_emulation::launched()) names.append(name);
+    return names;
+  });
+#endif
 }

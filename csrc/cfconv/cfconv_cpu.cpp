@@ -3,6 +3,19 @@
 #include "cfconv/cfconv.h"
 
 namespace molkern {
+namespace {
+
+// Filters seen from the senders lie scattered; they are asked for this many entries ahead.
+constexpr int64_t kAhead = 2;
+constexpr int64_t kCacheLine = 64;
+
+template <typename T>
+void prefetch_row(const T* row, int64_t features) {
+  for (int64_t f = 0; f < features; f += kCacheLine / int64_t(sizeof(T)))
+    __builtin_prefetch(row + f);
+}
+
+}  // namespace
 
 template <Isa isa, typename T>
 void convolve_cpu(const Adjacency& graph, const T* x, const T* w, T* y, int64_t features,
@@ -11,7 +24,10 @@ void convolve_cpu(const Adjacency& graph, const T* x, const T* w, T* y, int64_t 
   for (int64_t row = 0; row < graph.rows; ++row) {
     T* __restrict sum = y + row * features;
     std::fill_n(sum, features, T(0));
-    for (int64_t k = graph.row_ptr[row]; k < graph.row_ptr[row + 1]; ++k) {
+    const int64_t end = graph.row_ptr[row + 1];
+    for (int64_t k = graph.row_ptr[row]; k < end; ++k) {
+      if (graph.edges && k + kAhead < end)
+        prefetch_row(w + graph.edges[k + kAhead] * features, features);
       const T* __restrict neighbor = x + graph.neighbors[k] * features;
       const T* __restrict filter = w + graph.edge(k) * features;
       for (int64_t f = 0; f < features; ++f) sum[f] += neighbor[f] * filter[f];

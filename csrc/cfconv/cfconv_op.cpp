@@ -6,15 +6,16 @@
 namespace molkern {
 namespace {
 
-// x [atoms, F], filters [E, F] -> [rows, F]. Only the backward formula reads what follows the first
-// adjacency: its transpose, and whether some edges belong to no row.
+// x [atoms, F], filters [E, F] -> [rows, F]. Only the backward formula reads the transposed
+// adjacency that follows the first, and whether some edges belong to no row.
 Tensor cfconv(const Tensor& x, const Tensor& filters, const Tensor& row_ptr,
-              const Tensor& neighbors, const OptionalTensor& edges, const Tensor&, const Tensor&,
-              const OptionalTensor&, bool) {
+              const Tensor& neighbors, const OptionalTensor& edges, const Tensor& t_row_ptr,
+              const Tensor&, const OptionalTensor&, bool) {
   constexpr auto op = "cfconv";
   check_real(op, "x", x, 2);
   check_real(op, "filters", filters, 2);
   check_like(op, "filters", filters, "x", x);
+  check_size(op, "x", x, 0, t_row_ptr.numel() - 1);
   check_size(op, "filters", filters, 0, neighbors.numel());
   check_size(op, "filters", filters, 1, x.size(1));
   const Adjacency graph = adjacency(op, row_ptr, neighbors, edges, x);
@@ -37,8 +38,8 @@ Tensor cfconv(const Tensor& x, const Tensor& filters, const Tensor& row_ptr,
 
 // a [rows, F], b [atoms, F] -> [E, F]; entries of a padded graph that belong to no row are zero.
 Tensor edge_product(const Tensor& a, const Tensor& b, const Tensor& row_ptr,
-                    const Tensor& neighbors, const OptionalTensor& edges, const Tensor&,
-                    const Tensor&, const OptionalTensor&, bool padded) {
+                    const Tensor& neighbors, const OptionalTensor& edges,
+                    const Tensor& t_row_ptr, const Tensor&, const OptionalTensor&, bool padded) {
   constexpr auto op = "edge_product";
   check_real(op, "a", a, 2);
   check_real(op, "b", b, 2);
@@ -46,6 +47,7 @@ Tensor edge_product(const Tensor& a, const Tensor& b, const Tensor& row_ptr,
   check_size(op, "b", b, 1, a.size(1));
   const Adjacency graph = adjacency(op, row_ptr, neighbors, edges, a);
   check_size(op, "a", a, 0, graph.rows);
+  check_size(op, "b", b, 0, t_row_ptr.numel() - 1);
   const c10::DeviceGuard guard(a.device());
   const Tensor p = empty_result({neighbors.numel(), a.size(1)}, a.options());
   if (padded) p.zero_();

@@ -2,9 +2,7 @@
 
 #include <c10/util/Exception.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
+#include "common/memory.h"
 
 #ifdef MOLKERN_WITH_CUDA
 #include <c10/cuda/CUDAStream.h>
@@ -32,16 +30,7 @@ Stream current_stream([[maybe_unused]] const Tensor& tensor) {
 
 Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
   const Tensor result = at::empty(sizes, options);
-#ifdef __linux__
-  constexpr uintptr_t huge_page = 2 << 20;
-  if (result.is_cpu() && result.nbytes() >= 2 * huge_page) {
-    const auto begin = reinterpret_cast<uintptr_t>(result.mutable_data_ptr());
-    const uintptr_t first = (begin + huge_page - 1) / huge_page * huge_page;
-    const uintptr_t last = (begin + result.nbytes()) / huge_page * huge_page;
-    // Advice only: where it is refused, the memory is as good as before.
-    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  }
-#endif
+  if (result.is_cpu()) prefer_large_pages(result.mutable_data_ptr(), result.nbytes());
   return result;
 }
 

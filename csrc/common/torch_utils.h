@@ -27,9 +27,7 @@ Stream current_stream(const Tensor& tensor);
 
 inline int num_threads() { return at::get_num_threads(); }
 
-// An uninitialised tensor for a result. On Linux a large one on the CPU asks for huge pages: fresh
-// memory is mapped page by page on first touch, which for 4 KiB pages costs several times what
-// writing a result of size edges x features does.
+// An uninitialised tensor for a result; a large one on the CPU asks for large pages (memory.h).
 Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 // float32 or float64, contiguous, with the named number of dimensions.

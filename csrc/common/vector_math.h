@@ -1,6 +1,6 @@
 // exp, sin and cos without branches or tables, so that they run on vectors. A value V is a float, a
-// double or a GCC/Clang vector of them (Vector<T, lanes>); in CUDA device code it is a number and
-// the CUDA functions do the work.
+// double or a GCC/Clang vector of them (Vector<T, lanes>); in CUDA device code it is a number.
+// There CUDA's exp does the work; its sin and cos would need a stack for huge arguments.
 //
 // All reduce the argument after Cody and Waite: x - k C with the constant C in pieces of so few
 // bits that k times each piece is exact. Polynomials are Chebyshev interpolants of the remaining
@@ -123,17 +123,14 @@ MOLKERN_INLINE V exponential(V x) {
 template <typename V>
 MOLKERN_INLINE void sine_cosine(V x, V* sine, V* cosine) {
   using T = Scalar<V>;
-#ifdef __CUDA_ARCH__
-  if constexpr (sizeof(T) == 4)
-    ::sincosf(x, sine, cosine);
-  else
-    ::sincos(x, sine, cosine);
-#else
   using namespace vector_math;
   constexpr int top = sizeof(T) * 8 - 2;
   constexpr auto sign = typename VectorTraits<V>::Int(1) << (top + 1);
   const V shifted = x * T(0.63661977236758134308) + round_shift<T>;
-  const V r = reduce_half_pi(x, shifted - round_shift<T>);
+  V r = reduce_half_pi(x, shifted - round_shift<T>);
+  // Where |x| is beyond any reduction, something bounded still; NaN stays.
+  r = r > T(1) ? splat<V>(T(1)) : r;
+  r = r < T(-1) ? splat<V>(T(-1)) : r;
   const V r2 = r * r;
   const V s = sin_tail(r2) * r2 * r + r;
   const V c = cos_tail(r2) * r2 * r2 + (T(1) - T(0.5) * r2);
@@ -141,7 +138,6 @@ MOLKERN_INLINE void sine_cosine(V x, V* sine, V* cosine) {
   const auto odd = (quadrant & 1) != 0;
   *sine = from_bits<V>(to_bits(odd ? c : s) ^ ((quadrant << top) & sign));
   *cosine = from_bits<V>(to_bits(odd ? s : c) ^ (((quadrant + 1) << top) & sign));
-#endif
 }
 
 }  // namespace molkern

@@ -1,7 +1,8 @@
 // Loops over blocks of edges. In a block the terms of the edges are computed first, vectorised over
 // edges, then each row [K] of basis functions, vectorised over k.
 //
-// Rows are worked on in whole vectors, with parameters padded by zeros. Where K is no multiple of
+// Rows are worked on in whole vectors, with parameters padded by harmless ones (a
+// width of 1 keeps their Gaussians from overflowing). Where K is no multiple of
 // the width, the last vector of a row reaches into the next rows: writing, the next row then
 // overwrites it; reading, its extra lanes are masked. Only where that would leave the block (the
 // tensor, for reading) the last vector goes through a buffer.
@@ -21,9 +22,9 @@ int64_t count_blocks(int64_t edges) { return (edges + block_edges - 1) / block_e
 
 // K numbers (zeros where null) in whole vectors.
 template <typename V>
-std::vector<V> padded(const Scalar<V>* values, int64_t count) {
+std::vector<V> padded(const Scalar<V>* values, int64_t count, Scalar<V> padding = 0) {
   constexpr int64_t lanes = sizeof(V) / sizeof(Scalar<V>);
-  std::vector<V> result((count + lanes - 1) / lanes);
+  std::vector<V> result((count + lanes - 1) / lanes, splat<V>(padding));
   for (int64_t k = 0; values && k < count; ++k) result[k / lanes][k % lanes] = values[k];
   return result;
 }
@@ -116,15 +117,6 @@ class BlockSums {
   }
 };
 
-// Calls function(basis) with a constant; the exponential basis has the formulas of the gaussian.
-template <typename Function>
-void with_formulas(RadialBasis basis, Function&& function) {
-  if (basis == RadialBasis::bessel)
-    function(std::integral_constant<RadialBasis, RadialBasis::bessel>{});
-  else
-    function(std::integral_constant<RadialBasis, RadialBasis::gaussian>{});
-}
-
 // Calls run(block, first edge, number of edges) for every block.
 template <typename Run>
 void for_blocks(int64_t edges, int threads, Run&& run) {
@@ -139,7 +131,7 @@ template <RadialBasis basis, typename V, typename T = Scalar<V>>
 void value(const RadialForm& form, const T* d, const T* p, const T* q, T* y, int64_t edges,
            int64_t functions, int threads) {
   const auto constants = radial_constants<T>(form);
-  const std::vector<V> ps = padded<V>(p, functions), qs = padded<V>(q, functions);
+  const std::vector<V> ps = padded<V>(p, functions), qs = padded<V>(q, functions, 1);
   const Rows<V> rows(functions);
   for_blocks(edges, threads, [&](int64_t, int64_t first, int64_t count) {
     EdgeBlock<V> terms;
@@ -158,7 +150,7 @@ template <RadialBasis basis, bool parameters, typename V, typename T = Scalar<V>
 void gradient(const RadialForm& form, const T* g, const T* d, const T* p, const T* q, T* gd, T* gp,
               T* gq, int64_t edges, int64_t functions, int threads) {
   const auto constants = radial_constants<T>(form);
-  const std::vector<V> ps = padded<V>(p, functions), qs = padded<V>(q, functions);
+  const std::vector<V> ps = padded<V>(p, functions), qs = padded<V>(q, functions, 1);
   const Rows<V> rows(functions);
   const int64_t kept = parameters ? count_blocks(edges) : 0;
   BlockSums<V> sums_p(kept, rows.vectors), sums_q(kept, rows.vectors);
@@ -188,36 +180,12 @@ void gradient(const RadialForm& form, const T* g, const T* d, const T* p, const 
   sums_q.total(gq, functions);
 }
 
-// The terms of y and its derivatives, differentiated in the direction h, of one edge and vector.
-template <typename V>
-struct Product {
-  V y, y_d, y_p, y_q;
-};
-
-// Along hd alone.
-template <typename V>
-MOLKERN_INLINE Product<V> product_along_d(const RadialEdge<V>& edge, const RadialHessian<V>& f,
-                                          V hd) {
-  return {hd * (edge.c_d * f.b + edge.c_z * f.b_z),
-          hd * (edge.c_dd * f.b + edge.c_dz * f.b_z + edge.c_zz * f.b_zz),
-          hd * (edge.c_d * f.b_p + edge.c_z * f.b_zp), hd * (edge.c_d * f.b_q + edge.c_z * f.b_zq)};
-}
-
-// Along hp and hq.
-template <typename V>
-MOLKERN_INLINE Product<V> product_along_pq(const RadialEdge<V>& edge, const RadialHessian<V>& f,
-                                           V hp, V hq) {
-  const V along = hp * f.b_p + hq * f.b_q;
-  return {edge.c * along, edge.c_d * along + edge.c_z * (hp * f.b_zp + hq * f.b_zq),
-          edge.c * (hp * f.b_pp + hq * f.b_pq), edge.c * (hp * f.b_pq + hq * f.b_qq)};
-}
-
 template <RadialBasis basis, bool parameters, typename V, typename T = Scalar<V>>
 void product(const RadialForm& form, const T* hd, const T* hp, const T* hq, const T* g, const T* d,
              const T* p, const T* q, T* tg, T* td, T* tp, T* tq, int64_t edges, int64_t functions,
              int threads) {
   const auto constants = radial_constants<T>(form);
-  const std::vector<V> ps = padded<V>(p, functions), qs = padded<V>(q, functions);
+  const std::vector<V> ps = padded<V>(p, functions), qs = padded<V>(q, functions, 1);
   const std::vector<V> hps = padded<V>(hp, functions), hqs = padded<V>(hq, functions);
   const Rows<V> rows(functions);
   const int64_t kept = parameters ? count_blocks(edges) : 0;
@@ -236,9 +204,9 @@ void product(const RadialForm& form, const T* hd, const T* hp, const T* hq, cons
       rows.write(tg + (first + e) * functions, tg_end, [&](int64_t v) {
         const RadialHessian<V> f = radial_hessian<basis>(edge, ps[v], qs[v]);
         const V cotangent = rows.read(row, g_end, v);
-        Product<V> t = product_along_d(edge, f, h);
+        RadialProduct<V> t = product_along_d(edge, f, h);
         if constexpr (parameters) {
-          const Product<V> more = product_along_pq(edge, f, hps[v], hqs[v]);
+          const RadialProduct<V> more = product_along_pq(edge, f, hps[v], hqs[v]);
           t = {t.y + more.y, t.y_d + more.y_d, t.y_p + more.y_p, t.y_q + more.y_q};
           sum_p[v] += cotangent * t.y_p;
           sum_q[v] += cotangent * t.y_q;

@@ -191,4 +191,37 @@ MOLKERN_INLINE RadialHessian<V> radial_hessian(const RadialEdge<V>& edge, V p, V
   }
 }
 
+// The terms of y and its derivatives, differentiated in the direction h, of one edge and vector.
+template <typename V>
+struct RadialProduct {
+  V y, y_d, y_p, y_q;
+};
+
+// Along hd alone.
+template <typename V>
+MOLKERN_INLINE RadialProduct<V> product_along_d(const RadialEdge<V>& edge,
+                                                const RadialHessian<V>& f, V hd) {
+  return {hd * (edge.c_d * f.b + edge.c_z * f.b_z),
+          hd * (edge.c_dd * f.b + edge.c_dz * f.b_z + edge.c_zz * f.b_zz),
+          hd * (edge.c_d * f.b_p + edge.c_z * f.b_zp), hd * (edge.c_d * f.b_q + edge.c_z * f.b_zq)};
+}
+
+// Along hp and hq.
+template <typename V>
+MOLKERN_INLINE RadialProduct<V> product_along_pq(const RadialEdge<V>& edge,
+                                                 const RadialHessian<V>& f, V hp, V hq) {
+  const V along = hp * f.b_p + hq * f.b_q;
+  return {edge.c * along, edge.c_d * along + edge.c_z * (hp * f.b_zp + hq * f.b_zq),
+          edge.c * (hp * f.b_pp + hq * f.b_pq), edge.c * (hp * f.b_pq + hq * f.b_qq)};
+}
+
+// Calls function(basis) with a constant; the exponential basis has the formulas of the gaussian.
+template <typename Function>
+void with_formulas(RadialBasis basis, Function&& function) {
+  if (basis == RadialBasis::bessel)
+    function(std::integral_constant<RadialBasis, RadialBasis::bessel>{});
+  else
+    function(std::integral_constant<RadialBasis, RadialBasis::gaussian>{});
+}
+
 }  // namespace molkern

@@ -130,7 +130,7 @@ def from_official(source: Mapping[str, Tensor], meta: dict[str, Any]) -> SchNet:
         cutoff=meta["cutoff"],
         gaussian_coefficient=1.0 / meta["gap"],
         cutoff_function="none",
-        activation="ssp14",
+        activation="ssp_official",
         filter_activation=True,
         scale=float(source["std_per_atom:0"]),
         mean=float(source["mean_per_atom:0"]),
@@ -197,6 +197,7 @@ def from_pyg_schnet(module: Any) -> SchNet:
     model = SchNet(
         **_sizes(state, PYG),
         cutoff=float(module.cutoff),
+        activation="ssp_pyg",
         scale=scale,
         mean=mean,
         reference=reference,

@@ -94,7 +94,9 @@ class Potential(nn.Module):
     ) -> dict[str, Tensor]:
         inputs = [positions] if strain is None else [positions, strain]
         keep = self.training and torch.is_grad_enabled()
-        grads = torch.autograd.grad(energy.sum(), inputs, create_graph=keep, materialize_grads=True)
+        grads = torch.autograd.grad(
+            energy, inputs, torch.ones_like(energy), create_graph=keep, materialize_grads=True
+        )
         out = {"energy": energy if keep else energy.detach()}
         if forces:
             out["forces"] = -grads[0]

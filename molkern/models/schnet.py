@@ -37,8 +37,8 @@ class SchNet(Potential):
         basis: ``"gaussian"``, or ``"exponential"`` (with its cosine cutoff, as in mlcg).
         gaussian_coefficient: γ of the Gaussians, where it does not follow from the spacing.
         cutoff_function: of the filters, ``"cosine"``, ``"none"`` or another one.
-        activation: ``"ssp"``, ``"ssp14"`` (see :class:`molkern.nn.ShiftedSoftplus`), ``"tanh"`` or
-            ``"silu"``.
+        activation: ``"ssp"``, ``"tanh"`` or ``"silu"``; also ``"ssp_official"`` and ``"ssp_pyg"``,
+            see :class:`molkern.nn.ShiftedSoftplus`.
         head_activation: of the head; by default ``activation``.
         head_hidden: widths of the head's activated layers; by default ``[hidden_channels // 2]``.
         filter_activation: whether the second filter layer is activated too.
@@ -168,7 +168,7 @@ class SchNet(Potential):
             cutoff=cutoff,
             gaussian_coefficient=10.0,
             cutoff_function="none",
-            activation="ssp14",
+            activation="ssp_official",
             filter_activation=True,
             scale=scale,
             mean=mean,

@@ -11,32 +11,38 @@ class ShiftedSoftplus(nn.Module):
     """``ssp(x) = ln(½ eˣ + ½)``, zero at zero (Schütt et al., J. Chem. Phys. 148, 241722 (2018)).
 
     Args:
-        threshold: beyond it ``x − ln 2`` is taken. PyTorch Geometric and SchNetPack have 20 (off by
-            2e-9), the authors' 2018 code has 14 (off by 8e-7, visible in forces in float64).
+        threshold: beyond it ``x − shift`` is taken. PyTorch Geometric and SchNetPack have 20 (off
+            by 2e-9), the authors' 2018 code has 14 (off by 8e-7, visible in forces in float64).
+        shift: ln 2; PyTorch Geometric has it rounded to float32, also in float64.
 
     >>> import torch, molkern
     >>> molkern.nn.ShiftedSoftplus()(torch.zeros(2))
     tensor([0., 0.])
     """
 
-    def __init__(self, threshold: float = 20.0):
+    def __init__(self, threshold: float = 20.0, shift: float = math.log(2.0)):
         super().__init__()
-        self.threshold = threshold
+        self.threshold, self.shift = threshold, shift
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.softplus(x, threshold=self.threshold) - math.log(2.0)
+        return nn.functional.softplus(x, threshold=self.threshold) - self.shift
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "ssp": ShiftedSoftplus,
-    "ssp14": lambda: ShiftedSoftplus(threshold=14.0),
+    "ssp_official": lambda: ShiftedSoftplus(threshold=14.0),
+    "ssp_pyg": lambda: ShiftedSoftplus(shift=float(torch.tensor(2.0).log())),
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
 
 
 def activation(name: str) -> nn.Module:
-    """The activation called ``"ssp"``, ``"ssp14"``, ``"silu"`` (swish) or ``"tanh"``."""
+    """The activation of that name.
+
+    ``"ssp"`` (shifted softplus), ``"silu"`` (swish) or ``"tanh"``; ``"ssp_official"`` and
+    ``"ssp_pyg"`` are the shifted softplus as SchNet's 2018 code and PyTorch Geometric round it.
+    """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]()

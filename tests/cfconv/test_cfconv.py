@@ -1,0 +1,166 @@
+import pytest
+import torch
+from reference.cfconv import cfconv as reference_cfconv
+from torch.autograd import gradcheck, gradgradcheck
+
+import molkern
+from molkern.ops import cfconv, segment_sum
+
+
+def random_graph(atoms, edges, symmetric, device="cpu"):
+    pairs = torch.randint(0, max(atoms, 1), (2, edges))
+    if symmetric:
+        pairs = torch.cat([pairs, pairs.flip(0)], 1)
+    return molkern.NeighborList.from_edge_index(pairs.to(device), atoms)
+
+
+def inputs(graph, features, dtype=torch.float64):
+    device = graph.row_ptr.device
+    x = torch.randn(graph.num_atoms, features, dtype=dtype, device=device, requires_grad=True)
+    shape = (graph.num_edges, features)
+    w = torch.randn(shape, dtype=dtype, device=device, requires_grad=True)
+    return x, w
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("features", [1, 3, 8, 31, 64, 130])
+def test_equals_plain_torch(features, dtype, symmetric, device):
+    graph = random_graph(40, 300, symmetric, device)
+    assert (graph.reverse is not None) == symmetric
+    x, w = inputs(graph, features, dtype)
+    tolerance = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {}
+    ours, plain = cfconv(x, w, graph), reference_cfconv(x, w, graph.edge_index, 40)
+    torch.testing.assert_close(ours, plain, **tolerance)
+    g = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad(ours, (x, w), g), torch.autograd.grad(plain, (x, w), g), strict=True
+    ):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "mean"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_derivatives(symmetric, aggregation, device):
+    graph = random_graph(6, 10, symmetric, device)
+    x, w = inputs(graph, 3)
+
+    def function(x, w):
+        return cfconv(x, w, graph, aggregation=aggregation)
+
+    assert gradcheck(function, (x, w))
+    assert gradgradcheck(function, (x, w))
+
+
+def test_derivatives_of_the_product(device):
+    graph = random_graph(6, 10, False, device)
+    a = torch.randn(6, 3, dtype=torch.float64, device=device, requires_grad=True)
+    b = torch.randn(6, 3, dtype=torch.float64, device=device, requires_grad=True)
+
+    def function(a, b):
+        sides = (*graph.by_receiver, *graph.by_sender)
+        return torch.ops.molkern.edge_product(a, b, *sides, False)
+
+    assert gradcheck(function, (a, b))
+    assert gradgradcheck(function, (a, b))
+
+
+def test_third_derivatives(device):
+    graph = random_graph(5, 8, True, device)
+    x, w = inputs(graph, 2)
+    sides = (*graph.by_receiver, *graph.by_sender)
+
+    def gradient(x, w):
+        y = torch.ops.molkern.cfconv(x, w, *sides, False)
+        return torch.autograd.grad(y.pow(3).sum(), (x, w), create_graph=True)
+
+    assert gradgradcheck(gradient, (x, w))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_opcheck(symmetric, device):
+    graph = random_graph(6, 10, symmetric, device)
+    x, w = inputs(graph, 3)
+    sides = (*graph.by_receiver, *graph.by_sender)
+    torch.library.opcheck(torch.ops.molkern.cfconv.default, (x, w, *sides, False))
+    a, b = torch.randn_like(x), torch.randn_like(x)
+    arguments = (a.requires_grad_(), b.requires_grad_(), *sides, False)
+    torch.library.opcheck(torch.ops.molkern.edge_product.default, arguments)
+
+
+def test_mean_divides_by_the_number_of_neighbors(device):
+    graph = molkern.NeighborList.from_edge_index(
+        torch.tensor([[1, 2, 0], [0, 0, 1]], device=device), 3
+    )
+    x = torch.tensor([[1.0], [2.0], [4.0]], device=device)
+    y = cfconv(x, torch.ones(3, 1, device=device), graph, aggregation="mean")
+    assert y.flatten().tolist() == [3.0, 1.0, 0.0]
+
+
+def test_same_bits_for_every_number_of_threads(threads):
+    graph = random_graph(300, 4000, True)
+    x, w = inputs(graph, 33, torch.float32)
+    results = []
+    for count in (1, 2, 3, 1):
+        threads(count)
+        y = cfconv(x, w, graph)
+        results.append((y, *torch.autograd.grad(y.sin().sum(), (x, w))))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_padding_is_neither_read_nor_summed(device):
+    positions = torch.rand(12, 3, device=device) * 3
+    exact = molkern.neighbor_list(positions, 2.0)
+    padded = molkern.neighbor_list(positions, 2.0, capacity=exact.num_edges + 7)
+    x, w = inputs(exact, 5)
+    more = torch.cat([w.detach(), torch.full((7, 5), torch.nan, device=device)]).requires_grad_()
+    y, z = cfconv(x, w, exact), cfconv(x, more, padded)
+    assert torch.equal(y, z)
+    g = torch.randn_like(y)
+    gx, gw = torch.autograd.grad(y, (x, w), g)
+    hx, hw = torch.autograd.grad(z, (x, more), g)
+    assert torch.equal(gx, hx)
+    assert torch.equal(gw, hw[:-7])
+    assert not hw[-7:].any()
+
+
+@pytest.mark.parametrize("atoms", [0, 1, 5])
+def test_no_edges(atoms, device):
+    graph = random_graph(atoms, 0, True, device)
+    x, w = inputs(graph, 4)
+    y = cfconv(x, w, graph)
+    assert y.shape == (atoms, 4)
+    assert not y.any()
+    y.sum().backward()
+    assert not x.grad.any()
+
+
+def test_segment_sum(device):
+    values = torch.randn(7, 2, dtype=torch.float64, device=device, requires_grad=True)
+    pointers = torch.tensor([0, 3, 3, 7], dtype=torch.int32, device=device)
+    sums = segment_sum(values, pointers)
+    expected = torch.stack([values[:3].sum(0), values[3:3].sum(0), values[3:].sum(0)])
+    torch.testing.assert_close(sums, expected)
+    assert gradcheck(lambda v: segment_sum(v, pointers), (values,))
+    assert gradgradcheck(lambda v: segment_sum(v, pointers).pow(2), (values,))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x, w: (x[0], w), ValueError, r"x must have shape \[N, F\], got \[4\]"),
+        (lambda x, w: (x, w[:-1]), ValueError, "filters must have size 20 in dimension 0"),
+        (lambda x, w: (x, w[:, :3]), ValueError, "filters must have size 4 in dimension 1"),
+        (lambda x, w: (x, w.float()), TypeError, "filters is float but x is double; convert"),
+        (lambda x, w: (x.int(), w.int()), TypeError, "x must be float32 or float64, got int"),
+        (lambda x, w: (x[:-1], w), ValueError, "x must have size 6 in dimension 0"),
+    ],
+)
+def test_wrong_input(change, error, message):
+    graph = random_graph(6, 10, True)
+    x, w = inputs(graph, 4)
+    with pytest.raises(error, match=f"(?i){message}"):
+        cfconv(*change(x, w), graph)
+    with pytest.raises(ValueError, match="aggregation must be 'sum' or 'mean', got 'max'"):
+        cfconv(x, w, graph, aggregation="max")

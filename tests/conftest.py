@@ -1,0 +1,60 @@
+"""What the tests share: devices, the folder of reference data, and graphs to try things on."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import molkern
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() and molkern.build_info()["cuda"] else [])]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads for a test: ``threads(2)``."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def reference_folder() -> Path:
+    default = Path(__file__).parents[2] / "shared" / "data"
+    return Path(os.environ.get("MOLKERN_REFERENCE_DATA", default))
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Loads a file of reference data by name; skips where the folder is not there."""
+
+    def load(name: str) -> dict:
+        path = reference_folder() / name
+        if not path.exists():
+            pytest.skip(f"reference data not found: {path} (set MOLKERN_REFERENCE_DATA)")
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+
+    load.path = lambda name: reference_folder() / name
+    return load
+
+
+@pytest.fixture
+def crystal():
+    """Ten atoms in a small triclinic cell, cutoff beyond half of it, float64."""
+    generator = torch.Generator().manual_seed(1)
+    cell = torch.tensor([[4.0, 0.3, 0.0], [-0.8, 4.4, 0.5], [0.6, -0.2, 5.0]], dtype=torch.float64)
+    positions = torch.rand(10, 3, generator=generator, dtype=torch.float64) @ cell
+    numbers = torch.randint(1, 9, (10,), generator=generator)
+    return numbers, positions, cell

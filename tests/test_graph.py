@@ -1,0 +1,115 @@
+import pytest
+import torch
+
+import molkern
+from molkern import AtomicBatch, NeighborList
+
+
+def test_neighbor_list_and_pairs_agree(device):
+    positions = torch.rand(30, 3, device=device) * 6
+    cell = 6 * torch.eye(3, device=device)
+    nl = molkern.neighbor_list(positions, 3.5, cell)
+    order = torch.randperm(nl.num_edges, device=device)
+    again = NeighborList.from_edge_index(nl.edge_index[:, order], 30, nl.shifts[order])
+    for name in ("row_ptr", "senders", "receivers", "shifts", "reverse"):
+        assert torch.equal(getattr(nl, name), getattr(again, name)), name
+    values = torch.arange(nl.num_edges, device=device)
+    assert torch.equal(again.sort_edges(values[order]), values)
+
+
+def test_sides_of_a_graph_that_is_not_symmetric(device):
+    pairs = torch.tensor([[2, 0, 0, 1, 1], [0, 1, 2, 1, 1]], device=device)
+    graph = NeighborList.from_edge_index(pairs, 3)
+    assert graph.reverse is None
+    assert graph.row_ptr.tolist() == [0, 1, 4, 5]
+    assert graph.senders.tolist() == [2, 0, 1, 1, 0]
+    row_ptr, receivers, edges = graph.by_sender
+    for sender in range(3):
+        for k in range(row_ptr[sender], row_ptr[sender + 1]):
+            assert graph.senders[edges[k]] == sender
+            assert graph.receivers[edges[k]] == receivers[k]
+
+
+def test_reverse_of_given_pairs_with_loops_and_doubles():
+    pairs = torch.tensor([[0, 1, 0, 1, 2, 2], [1, 0, 1, 0, 2, 2]])
+    graph = NeighborList.from_edge_index(pairs, 3)
+    reverse = graph.reverse.long()
+    assert torch.equal(reverse[reverse], torch.arange(6))
+    assert torch.equal(graph.senders[reverse], graph.receivers)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.zeros(3, 2, dtype=torch.int64), 4), ValueError, r"shape \[2, E\], got \[3, 2\]"),
+        ((torch.zeros(2, 2), 4), TypeError, "must be int64 or int32, got torch.float32"),
+        ((torch.tensor([[0, 4], [1, 2]]), 4), ValueError, r"edge 1 joins atoms \[4, 2\], but there"),
+        ((torch.tensor([[0, 1], [1, -1]]), 4), ValueError, r"edge 1 joins atoms \[1, -1\]"),
+        (
+            (torch.tensor([[0], [1]]), 4, torch.zeros(2, 3)),
+            ValueError,
+            r"shifts must have shape \[1, 3\]",
+        ),
+    ],
+)
+def test_wrong_pairs(arguments, error, message):
+    with pytest.raises(error, match=message):
+        NeighborList.from_edge_index(*arguments)
+
+
+def test_batch_from_ase():
+    build = pytest.importorskip("ase.build")
+    water, salt = build.molecule("H2O"), build.bulk("NaCl", "rocksalt", a=5.6)
+    batch = AtomicBatch.from_ase([water, salt], dtype=torch.float64)
+    assert batch.num_systems == 2
+    assert batch.numbers.tolist() == [8, 1, 1, 11, 17]
+    assert batch.system_ptr.tolist() == [0, 3, 5]
+    assert batch.pbc.tolist() == [[False] * 3, [True] * 3]
+    neighbors = batch.neighbors(3.0)
+    assert neighbors.receivers.bincount().tolist() == [2, 2, 2, 6, 6]
+    assert AtomicBatch.from_ase(water).cell is None
+    with pytest.raises(ValueError, match="at least one Atoms object"):
+        AtomicBatch.from_ase([])
+
+
+def test_batch_moves():
+    batch = AtomicBatch(torch.tensor([1, 1]), torch.zeros(2, 3), torch.tensor([0, 1]))
+    assert batch.to(dtype=torch.float64).positions.dtype == torch.float64
+    assert batch.to("cpu").num_systems == 2
+    assert "2 systems" in repr(batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"positions": torch.zeros(2, 2)}, ValueError, r"\[N, 3\], got \[2, 2\]"),
+        ({"positions": torch.zeros(2, 3).half()}, TypeError, "float32 or float64, got"),
+        ({"numbers": torch.ones(3, dtype=torch.int64)}, ValueError, r"numbers must have shape"),
+        ({"numbers": torch.ones(2)}, TypeError, "numbers must be integers, got torch.float32"),
+        ({"batch": torch.tensor([0])}, ValueError, r"batch must have shape \[2\]"),
+        ({"batch": torch.tensor([1, 0])}, ValueError, "batch must not decrease"),
+        ({"batch": torch.tensor([-1, 0])}, ValueError, "batch must not decrease and lie in"),
+        ({"pbc": True}, ValueError, "pbc is set but there is no cell"),
+        ({"cell": torch.eye(3), "pbc": [True]}, ValueError, r"pbc must be a bool, \[3\]"),
+        ({"cell": torch.zeros(2, 3)}, ValueError, r"cell must have shape"),
+    ],
+)
+def test_wrong_batch(options, error, message):
+    arguments = {"numbers": torch.ones(2, dtype=torch.int64), "positions": torch.zeros(2, 3)}
+    with pytest.raises(error, match=message):
+        AtomicBatch(**{**arguments, **options})
+
+
+def test_capacity():
+    positions = torch.rand(20, 3) * 4
+    exact = molkern.neighbor_list(positions, 2.0)
+    padded = molkern.neighbor_list(positions, 2.0, capacity=exact.num_edges + 5)
+    assert padded.padded
+    padded.check()
+    assert padded.senders.shape[0] == exact.num_edges + 5
+    assert padded.num_edges == exact.num_edges
+    assert torch.equal(padded.edge_index, exact.edge_index)
+    assert padded.senders[-5:].tolist() == [-1] * 5
+    assert not padded.distances(positions)[-5:].any()
+    with pytest.raises(ValueError, match=f"{exact.num_edges} edges are needed"):
+        molkern.neighbor_list(positions, 2.0, capacity=exact.num_edges - 1)
