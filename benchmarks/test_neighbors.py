@@ -53,6 +53,7 @@ def with_molkern(structure: Structure, cutoff: float):
     batch = None if structure.batch is None else torch.tensor(structure.batch)
     systems = 1 if batch is None else int(batch[-1]) + 1
 
+    @torch.inference_mode()  # no tape, as with the peers
     def run():
         found = molkern.neighbor_list(positions, cutoff, cell, batch=batch, num_systems=systems)
         return found.receivers, found.senders, found.shifts, found.distances(positions, cell)
