@@ -9,6 +9,9 @@ import torch
 
 import molkern
 
+# Tests are small: a second thread only waits. Those about threads set their own number.
+torch.set_num_threads(1)
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() and molkern.build_info()["cuda"] else [])]
 
 

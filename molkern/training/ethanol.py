@@ -1,6 +1,6 @@
 """Trains the SchNet that is shipped with molkern: ``python -m molkern.training.ethanol``.
 
-Minimises ``ρ (E − Ê)² + mean |F − F̂|²`` (Schütt et al., J. Chem. Phys. 148, 241722 (2018), eq. 9)
+Minimises ``ρ (E - Ê)² + mean |F - F̂|²`` (Schütt et al., J. Chem. Phys. 148, 241722 (2018), eq. 9)
 with Adam, a cosine schedule and an exponential moving average of the weights, of which the best on
 the validation frames is kept. Writes the weights and a card with errors and settings.
 """
@@ -100,7 +100,7 @@ errors say little about geometries far from a trajectory at 500 K.
 {rows}
 
 **Training**: {steps:,} steps of {BATCH_SIZE} molecules, Adam from {LEARNING_RATE:g} on a cosine
-schedule, loss {ENERGY_WEIGHT:g}·(E − Ê)² + |F − F̂|², average of the weights with decay {AVERAGE};
+schedule, loss {ENERGY_WEIGHT:g}·(E - Ê)² + |F - F̂|², average of the weights with decay {AVERAGE};
 {minutes:.0f} minutes on {torch.get_num_threads()} CPU thread(s). To train it again:
 `python -m molkern.training.ethanol --steps {steps}`.
 """
