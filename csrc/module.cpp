@@ -2,8 +2,10 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "common/grain.h"
 #include "common/isa.h"
 
 namespace py = pybind11;
@@ -16,6 +18,9 @@ std::vector<std::string> launched();
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "molkern's compiled kernels; use the molkern package";
+  module.def("set_thread_grain", [](int64_t grain) {
+    return std::exchange(molkern::thread_grain(), grain > 0 ? grain : 1);
+  });
   module.def("build_info", [] {
     py::dict info;
     info["compiler"] = MOLKERN_COMPILER;

@@ -24,10 +24,11 @@ def seed():
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads for a test: ``threads(2)``."""
-    before = torch.get_num_threads()
+    """Sets the number of threads for a test, ``threads(2)``, which small cases then use too."""
+    before, grain = torch.get_num_threads(), molkern._C.set_thread_grain(1)
     yield torch.set_num_threads
     torch.set_num_threads(before)
+    molkern._C.set_thread_grain(grain)
 
 
 def reference_folder() -> Path:

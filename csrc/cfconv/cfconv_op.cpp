@@ -30,7 +30,8 @@ Tensor cfconv(const Tensor& x, const Tensor& filters, const Tensor& row_ptr,
       return convolve_cuda<T>(graph, x_data, w_data, y_data, x.size(1), current_stream(x));
 #endif
     with_isa([&](auto isa) {
-      convolve_cpu<isa(), T>(graph, x_data, w_data, y_data, x.size(1), num_threads());
+      convolve_cpu<isa(), T>(graph, x_data, w_data, y_data, x.size(1),
+                             threads_for(filters.numel()));
     });
   });
   return y;
@@ -38,8 +39,8 @@ Tensor cfconv(const Tensor& x, const Tensor& filters, const Tensor& row_ptr,
 
 // a [rows, F], b [atoms, F] -> [E, F]; entries of a padded graph that belong to no row are zero.
 Tensor edge_product(const Tensor& a, const Tensor& b, const Tensor& row_ptr,
-                    const Tensor& neighbors, const OptionalTensor& edges,
-                    const Tensor& t_row_ptr, const Tensor&, const OptionalTensor&, bool padded) {
+                    const Tensor& neighbors, const OptionalTensor& edges, const Tensor& t_row_ptr,
+                    const Tensor&, const OptionalTensor&, bool padded) {
   constexpr auto op = "edge_product";
   check_real(op, "a", a, 2);
   check_real(op, "b", b, 2);
@@ -60,7 +61,7 @@ Tensor edge_product(const Tensor& a, const Tensor& b, const Tensor& row_ptr,
       return edge_product_cuda<T>(graph, a_data, b_data, p_data, a.size(1), current_stream(a));
 #endif
     with_isa([&](auto isa) {
-      edge_product_cpu<isa(), T>(graph, a_data, b_data, p_data, a.size(1), num_threads());
+      edge_product_cpu<isa(), T>(graph, a_data, b_data, p_data, a.size(1), threads_for(p.numel()));
     });
   });
   return p;

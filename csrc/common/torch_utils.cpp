@@ -2,6 +2,9 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+
+#include "common/grain.h"
 #include "common/memory.h"
 
 #ifdef MOLKERN_WITH_CUDA
@@ -26,6 +29,11 @@ Stream current_stream([[maybe_unused]] const Tensor& tensor) {
 #else
   return nullptr;
 #endif
+}
+
+int threads_for(int64_t numbers) {
+  const int64_t worth = numbers / thread_grain();
+  return static_cast<int>(std::clamp<int64_t>(worth, 1, at::get_num_threads()));
 }
 
 Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {

@@ -25,7 +25,8 @@ bool on_cuda(const Tensor& tensor);
 // The current stream of the tensor's device.
 Stream current_stream(const Tensor& tensor);
 
-inline int num_threads() { return at::get_num_threads(); }
+// Threads worth their start for so many numbers read or written: at most torch's own setting.
+int threads_for(int64_t numbers);
 
 // An uninitialised tensor for a result; a large one on the CPU asks for large pages (memory.h).
 Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options);

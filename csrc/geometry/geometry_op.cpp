@@ -53,7 +53,9 @@ Tensor edge_vectors(const Tensor& positions, const OptionalTensor& cell,
     if (on_cuda(positions))
       return edge_vectors_cuda<T>(graph, images, x, c, v, current_stream(positions));
 #endif
-    with_isa([&](auto isa) { edge_vectors_cpu<isa(), T>(graph, images, x, c, v, num_threads()); });
+    with_isa([&](auto isa) {
+      edge_vectors_cpu<isa(), T>(graph, images, x, c, v, threads_for(6 * count));
+    });
   });
   return vectors;
 }
@@ -88,7 +90,8 @@ std::tuple<Tensor, Tensor> edge_vectors_adjoint(
     }
 #endif
     with_isa([&](auto isa) {
-      edge_vectors_adjoint_cpu<isa(), T>(receivers, senders, images, g, gx, gc, num_threads());
+      edge_vectors_adjoint_cpu<isa(), T>(receivers, senders, images, g, gx, gc,
+                                         threads_for(2 * grad.numel()));
     });
   });
   return {positions, cell};
@@ -111,7 +114,7 @@ Tensor edge_norm(const Tensor& vectors) {
 #ifdef MOLKERN_HAS_CUDA_KERNELS
     if (on_cuda(vectors)) return edge_norm_cuda<T>(v, d, edges, current_stream(vectors));
 #endif
-    with_isa([&](auto isa) { edge_norm_cpu<isa(), T>(v, d, edges, num_threads()); });
+    with_isa([&](auto isa) { edge_norm_cpu<isa(), T>(v, d, edges, threads_for(4 * edges)); });
   });
   return distances;
 }
@@ -132,7 +135,8 @@ Tensor edge_norm_grad(const Tensor& grad, const Tensor& vectors) {
 #ifdef MOLKERN_HAS_CUDA_KERNELS
     if (on_cuda(vectors)) return edge_norm_grad_cuda<T>(g, v, gv, edges, current_stream(vectors));
 #endif
-    with_isa([&](auto isa) { edge_norm_grad_cpu<isa(), T>(g, v, gv, edges, num_threads()); });
+    with_isa(
+        [&](auto isa) { edge_norm_grad_cpu<isa(), T>(g, v, gv, edges, threads_for(4 * edges)); });
   });
   return result;
 }
@@ -160,8 +164,9 @@ std::tuple<Tensor, Tensor> edge_norm_hvp(const Tensor& h, const Tensor& grad,
     if (on_cuda(vectors))
       return edge_norm_hvp_cuda<T>(hv, g, v, gg, gv, edges, current_stream(vectors));
 #endif
-    with_isa(
-        [&](auto isa) { edge_norm_hvp_cpu<isa(), T>(hv, g, v, gg, gv, edges, num_threads()); });
+    with_isa([&](auto isa) {
+      edge_norm_hvp_cpu<isa(), T>(hv, g, v, gg, gv, edges, threads_for(4 * edges));
+    });
   });
   return {grad_grad, grad_vectors};
 }

@@ -245,7 +245,7 @@ Result search_on_cpu(const Arguments& a) {
     const auto query = make_query<T>(a, system_ptr.data());
     with_isa([&](auto isa) {
       found = search_neighbors_cpu<isa(), T>(query, row_ptr.mutable_data_ptr<int32_t>(), &status,
-                                             num_threads());
+                                             threads_for(64 * a.atoms()));
     });
   });
   check_status(status, a.capacity.value_or(int32_max), &a);

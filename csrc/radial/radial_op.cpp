@@ -112,7 +112,8 @@ Tensor radial_basis(const Tensor& distances, const Tensor& centers, const Option
       return radial_basis_cuda<T>(form, d, p, q, out, in.edges, in.functions, current_stream(in.d));
 #endif
     with_isa([&](auto isa) {
-      radial_basis_cpu<isa(), T>(form, d, p, q, out, in.edges, in.functions, num_threads());
+      radial_basis_cpu<isa(), T>(form, d, p, q, out, in.edges, in.functions,
+                                 threads_for(4 * in.edges * in.functions));
     });
   });
   return y;
@@ -150,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> radial_basis_grad(const Tensor& cotangent,
 #endif
     with_isa([&](auto isa) {
       radial_basis_grad_cpu<isa(), T>(form, g, d, p, q, out_d, out_p, out_q, in.edges, in.functions,
-                                      num_threads());
+                                      threads_for(4 * in.edges * in.functions));
     });
   });
   return {gd, gp, gq};
@@ -193,7 +194,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> radial_basis_hvp(
 #endif
     with_isa([&](auto isa) {
       radial_basis_hvp_cpu<isa(), T>(form, hd, hp, hq, g, d, p, q, out_g, out_d, out_p, out_q,
-                                     in.edges, in.functions, num_threads());
+                                     in.edges, in.functions,
+                                     threads_for(4 * in.edges * in.functions));
     });
   });
   return {tg, td, tp, tq};
