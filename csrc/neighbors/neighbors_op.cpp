@@ -134,6 +134,31 @@ NeighborQuery<T> make_query(const Arguments& a, const int32_t* system_ptr) {
           a.algorithm};
 }
 
+template <typename Index>
+void fill_systems(const Tensor& batch, int64_t systems, int32_t* system, int32_t* system_ptr) {
+  const Tensor contiguous = batch.contiguous();
+  const Index* index = contiguous.const_data_ptr<Index>();
+  int64_t before = 0;
+  system_ptr[0] = 0;
+  for (int64_t i = 0; i < batch.numel(); ++i) {
+    const int64_t s = index[i];
+    TORCH_CHECK_VALUE(s >= before && s < systems, op, ": batch must not decrease and lie in [0, ",
+                      systems, "), but batch[", i, "] is ", s, i ? c10::str(" after ", before) : "",
+                      "; sort the atoms by system");
+    for (; before < s; ++before) system_ptr[before + 1] = static_cast<int32_t>(i);
+    system[i] = static_cast<int32_t>(s);
+  }
+  for (; before < systems; ++before) system_ptr[before + 1] = static_cast<int32_t>(batch.numel());
+}
+
+// Fills system [N] and system_ptr [B + 1] from the batch, which is on the CPU.
+void fill_systems(const Tensor& batch, int64_t systems, int32_t* system, int32_t* system_ptr) {
+  if (batch.scalar_type() == at::kInt)
+    fill_systems<int32_t>(batch, systems, system, system_ptr);
+  else
+    fill_systems<int64_t>(batch, systems, system, system_ptr);
+}
+
 // Raises what a search found; `arguments`, if there are any, for the values that were wrong.
 void check_status(const SearchStatus& status, int64_t capacity, const Arguments* arguments) {
   std::string position, volume;
@@ -173,6 +198,10 @@ void check_status(const SearchStatus& status, int64_t capacity, const Arguments*
           "cutoff reaches over more than 2^31 periodic images; wrap the positions into "
           "the cell, or lower the cutoff");
     case SearchError::batch_not_sorted:
+      if (arguments) {  // says which atom
+        std::vector<int32_t> system(arguments->atoms()), system_ptr(arguments->systems + 1);
+        fill_systems(arguments->batch->cpu(), arguments->systems, system.data(), system_ptr.data());
+      }
       TORCH_CHECK_VALUE(false, op, ": batch must not decrease and lie in [0, num_systems)");
   }
   TORCH_CHECK_VALUE(status.edges <= capacity, op, ": capacity ", capacity,
@@ -200,31 +229,12 @@ struct Edges {
   }
 };
 
-template <typename Index>
-void fill_systems(const Tensor& batch, int64_t systems, int32_t* system, int32_t* system_ptr) {
-  const Tensor contiguous = batch.contiguous();
-  const Index* index = contiguous.const_data_ptr<Index>();
-  int64_t before = 0;
-  system_ptr[0] = 0;
-  for (int64_t i = 0; i < batch.numel(); ++i) {
-    const int64_t s = index[i];
-    TORCH_CHECK_VALUE(s >= before && s < systems, op, ": batch must not decrease and lie in [0, ",
-                      systems, "), but batch[", i, "] is ", s, i ? c10::str(" after ", before) : "",
-                      "; sort the atoms by system");
-    for (; before < s; ++before) system_ptr[before + 1] = static_cast<int32_t>(i);
-    system[i] = static_cast<int32_t>(s);
-  }
-  for (; before < systems; ++before) system_ptr[before + 1] = static_cast<int32_t>(batch.numel());
-}
-
 Result search_on_cpu(const Arguments& a) {
   const Tensor system = a.empty({a.batch ? a.atoms() : 0});
   std::vector<int32_t> system_ptr{0, static_cast<int32_t>(a.atoms())};
   if (a.batch) {
     system_ptr.resize(a.systems + 1);
-    const auto fill =
-        a.batch->scalar_type() == at::kInt ? fill_systems<int32_t> : fill_systems<int64_t>;
-    fill(*a.batch, a.systems, system.mutable_data_ptr<int32_t>(), system_ptr.data());
+    fill_systems(*a.batch, a.systems, system.mutable_data_ptr<int32_t>(), system_ptr.data());
   }
   const Tensor row_ptr = a.empty({a.atoms() + 1});
   const Tensor status_tensor = a.empty({2}, at::kLong);
