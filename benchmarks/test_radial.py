@@ -47,7 +47,7 @@ def tensors(request):
 
 def run(benchmark, name, threads, function, work):
     benchmark.group = f"radial {name}, {work.shape[1]} functions, {threads} thread(s)"
-    benchmark.pedantic(function, rounds=10, warmup_rounds=2)
+    benchmark.pedantic(function, rounds=5, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "write"])

@@ -256,7 +256,8 @@ from molkern import _C
 from tests.radial.test_radial import BASES, evaluate, inputs, radial_basis
 assert _C.build_info()["cpu_instruction_set_in_use"] == "baseline"
 form = dict(cutoff_function="cosine", cutoff=5.0)
-torch.save([evaluate(radial_basis, inputs(b, 300, 11), basis=b, **form) for b in BASES], sys.argv[1])
+results = [evaluate(radial_basis, inputs(b, 300, 11), basis=b, **form) for b in BASES]
+torch.save(results, sys.argv[1])
 """
 
 
