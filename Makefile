@@ -14,7 +14,6 @@ test: $(VENV)/built
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
 
 lint: $(VENV)/built
-	$(BIN)/pip install -q -e ".[lint]" --no-build-isolation --no-deps
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

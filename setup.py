@@ -39,6 +39,8 @@ if X86:
 # CPU kernels whose results must not depend on the instruction set: no fused multiply-adds of the
 # compiler's own choice.
 EXACT_KERNELS = {"neighbors_cpu.cpp"}
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+EXTRA_FLAGS = shlex.split(os.environ.get("MOLKERN_CXXFLAGS", ""))
 ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 
 
@@ -116,8 +118,9 @@ class NinjaFile:
 
 
 class NinjaBuild(build_ext):
+    """Builds the extension; object files stay in build/, however setup.py is called."""
+
     def build_extension(self, ext):
-        import pybind11
         import torch
         from torch.utils import cpp_extension
 
@@ -130,28 +133,25 @@ class NinjaBuild(build_ext):
         cuda = not emulate and wants_cuda(torch)
         nvcc = find_nvcc() if cuda else None
         arch_flags, arch_names = cuda_architectures(nvcc) if cuda else ([], [])
-
-        # The baseline objects and the torch side come first, see ISAS.
-        torch_sources = sorted(CSRC.glob("*/*_op.cpp")) + [CSRC / "common" / "torch_utils.cpp"]
-        plain_sources = [CSRC / "module.cpp", CSRC / "common" / "isa.cpp"]
-        cpu_kernels = sorted(CSRC.glob("*/*_cpu.cpp"))
-        cuda_kernels = sorted(CSRC.glob("*/*_cuda.cu"))
-
         compiler = os.environ.get("CXX", "c++")
-        defines = [f"-DMOLKERN_X86={int(X86)}"] if X86 else []
-        defines += ["-DMOLKERN_EMULATE_CUDA"] if emulate else []
-        defines += ["-DMOLKERN_WITH_CUDA"] if cuda else []
-        defines += ["-DMOLKERN_HAS_CUDA_KERNELS"] if cuda or emulate else []
-        openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
-        extra = shlex.split(os.environ.get("MOLKERN_CXXFLAGS", ""))
-        base = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", f"-I{CSRC}"]
-        base += defines + openmp + ["-O3"] + extra
-        # Errors of single operations are never looked at (errno, floating-point traps).
-        kernel = base + ["-fno-math-errno", "-fno-trapping-math"]
-        includes = [f"-isystem{p}" for p in cpp_extension.include_paths()]
-        torch_flags = base + includes + ["-DAT_PARALLEL_OPENMP=1"] * bool(openmp)
+        defines = ["-DMOLKERN_X86=1"] * X86 + ["-DMOLKERN_EMULATE_CUDA"] * emulate
+        defines += ["-DMOLKERN_WITH_CUDA"] * cuda + ["-DMOLKERN_HAS_CUDA_KERNELS"] * (
+            cuda or emulate
+        )
+        base = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", f"-I{CSRC}", *defines]
+        base += [*OPENMP, "-O3", *EXTRA_FLAGS]
+        torch_flags = [*base, *(f"-isystem{path}" for path in cpp_extension.include_paths())]
         if cuda:
             torch_flags.append(f"-isystem{Path(nvcc).resolve().parent.parent / 'include'}")
+
+        tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        ninja = NinjaFile(ROOT / "build" / f"objects-{tag}" / ("emulated" if emulate else "native"))
+        ninja.rule("cxx", f"{compiler} $flags -MMD -MF $out.d -c $in -o $out")
+        if cuda:
+            flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", *defines]
+            flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2", *arch_flags]
+            ninja.rule("nvcc", f"{nvcc} {' '.join(flags)} -MMD -MF $out.d -c $in -o $out")
+        # The module and the baseline objects come first, see ISAS.
         info = {
             "MOLKERN_COMPILER": self._compiler_version(compiler),
             "MOLKERN_TORCH_VERSION": torch.__version__,
@@ -159,57 +159,57 @@ class NinjaBuild(build_ext):
             "MOLKERN_CUDA_VERSION": torch.version.cuda if cuda else "",
             "MOLKERN_CUDA_ARCHITECTURES": " ".join(arch_names),
         }
-        module_flags = [f"-isystem{pybind11.get_include()}"]
-        module_flags += [f"-isystem{sysconfig.get_paths()['include']}"]
-        module_flags += [shlex.quote(f'-D{key}="{value}"') for key, value in info.items()]
-
-        ninja = NinjaFile(Path(self.build_temp) / ("emulated" if emulate else "native"))
-        self._add_rules(ninja, compiler, nvcc, arch_flags, defines)
-        ninja.compile("cxx", CSRC / "module.cpp", flags=" ".join(base + module_flags))
-        for source in plain_sources[1:]:
-            ninja.compile("cxx", source, flags=" ".join(base))
-        for source in torch_sources:
+        ninja.compile("cxx", CSRC / "module.cpp", flags=" ".join(base + self._module_flags(info)))
+        ninja.compile("cxx", CSRC / "common" / "isa.cpp", flags=" ".join(base))
+        for source in [*sorted(CSRC.glob("*/*_op.cpp")), CSRC / "common" / "torch_utils.cpp"]:
             ninja.compile("cxx", source, flags=" ".join(torch_flags))
-        for isa, isa_flags in ISAS.items():
-            for source in cpu_kernels:
-                flags = [*kernel, *isa_flags, f"-DMOLKERN_ISA={isa}"]
-                flags += ["-ffp-contract=off"] * (source.name in EXACT_KERNELS)
-                ninja.compile("cxx", source, f".{isa}", flags=" ".join(flags))
-        for source in cuda_kernels if cuda else []:
-            ninja.compile("nvcc", source)
-        for source in cuda_kernels if emulate else []:
-            flags = [*kernel, "-ffp-contract=off", "-Wno-unknown-pragmas", f"-I{EMULATION}"]
-            flags += ["-x", "c++"]
-            ninja.compile("cxx", source, ".emulated", flags=" ".join(flags))
-        for source in sorted(EMULATION.glob("*.cpp")) if emulate else []:
-            ninja.compile("cxx", source, flags=" ".join(base))
+        self._add_kernels(ninja, base, cuda, emulate)
 
+        ninja.rule("link", f"{compiler} -shared -o $out $in {self._link_flags(nvcc)}", deps=False)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        libraries = ["-lc10", "-ltorch_cpu", "-ltorch"] + ["-lc10_cuda", "-ltorch_cuda"] * cuda
-        paths = [f"-L{p}" for p in cpp_extension.library_paths()]
-        cudart = []
-        if cuda:
-            home = Path(nvcc).resolve().parent.parent
-            cudart = [
-                f"-L{home / 'lib64'}",
-                f"-L{home / 'targets/x86_64-linux/lib'}",
-                "-lcudart_static",
-            ]
-            cudart += ["-ldl", "-lrt", "-lpthread"]
-        undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-        flags = [*openmp, *extra, *undefined, *paths, *libraries, *cudart]
-        ninja.rule("link", f"{compiler} -shared -o $out $in {' '.join(flags)}", deps=False)
         ninja.link(target)
         ninja.run()
 
     @staticmethod
-    def _add_rules(ninja, compiler, nvcc, arch_flags, defines):
-        ninja.rule("cxx", f"{compiler} $flags -MMD -MF $out.d -c $in -o $out")
+    def _module_flags(info):
+        import pybind11
+
+        flags = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
+        return flags + [shlex.quote(f'-D{key}="{value}"') for key, value in info.items()]
+
+    @staticmethod
+    def _add_kernels(ninja, base, cuda, emulate):
+        # Errors of single operations are never looked at (errno, floating-point traps).
+        kernel = [*base, "-fno-math-errno", "-fno-trapping-math"]
+        for isa, isa_flags in ISAS.items():
+            for source in sorted(CSRC.glob("*/*_cpu.cpp")):
+                flags = [*kernel, *isa_flags, f"-DMOLKERN_ISA={isa}"]
+                flags += ["-ffp-contract=off"] * (source.name in EXACT_KERNELS)
+                ninja.compile("cxx", source, f".{isa}", flags=" ".join(flags))
+        for source in sorted(CSRC.glob("*/*_cuda.cu")):
+            if cuda:
+                ninja.compile("nvcc", source)
+            elif emulate:
+                flags = [*kernel, "-ffp-contract=off", "-Wno-unknown-pragmas", f"-I{EMULATION}"]
+                ninja.compile("cxx", source, ".emulated", flags=" ".join([*flags, "-x", "c++"]))
+        for source in sorted(EMULATION.glob("*.cpp")) if emulate else []:
+            ninja.compile("cxx", source, flags=" ".join(base))
+
+    @staticmethod
+    def _link_flags(nvcc):
+        from torch.utils import cpp_extension
+
+        flags = [*OPENMP, *EXTRA_FLAGS, *(f"-L{path}" for path in cpp_extension.library_paths())]
+        flags += ["-lc10", "-ltorch_cpu", "-ltorch"]
+        if sys.platform == "darwin":
+            flags += ["-undefined", "dynamic_lookup"]
         if nvcc:
-            flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", *defines]
-            flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2", *arch_flags]
-            ninja.rule("nvcc", f"{nvcc} {' '.join(flags)} -MMD -MF $out.d -c $in -o $out")
+            home = Path(nvcc).resolve().parent.parent
+            flags += ["-lc10_cuda", "-ltorch_cuda", f"-L{home / 'lib64'}"]
+            flags += [f"-L{path}" for path in sorted(home.glob("targets/*/lib"))]
+            flags += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        return " ".join(flags)
 
     @staticmethod
     def _compiler_version(compiler):

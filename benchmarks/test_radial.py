@@ -28,14 +28,6 @@ def molkern_basis(d, p, q):
 IMPLEMENTATIONS = {"molkern": molkern_basis, "torch": torch_basis}
 
 
-@pytest.fixture(params=[1, 2], ids=["1thread", "2threads"])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(params=[50, 128], ids=["K50", "K128"])
 def tensors(request):
     torch.manual_seed(0)

@@ -43,7 +43,11 @@ def test_reverse_of_given_pairs_with_loops_and_doubles():
     [
         ((torch.zeros(3, 2, dtype=torch.int64), 4), ValueError, r"shape \[2, E\], got \[3, 2\]"),
         ((torch.zeros(2, 2), 4), TypeError, "must be int64 or int32, got torch.float32"),
-        ((torch.tensor([[0, 4], [1, 2]]), 4), ValueError, r"edge 1 joins atoms \[4, 2\], but there"),
+        (
+            (torch.tensor([[0, 4], [1, 2]]), 4),
+            ValueError,
+            r"edge 1 joins atoms \[4, 2\], but there",
+        ),
         ((torch.tensor([[0, 1], [1, -1]]), 4), ValueError, r"edge 1 joins atoms \[1, -1\]"),
         (
             (torch.tensor([[0], [1]]), 4, torch.zeros(2, 3)),

@@ -11,10 +11,12 @@
 
 namespace molkern {
 
+constexpr size_t large_page = size_t{2} << 20;
+
 // A hint, for memory that will be filled; small arrays are left alone.
 inline void prefer_large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t page = 4096, large_page = uintptr_t{2} << 20;
+  constexpr uintptr_t page = 4096;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
   if (begin + large_page <= end)

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <type_traits>
 #include <utility>
@@ -25,6 +26,7 @@ class Buffer {
     static_assert(std::is_trivially_copyable_v<T>);
     if (count * sizeof(T) > bytes_) {
       std::free(std::exchange(data_, nullptr));
+      bytes_ = 0;
       allocate(count * sizeof(T));
     }
     return static_cast<T*>(data_);
@@ -41,13 +43,18 @@ class Buffer {
   size_t bytes() const { return bytes_; }
 
  private:
+  // A little more than asked for, so that growing step by step copies little.
   void allocate(size_t bytes) {
-    bytes += bytes / 2 + 1024;
-    void* moved = std::realloc(data_, bytes);
-    if (!moved) throw std::bad_alloc();
-    data_ = moved;
+    bytes += bytes / 4 + 1024;
+    const size_t alignment = bytes < large_page ? 64 : large_page;
+    bytes = (bytes + alignment - 1) / alignment * alignment;
+    void* fresh = std::aligned_alloc(alignment, bytes);
+    if (!fresh) throw std::bad_alloc();
+    prefer_large_pages(fresh, bytes);
+    if (bytes_) std::memcpy(fresh, data_, bytes_);
+    std::free(data_);
+    data_ = fresh;
     bytes_ = bytes;
-    prefer_large_pages(data_, bytes_);
   }
 
   void* data_ = nullptr;

@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "common/parallel.h"
 #include "neighbors/buffer.h"
 #include "neighbors/neighbors.h"
 #include "neighbors/pair.h"
@@ -17,7 +18,7 @@ namespace molkern::MOLKERN_ISA {
 constexpr int64_t direct_limit = 256;  // atoms up to which all pairs are tried
 constexpr int64_t direct_group = 32;   // receivers searched together, at most
 constexpr int64_t cell_list_group = 16;
-constexpr int64_t block_size = 4096;  // atoms per unit of parallel work
+constexpr int64_t block_size = 1024;  // atoms per unit of parallel work
 constexpr int64_t padding = 16;       // floats that may be read past the last
 
 struct System {
@@ -137,8 +138,7 @@ class GridBuilder {
     grid_.wraps = memory_.wraps.get<int32_t[4]>(query_.atoms);
     const bool frames_are_good = grid_.error == SearchError::none;
     const int64_t blocks = static_cast<int64_t>(grid_.blocks.size());
-#pragma omp parallel for schedule(static) num_threads(threads_) if (threads_ > 1)
-    for (int64_t b = 0; b < blocks; ++b) measure(grid_.blocks[b], frames_are_good);
+    parallel_for(threads_, blocks, [&](int64_t b) { measure(grid_.blocks[b], frames_are_good); });
     for (const Block& block : grid_.blocks)
       if (block.error != SearchError::none) grid_.fail(block.error, block.index);
     if (grid_.error == SearchError::none) merge_blocks();
@@ -184,6 +184,7 @@ class GridBuilder {
     const Block* const end = block + grid_.blocks.size();
     for (int64_t s = 0; s < query_.systems; ++s) {
       System& system = grid_.systems[s];
+      std::fill_n(system.extent, 3, 0.0);
       if (!system.count) continue;
       Block all = *block++;
       for (; block != end && block->system == s; ++block) {
@@ -276,16 +277,9 @@ class GridBuilder {
       std::fill_n(grid_.x[k] + query_.atoms, padding, 0.0f);
     }
     const int64_t blocks = static_cast<int64_t>(grid_.blocks.size());
-    const int64_t systems = query_.systems;
-#pragma omp parallel num_threads(threads_) if (threads_ > 1)
-    {
-#pragma omp for schedule(static)
-      for (int64_t b = 0; b < blocks; ++b) find_bins(grid_.blocks[b]);
-#pragma omp for schedule(static)
-      for (int64_t s = 0; s < systems; ++s) sort_system(grid_.systems[s]);
-#pragma omp for schedule(static)
-      for (int64_t b = 0; b < blocks; ++b) gather_coordinates(grid_.blocks[b]);
-    }
+    parallel_for(threads_, blocks, [&](int64_t b) { find_bins(grid_.blocks[b]); });
+    parallel_for(threads_, query_.systems, [&](int64_t s) { sort_system(grid_.systems[s]); });
+    parallel_for(threads_, blocks, [&](int64_t b) { gather_coordinates(grid_.blocks[b]); });
   }
 
   void find_bins(const Block& block) const {

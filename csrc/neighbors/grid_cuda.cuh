@@ -2,8 +2,8 @@
 // them. For neighbors_cuda.cu only.
 //
 // A system's bins are numbered with axis 2 fastest, so that the bins along it, a column, hold
-// consecutive places of `sorted`. A system of `atoms` atoms has room for 2 atoms + 1 bins, the first
-// at 2 (its first atom) + (its index): nothing about the bins needs to be known on the host.
+// consecutive places of `sorted`. A system of `atoms` atoms has room for 2 atoms + 1 bins, the
+// first at 2 (its first atom) + (its index): nothing about the bins needs to be known on the host.
 #pragma once
 
 #include "neighbors/pair.h"
@@ -16,19 +16,19 @@ namespace molkern {
 struct SystemGrid {
   Frame frame;
   ImageCode images;
-  bool framed;            // whether `frame` may be used
-  uint64 error;       // SearchError << 32 | index; no_error if all is well. Lower is reported first
-  uint64 lowest[3];   // of the wrapped coordinates, as ordered_bits
+  bool framed;       // whether `frame` may be used
+  uint64 error;      // SearchError << 32 | index; no_error if all is well. Lower is reported first
+  uint64 lowest[3];  // of the wrapped coordinates, as ordered_bits
   uint64 highest[3];
-  double low[3];            // where bins begin; zero along periodic axes
+  double low[3];  // where bins begin; zero along periodic axes
   double bins_per_length[3];
   int32_t bins[3];
   int32_t first_bin;
-  float scale[3];     // bins_per_length
-  float width[3];     // of a bin
+  float scale[3];  // bins_per_length
+  float width[3];  // of a bin
   float lattice[3][3];
-  float reach;          // the cutoff with a margin for all errors of rounding in float32
-  float reach_squared;  // and some more, as it is subtracted from
+  float reach;           // the cutoff with a margin for all errors of rounding in float32
+  float reach_squared;   // and some more, as it is subtracted from
   bool crowded;          // has more edges than can be counted
   float accept, reject;  // a squared distance in float32 below / above which is certain
   float margin;
@@ -50,19 +50,26 @@ struct Search {
   int32_t atoms;
   int32_t systems;
   double cutoff;
-  SystemGrid* grids;      // [systems]
-  int32_t* system;        // [atoms] system of each atom
-  int32_t* wraps;         // [atoms, 3]
-  float4* sorted;         // [atoms] wrapped coordinates and index (as bits), bin after bin
-  float4* wrapped;        // [atoms] the same in the order of atoms; only with bins
-  int32_t* bin;           // [atoms]
-  int32_t* rank;          // [atoms] place within the bin, in no particular order
-  int32_t* bin_start;     // [bin_count + 1]; counts at first
+  SystemGrid* grids;   // [systems]
+  int32_t* system;     // [atoms] system of each atom
+  int32_t* wraps;      // [atoms, 3]
+  float4* sorted;      // [atoms] wrapped coordinates and index (as bits), bin after bin
+  float4* wrapped;     // [atoms] the same in the order of atoms; only with bins
+  int32_t* bin;        // [atoms]
+  int32_t* rank;       // [atoms] place within the bin, in no particular order
+  int32_t* bin_start;  // [bin_count + 1]; counts at first
   int64_t bin_count;
-  uint64* bin_tiles;      // sums of the counts, see scan_cuda.cuh
-  uint64* row_tiles;      // the same of the rows of the list
+  uint64* bin_tiles;  // sums of the counts, see scan_cuda.cuh
+  uint64* row_tiles;  // the same of the rows of the list
   int64_t bin_tile_count, row_tile_count;
-  unsigned* finished;     // blocks that are done
+  unsigned* finished;  // blocks that are done
+
+  // A system's atoms. Together the systems have all atoms, also where system_ptr, made of a batch
+  // that is not sorted, does not say so: that error is reported elsewhere and must do no harm here.
+  __device__ int32_t first_atom(int32_t s) const { return s == 0 ? 0 : system_ptr[s]; }
+  __device__ int32_t end_atom(int32_t s) const {
+    return s + 1 == systems ? atoms : system_ptr[s + 1];
+  }
 
   __device__ const T* cell_of(int32_t s) const { return cell ? cell + int64_t{9} * s : nullptr; }
 };
@@ -83,10 +90,9 @@ __device__ void start_system(const Search<T>& search, int32_t s) {
   const uint8_t* pbc = search.pbc ? search.pbc + int64_t{3} * s : nullptr;
   const FrameError error = make_frame(search.cell_of(s), pbc, &grid.frame);
   grid.framed = error == FrameError::none;
-  grid.error = grid.framed ? no_error
-               : error == FrameError::not_finite
-                   ? make_error(SearchError::cell_not_finite, s)
-                   : make_error(SearchError::cell_singular, s);
+  grid.error = grid.framed                       ? no_error
+               : error == FrameError::not_finite ? make_error(SearchError::cell_not_finite, s)
+                                                 : make_error(SearchError::cell_singular, s);
   for (int k = 0; k < 3; ++k) {
     grid.lowest[k] = ~uint64{0};
     grid.highest[k] = 0;
@@ -115,8 +121,8 @@ __device__ inline void set_cutoff(SystemGrid* grid, double cutoff, double size, 
 // Numbers of bins: about as wide as the cutoff across a column, or half where it is crowded; and a
 // quarter along it, where more bins cost nothing. Halved until there is room, and until those of
 // all images can be counted, exactly, in float32 along each axis and in 31 bits across columns.
-__device__ inline void set_bins(SystemGrid* grid, double cutoff, const double* length,
-                                double atoms, int32_t room) {
+__device__ inline void set_bins(SystemGrid* grid, double cutoff, const double* length, double atoms,
+                                int32_t room) {
   double volume = 1.0, images[3];
   for (int k = 0; k < 3; ++k) volume *= fmax(length[k], cutoff) / cutoff;
   const double across = atoms > 40.0 * volume ? 2.0 : 1.0;
@@ -150,7 +156,7 @@ template <typename T>
 __device__ void finish_system(const Search<T>& search, int32_t s, bool with_bins) {
   SystemGrid& grid = search.grids[s];
   const Frame& frame = grid.frame;
-  const int32_t first = search.system_ptr[s], atoms = search.system_ptr[s + 1] - first;
+  const int32_t first = search.first_atom(s), atoms = search.end_atom(s) - first;
   if (atoms == 0 || __ldcg(&grid.error) != no_error) return;
   double extent[3], length[3], spread = 0.0, unwrapped = 0.0, moved = 0.0;
   for (int k = 0; k < 3; ++k) {
@@ -161,8 +167,8 @@ __device__ void finish_system(const Search<T>& search, int32_t s, bool with_bins
     spread = fmax(spread, extent[k]);
     grid.low[k] = frame.periodic[k] ? 0.0 : low;
     length[k] = frame.periodic[k] ? frame.lattice[k][k] : extent[k];
-    unwrapped += fmax(fabs(low), fabs(high)) +
-                 max_wraps * sqrt(dot3(frame.lattice[k], frame.lattice[k]));
+    unwrapped +=
+        fmax(fabs(low), fabs(high)) + max_wraps * sqrt(dot3(frame.lattice[k], frame.lattice[k]));
   }
   // The slack covers wrapping's rounding, so that no neighbor's image has no code.
   const double slack = (spread + search.cutoff) / (1 << 17) + unwrapped / (1ll << 44);
@@ -240,7 +246,8 @@ __device__ float4 place_atom(const Search<T>& search, int32_t s, int32_t atom, i
     search.wraps[int64_t{3} * atom + k] = w[k];
     y[k] -= grid.low[k];
     // Rounding can put an atom beside the outermost bin.
-    const double inside = fmin(fmax(floor(y[k] * grid.bins_per_length[k]), 0.0), grid.bins[k] - 1.0);
+    const double inside =
+        fmin(fmax(floor(y[k] * grid.bins_per_length[k]), 0.0), grid.bins[k] - 1.0);
     at[k] = static_cast<int32_t>(inside);
   }
   *bin = grid.first_bin + (at[0] * grid.bins[1] + at[1]) * grid.bins[2] + at[2];
@@ -274,12 +281,13 @@ constexpr int grid_threads = 128;
 
 // Small systems: one bin each, in which the atoms stay in order. A block prepares a system.
 template <typename T>
-__global__ void __launch_bounds__(grid_threads) prepare_systems(const __grid_constant__ Search<T> search) {
+__global__ void __launch_bounds__(grid_threads)
+    prepare_systems(const __grid_constant__ Search<T> search) {
   const int64_t thread = int64_t{blockIdx.x} * grid_threads + threadIdx.x;
   for (int64_t k = thread; k < search.row_tile_count; k += int64_t{gridDim.x} * grid_threads)
     search.row_tiles[k] = 0;
   for (int32_t s = blockIdx.x; s < search.systems; s += gridDim.x) {
-    const int32_t first = search.system_ptr[s], last = search.system_ptr[s + 1];
+    const int32_t first = search.first_atom(s), last = search.end_atom(s);
     if (threadIdx.x == 0) start_system(search, s);
     __syncthreads();
     for (int32_t base = first; base < last; base += grid_threads) {
@@ -299,7 +307,8 @@ __global__ void __launch_bounds__(grid_threads) prepare_systems(const __grid_con
 
 // Large systems, four kernels and a scan: this clears all counts and starts the systems,
 template <typename T>
-__global__ void __launch_bounds__(grid_threads) start_search(const __grid_constant__ Search<T> search) {
+__global__ void __launch_bounds__(grid_threads)
+    start_search(const __grid_constant__ Search<T> search) {
   const int64_t thread = int64_t{blockIdx.x} * grid_threads + threadIdx.x;
   const int64_t threads = int64_t{gridDim.x} * grid_threads;
   for (int64_t k = thread; k <= search.bin_count; k += threads) search.bin_start[k] = 0;
@@ -312,7 +321,8 @@ __global__ void __launch_bounds__(grid_threads) start_search(const __grid_consta
 
 // this finds how far the atoms of each system reach (the last block to finish then sets the bins),
 template <typename T>
-__global__ void __launch_bounds__(grid_threads) bound_systems(const __grid_constant__ Search<T> search) {
+__global__ void __launch_bounds__(grid_threads)
+    bound_systems(const __grid_constant__ Search<T> search) {
   const int32_t atom = blockIdx.x * grid_threads + threadIdx.x;
   const bool exists = atom < search.atoms;
   bound_atom(search, exists ? find_system(search, atom) : -1, atom);
@@ -330,11 +340,12 @@ __global__ void __launch_bounds__(grid_threads) bound_systems(const __grid_const
 
 // this counts the atoms of each bin,
 template <typename T>
-__global__ void __launch_bounds__(grid_threads) count_bins(const __grid_constant__ Search<T> search) {
+__global__ void __launch_bounds__(grid_threads)
+    count_bins(const __grid_constant__ Search<T> search) {
   const int32_t atom = blockIdx.x * grid_threads + threadIdx.x;
   if (atom >= search.atoms) return;
   const int32_t s = find_system(search, atom);
-  int32_t bin = 2 * search.system_ptr[s] + s;
+  int32_t bin = 2 * search.first_atom(s) + s;
   search.wrapped[atom] = search.grids[s].error == no_error ? place_atom(search, s, atom, &bin)
                                                            : unplaced(search, s, atom);
   search.bin[atom] = bin;
@@ -344,7 +355,8 @@ __global__ void __launch_bounds__(grid_threads) count_bins(const __grid_constant
 
 // and after scan_bins this puts them there.
 template <typename T>
-__global__ void __launch_bounds__(grid_threads) fill_bins(const __grid_constant__ Search<T> search) {
+__global__ void __launch_bounds__(grid_threads)
+    fill_bins(const __grid_constant__ Search<T> search) {
   const int32_t atom = blockIdx.x * grid_threads + threadIdx.x;
   if (atom >= search.atoms) return;
   search.sorted[search.bin_start[search.bin[atom]] + search.rank[atom]] = search.wrapped[atom];

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/parallel.h"
 #include "neighbors/grid.h"
 #include "neighbors/neighbors.h"
 #include "neighbors/scan.h"
@@ -17,7 +18,7 @@ namespace MOLKERN_ISA {
 constexpr int64_t atoms_per_thread = 512;  // fewer are not worth waking a thread
 constexpr int64_t groups_at_once = 8;      // that a thread takes from the common pool
 constexpr int64_t most_edges = std::numeric_limits<int32_t>::max();
-constexpr size_t most_memory_kept = size_t{64} << 20;  // per calling thread, between searches
+constexpr size_t most_memory_kept = size_t{128} << 20;  // per calling thread, between searches
 
 struct Memory {
   Grid grid;
@@ -65,16 +66,17 @@ class Found final : public FoundNeighbors {
     before_ = memory_->before.get<int32_t>((threads_ - 1) * query_.atoms);
     std::vector<ScanMemory>& scans = memory_->scans;
     if (static_cast<int>(scans.size()) < threads_) scans.resize(threads_);
+    const int64_t share = expected_edges() / threads_;
+    for (int worker = 0; worker < threads_; ++worker) scans[worker].found.get<Word>(share);
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false}, complete{true};
-#pragma omp parallel for schedule(static, 1) num_threads(threads_) if (threads_ > 1)
-    for (int worker = 0; worker < threads_; ++worker) {
+    parallel_for(threads_, threads_, [&](int64_t worker) {
       try {
-        if (!scan_groups(worker, next)) complete = false;
+        if (!scan_groups(static_cast<int>(worker), next)) complete = false;
       } catch (const std::bad_alloc&) {
         failed = true;
       }
-    }
+    });
     if (failed) throw std::bad_alloc();
     return complete ? count_edges() : most_edges + 1;
   }
@@ -92,30 +94,39 @@ class Found final : public FoundNeighbors {
       sorted = memory_->sorted.get<Word>(edges);
     std::vector<const Word*> found;
     for (ScanMemory& scan : memory_->scans) found.push_back(scan.found.get<Word>(0));
-#pragma omp parallel num_threads(threads_) if (threads_ > 1)
-    {
-#pragma omp for schedule(static, 1)
-      for (int chunk = 0; chunk < threads_; ++chunk) {
-        int32_t* cursor = cursors + chunk * atoms;
-        start_cursors(chunk, cursor);
-        each_system(chunk, [&](const RowRange<Word>& rows) {
-          transpose_rows(rows, places_, found.data(), cursor, sorted);
-        });
-      }
-#pragma omp for schedule(static, 1)
-      for (int chunk = 0; chunk < threads_; ++chunk) {
-        int32_t* cursor = cursors + (chunk ? chunk - 1 : threads_) * atoms;
-        if (!chunk) start_cursors(0, cursor);
-        each_system(chunk, [&](const RowRange<Word>& rows) {
-          if (output.shifts) write_shifts(rows, sorted, memory_->grid.wraps, output.shifts);
-          write_pairs(rows, sorted, cursor, output);
-        });
-      }
-    }
+    parallel_for(threads_, threads_, [&](int64_t chunk) {
+      int32_t* cursor = cursors + chunk * atoms;
+      start_cursors(chunk, cursor);
+      each_system(chunk, [&](const RowRange<Word>& rows) {
+        transpose_rows(rows, places_, found.data(), cursor, sorted);
+      });
+    });
+    parallel_for(threads_, threads_, [&](int64_t chunk) {
+      int32_t* cursor = cursors + (chunk ? chunk - 1 : threads_) * atoms;
+      if (!chunk) start_cursors(0, cursor);
+      each_system(chunk, [&](const RowRange<Word>& rows) {
+        if (output.shifts) write_shifts(rows, sorted, memory_->grid.wraps, output.shifts);
+        write_pairs(rows, sorted, cursor, output);
+      });
+    });
   }
 
  private:
-  int64_t first_row(int chunk) const { return query_.atoms * chunk / threads_; }
+  int64_t first_row(int64_t chunk) const { return query_.atoms * chunk / threads_; }
+
+  // About as many as there will be, from the mean density; at most what is cheap to reserve in
+  // vain.
+  int64_t expected_edges() const {
+    const double radius = query_.cutoff;
+    double edges = 0.0;
+    for (const System& system : memory_->grid.systems) {
+      double volume = 1.0;
+      for (double extent : system.extent) volume *= std::max(extent, radius);
+      const double atoms = static_cast<double>(system.count);
+      edges += atoms * atoms * std::min(4.19 * radius * radius * radius / volume, 1.0);
+    }
+    return static_cast<int64_t>(std::min(edges, 1e9 / sizeof(Word)));
+  }
 
   // False if there are more edges than int32 can count.
   bool scan_groups(int worker, std::atomic<int64_t>& next) {
@@ -173,14 +184,16 @@ class Found final : public FoundNeighbors {
     return edges;
   }
 
-  void start_cursors(int chunk, int32_t* cursor) const {
+  void start_cursors(int64_t chunk, int32_t* cursor) const {
+    std::copy_n(row_ptr_, query_.atoms, cursor);
+    if (!chunk) return;
     const int32_t* before = before_ + (chunk - 1) * query_.atoms;
-    for (int64_t j = 0; j < query_.atoms; ++j) cursor[j] = row_ptr_[j] + (chunk ? before[j] : 0);
+    for (int64_t j = 0; j < query_.atoms; ++j) cursor[j] += before[j];
   }
 
   // Calls function(rows) for the rows that the chunk has of each system.
   template <typename Function>
-  void each_system(int chunk, Function&& function) const {
+  void each_system(int64_t chunk, Function&& function) const {
     const std::vector<System>& systems = memory_->grid.systems;
     const int64_t from = first_row(chunk), to = first_row(chunk + 1);
     const auto later = [](int64_t row, const System& system) { return row < system.first; };

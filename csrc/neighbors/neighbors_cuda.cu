@@ -47,7 +47,7 @@ Search<T> carve(const NeighborQuery<T>& query, Carver* carver) {
   search.cell = query.cell;
   search.pbc = query.pbc;
   search.system_ptr = query.system_ptr;
-  search.atoms = static_cast<int32_t>(query.atoms);
+  search.atoms = query.systems ? static_cast<int32_t>(query.atoms) : 0;
   search.systems = static_cast<int32_t>(query.systems);
   search.cutoff = query.cutoff;
   search.grids = carver->take<SystemGrid>(query.systems);
@@ -115,8 +115,7 @@ void count_neighbors_cuda(const NeighborQuery<T>& query, void* workspace, int32_
 
 template <typename T>
 void write_neighbors_cuda(const NeighborQuery<T>& query, void* workspace, const int32_t* row_ptr,
-                          const SearchStatus* status, const NeighborOutput& output,
-                          Stream stream) {
+                          const SearchStatus* status, const NeighborOutput& output, Stream stream) {
   if (output.capacity == 0) return;
   Carver carver(workspace);
   const Search<T> search = carve(query, &carver);

@@ -1,3 +1,4 @@
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/ones.h>
 #include <torch/library.h>
 
@@ -42,6 +43,11 @@ struct Arguments {
 
   int64_t atoms() const { return positions.size(0); }
   at::TensorOptions indices() const { return positions.options().dtype(at::kInt); }
+  // On the CPU past the dispatcher, whose time counts for small molecules.
+  Tensor empty(at::IntArrayRef shape, at::ScalarType type = at::kInt) const {
+    if (positions.is_cpu()) return at::detail::empty_cpu(shape, type);
+    return at::empty(shape, positions.options().dtype(type));
+  }
 };
 
 // [last...] or [B, last...] as contiguous [B, last...].
@@ -178,10 +184,10 @@ struct Edges {
   Tensor senders, receivers, shifts, reverse;
 
   Edges(const Arguments& a, int64_t count)
-      : senders(at::empty({count}, a.indices())),
-        receivers(at::empty({count}, a.indices())),
-        shifts(at::empty({a.cell ? count : 0, 3}, a.indices())),
-        reverse(at::empty({count}, a.indices())) {
+      : senders(a.empty({count})),
+        receivers(a.empty({count})),
+        shifts(a.empty({a.cell ? count : 0, 3})),
+        reverse(a.empty({count})) {
     if (!senders.is_cpu()) return;
     for (const Tensor* t : {&senders, &receivers, &shifts, &reverse})
       prefer_large_pages(t->mutable_data_ptr(), t->nbytes());
@@ -212,7 +218,7 @@ void fill_systems(const Tensor& batch, int64_t systems, int32_t* system, int32_t
 }
 
 Result search_on_cpu(const Arguments& a) {
-  const Tensor system = at::empty({a.batch ? a.atoms() : 0}, a.indices());
+  const Tensor system = a.empty({a.batch ? a.atoms() : 0});
   std::vector<int32_t> system_ptr{0, static_cast<int32_t>(a.atoms())};
   if (a.batch) {
     system_ptr.resize(a.systems + 1);
@@ -220,8 +226,8 @@ Result search_on_cpu(const Arguments& a) {
         a.batch->scalar_type() == at::kInt ? fill_systems<int32_t> : fill_systems<int64_t>;
     fill(*a.batch, a.systems, system.mutable_data_ptr<int32_t>(), system_ptr.data());
   }
-  const Tensor row_ptr = at::empty({a.atoms() + 1}, a.indices());
-  const Tensor status_tensor = at::empty({2}, a.positions.options().dtype(at::kLong));
+  const Tensor row_ptr = a.empty({a.atoms() + 1});
+  const Tensor status_tensor = a.empty({2}, at::kLong);
   SearchStatus status;
   std::unique_ptr<FoundNeighbors> found;
   with_real(a.positions, [&](auto zero) {
@@ -246,7 +252,7 @@ Result search_on_cpu(const Arguments& a) {
 Tensor system_ptr_on_device(const Arguments& a) {
   if (!a.batch) {
     // Filled without a copy from the host, which could not be captured in a CUDA graph.
-    const Tensor ptr = at::empty({2}, a.indices());
+    const Tensor ptr = a.empty({2});
     ptr.select(0, 0).fill_(0);
     ptr.select(0, 1).fill_(a.atoms());
     return ptr;
@@ -270,12 +276,11 @@ template <typename T>
 Result search_on_cuda(const Arguments& a) {
   const Stream stream = current_stream(a.positions);
   const Tensor system_ptr = system_ptr_on_device(a);
-  const Tensor system = a.batch ? a.batch->to(at::kInt).contiguous() : at::empty({0}, a.indices());
-  const Tensor row_ptr = at::empty({a.atoms() + 1}, a.indices());
-  const Tensor status_tensor = at::empty({2}, a.positions.options().dtype(at::kLong));
+  const Tensor system = a.batch ? a.batch->to(at::kInt).contiguous() : a.empty({0});
+  const Tensor row_ptr = a.empty({a.atoms() + 1});
+  const Tensor status_tensor = a.empty({2}, at::kLong);
   const auto query = make_query<T>(a, system_ptr.const_data_ptr<int32_t>());
-  const Tensor workspace =
-      at::empty({neighbor_workspace_bytes(query)}, a.positions.options().dtype(at::kByte));
+  const Tensor workspace = a.empty({neighbor_workspace_bytes(query)}, at::kByte);
   auto* status = reinterpret_cast<SearchStatus*>(status_tensor.mutable_data_ptr<int64_t>());
   count_neighbors_cuda(query, workspace.mutable_data_ptr(), row_ptr.mutable_data_ptr<int32_t>(),
                        status, stream);

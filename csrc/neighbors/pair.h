@@ -105,6 +105,7 @@ MOLKERN_HOST_DEVICE void complete_frame(Frame* frame, bool* known) {
       if (length <= best + 1e-3) continue;
       best = length;
       for (int d = 0; d < 3; ++d) frame->axes[k][d] = v[d] / length;
+      if (best > 0.99) break;
     }
     known[k] = true;
   }
@@ -156,8 +157,15 @@ MOLKERN_HOST_DEVICE FrameError make_frame(const T* cell, const uint8_t* pbc, Fra
     frame->lattice[k][k] = length;
     frame->inverse[k] = 1.0 / length;
   }
-  complete_frame(frame, known);
-  set_spacing(frame);
+  if (known[0] || known[1] || known[2]) {
+    complete_frame(frame, known);
+    set_spacing(frame);
+  } else {
+    for (int k = 0; k < 3; ++k) {
+      frame->spacing[k] = 0.0;
+      for (int d = 0; d < 3; ++d) frame->axes[k][d] = k == d ? 1.0 : 0.0;
+    }
+  }
   return FrameError::none;
 }
 

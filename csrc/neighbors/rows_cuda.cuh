@@ -147,8 +147,16 @@ __device__ bool make_column(const Receiver<T>& receiver, const Window& window, u
   const int32_t place = __ldg(start + (first - m2 * bins)) - begin;
   const int32_t end = __ldg(start + (last - last_m2 * bins) + 1) - begin;
   const int64_t count = int64_t{last_m2 - m2} * period + end - place;
-  *column = {begin, place, period, m2, count, m0, m1, m0 * grid.lattice[0][0] - own.x,
-             m1 * grid.lattice[1][1] - y, z};
+  *column = {begin,
+             place,
+             period,
+             m2,
+             count,
+             m0,
+             m1,
+             m0 * grid.lattice[0][0] - own.x,
+             m1 * grid.lattice[1][1] - y,
+             z};
   return count > 0;
 }
 
@@ -190,8 +198,8 @@ __device__ void visit_candidates(const Receiver<T>& receiver, const Group<lanes>
   for (uint32_t base = 0; base < window.columns; base += lanes) {
     // Each lane prepares a column, then all go through them one by one.
     const uint32_t index = base + group.lane;
-    const bool some = index < window.columns &&
-                      make_column(receiver, window, index, &columns[group.lane]);
+    const bool some =
+        index < window.columns && make_column(receiver, window, index, &columns[group.lane]);
     unsigned full = __ballot_sync(group.mask, some) >> (threadIdx.x % 32 - group.lane);
     __syncwarp(group.mask);
     for (; full; full &= full - 1)
@@ -202,7 +210,8 @@ __device__ void visit_candidates(const Receiver<T>& receiver, const Group<lanes>
 
 // counts[receiver] = its number of neighbors.
 template <int lanes, typename T>
-__global__ void __launch_bounds__(row_threads, row_blocks) count_rows(const __grid_constant__ Search<T> search, int32_t* counts) {
+__global__ void __launch_bounds__(row_threads, row_blocks)
+    count_rows(const __grid_constant__ Search<T> search, int32_t* counts) {
   const Group<lanes> group;
   if (group.slot >= search.atoms) return;
   const Receiver<T> receiver(search, group.slot);
@@ -216,8 +225,7 @@ __global__ void __launch_bounds__(row_threads, row_blocks) count_rows(const __gr
                               own_count += inside && !receiver.is(sender, column.m0, column.m1, m2);
                             });
     count = own_count;
-    for (int step = lanes / 2; step; step /= 2)
-      count += __shfl_xor_sync(group.mask, count, step);
+    for (int step = lanes / 2; step; step /= 2) count += __shfl_xor_sync(group.mask, count, step);
   }
   if (group.lane != 0) return;
   counts[receiver.atom] = static_cast<int32_t>(count);
@@ -236,7 +244,8 @@ __global__ void __launch_bounds__(scan_threads)
     error = min(error, search.grids[s].error);
   error = block_reduce(shared, error, Minimum());
   if (threadIdx.x != 0) return;
-  if (error == no_error && edges > 0x7fffffffull) error = make_error(SearchError::too_many_edges, 0);
+  if (error == no_error && edges > 0x7fffffffull)
+    error = make_error(SearchError::too_many_edges, 0);
   status->edges = static_cast<int64_t>(edges);
   status->error = error == no_error ? SearchError::none : static_cast<SearchError>(error >> 32);
   status->index = error == no_error ? 0 : static_cast<int32_t>(error & 0xffffffffu);
@@ -271,8 +280,8 @@ __device__ void sort_pair(const Keys& keys, int32_t low, int32_t high) {
   keys.store(high, a);
 }
 
-// Batcher's bitonic sort with all comparisons upward: the first step of each merge compares mirrored
-// places. So what lies beyond `count` counts as infinite, and any count will do.
+// Batcher's bitonic sort with all comparisons upward: the first step of each merge compares
+// mirrored places. So what lies beyond `count` counts as infinite, and any count will do.
 template <int lanes, typename Keys>
 __device__ void sort_keys(const Group<lanes>& group, const Keys& keys, int32_t count) {
   const uint32_t n = static_cast<uint32_t>(count);
@@ -324,8 +333,8 @@ __device__ inline bool holds_edges(const SearchStatus& status, int64_t capacity)
 // The edges, but for `reverse`. Each group has room for `keys_per_row` keys in shared memory.
 template <int lanes, typename T>
 __global__ void __launch_bounds__(row_threads, row_blocks)
-    write_rows(const __grid_constant__ Search<T> search, const int32_t* row_ptr, const SearchStatus* status,
-               NeighborOutput output, int32_t keys_per_row) {
+    write_rows(const __grid_constant__ Search<T> search, const int32_t* row_ptr,
+               const SearchStatus* status, NeighborOutput output, int32_t keys_per_row) {
   const Group<lanes> group;
   if (!holds_edges(*status, output.capacity) || group.slot >= search.atoms) return;
   const Receiver<T> receiver(search, group.slot);

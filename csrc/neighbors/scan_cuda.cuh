@@ -40,8 +40,7 @@ __device__ uint64 block_reduce(ScanShared& shared, uint64 value, Operation combi
   if (threadIdx.x % 32 == 0) shared.warps[threadIdx.x / 32] = value;
   __syncthreads();
   if (threadIdx.x == 0) {
-    for (int warp = 1; warp < scan_threads / 32; ++warp)
-      value = combine(value, shared.warps[warp]);
+    for (int warp = 1; warp < scan_threads / 32; ++warp) value = combine(value, shared.warps[warp]);
     shared.result = value;
   }
   __syncthreads();

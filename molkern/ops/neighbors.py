@@ -54,6 +54,8 @@ def neighbor_arrays(
     """
     if algorithm not in _ALGORITHMS:
         raise ValueError(f"algorithm must be one of {', '.join(_ALGORITHMS)}, got {algorithm!r}")
+    if cell is None and pbc is not None and not bool(torch.as_tensor(pbc).any()):
+        pbc = None
     if pbc is not None and cell is not None and not (isinstance(pbc, Tensor) and pbc.dim()):
         flags = torch.as_tensor(pbc, dtype=torch.bool, device=positions.device)
         pbc = flags.expand(3) if flags.dim() == 0 else flags

@@ -80,7 +80,7 @@ def radial_basis(
     ...     basis="gaussian", cutoff_function="cosine", cutoff=5.0,
     ... )
     tensor([[1.0000, 0.3679],
-            [0.3327, 0.9045],
+            [0.3328, 0.9045],
             [0.0000, 0.0000]])
     """
     for tensor in (centers, widths):
