@@ -23,7 +23,9 @@ class SchNet(Potential):
     """SchNet: continuous-filter convolutions over neighbors, energies as sums over atoms.
 
     ``x_i ← x_i + W₂ a(W₁ Σ_j (W_in x_j) ∘ W(d_ij) + b₁) + b₂``, T times, then a dense head per
-    atom: ``E = Σ_i scale · ŷ_i + mean + E0[Z_i]`` (Schütt et al., J. Chem. Phys. 148, 241722, 2018).
+    atom: ``E = Σ_i scale · ŷ_i + mean + E0[Z_i]``. Schütt et al.,
+    J. Chem. Phys. 148, 241722 (2018).
+
     By default the variant of PyTorch Geometric and SchNetPack (Gaussians scaled by their spacing,
     cosine cutoff, linear second filter layer); :meth:`official` makes the one of the 2018 code.
 
