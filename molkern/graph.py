@@ -89,6 +89,14 @@ class NeighborList:
         Differentiable twice (and beyond) in ``positions`` ``[N, 3]`` and ``cell`` ``[3, 3]`` or
         ``[B, 3, 3]``, which may differ from those that the list was made with.
         """
+        return geometry.edge_vectors(*self._geometry(positions, cell))
+
+    def distances(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
+        """Lengths of :meth:`vectors`, ``[E]``, twice differentiable (at length zero: zero)."""
+        return geometry.edge_distances(*self._geometry(positions, cell))
+
+    def _geometry(self, positions: Tensor, cell: Tensor | None) -> tuple[Any, ...]:
+        """The arguments of the operators of geometry, checked."""
         if positions.dim() != 2 or positions.shape != (self.num_atoms, 3):
             raise ValueError(
                 f"positions must have shape [{self.num_atoms}, 3], the atoms of this neighbor "
@@ -100,13 +108,8 @@ class NeighborList:
             raise ValueError("this neighbor list is periodic: pass the cell too")
         else:
             cell = _cells(cell, self.num_systems)
-        return geometry.edge_vectors(
-            positions, cell, self.shifts, self.system, self.by_receiver, self.by_sender, self.padded
-        )
-
-    def distances(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
-        """Lengths of :meth:`vectors`, ``[E]``, twice differentiable (at length zero: zero)."""
-        return geometry.edge_norm(self.vectors(positions, cell))
+        sides = self.by_receiver, self.by_sender
+        return positions, cell, self.shifts, self.system, *sides, self.padded
 
     def sort_edges(self, values: Tensor) -> Tensor:
         """Brings edge values from the order of the given ``edge_index`` into this list's order."""

@@ -1,6 +1,7 @@
 // Edge vectors and distances of a periodic graph, and their derivatives.
 //
 //   edge_vectors:          v[e] = (x[j] - x[i]) + s[e] . C[system of i]      for edge e = j -> i
+//   edge_distances:        d[e] = |v[e]|, without storing v
 //   edge_vectors_adjoint:  given g[e] = dL/dv[e],
 //                          dL/dx[a]  = sum over edges sent by a of g - sum over edges received of g
 //                          dL/dC[b]  = sum over edges of system b of outer(s[e], g[e])
@@ -12,7 +13,7 @@
 // each other's derivatives to any order. Sums run in a fixed order, whatever the thread count.
 //
 // Cost per edge: a vector reads 2 positions (in cache), 4 index bytes and 12 shift bytes and writes
-// 3 numbers; the adjoint reads 3 numbers twice. All are bound by memory bandwidth.
+// 3 numbers, a distance 1; the adjoint reads 3 numbers twice. All are bound by memory bandwidth.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +39,12 @@ void edge_vectors_cpu(const Adjacency& receivers,  // rows are receivers, neighb
                       const T* cell,       // [systems, 3, 3], rows are lattice vectors
                       T* vectors,          // [E, 3]; edges that no row names are left alone
                       int threads);
+
+template <Isa isa, typename T>
+void edge_distances_cpu(const Adjacency& receivers, const Images& images, const T* positions,
+                        const T* cell,
+                        T* distances,  // [E]; edges that no row names are left alone
+                        int threads);
 
 template <Isa isa, typename T>
 void edge_vectors_adjoint_cpu(const Adjacency& receivers,
@@ -68,6 +75,10 @@ void edge_norm_hvp_cpu(const T* h,               // [E, 3] cotangent of edge_nor
 template <typename T>
 void edge_vectors_cuda(const Adjacency& receivers, const Images& images, const T* positions,
                        const T* cell, T* vectors, Stream stream);
+
+template <typename T>
+void edge_distances_cuda(const Adjacency& receivers, const Images& images, const T* positions,
+                         const T* cell, T* distances, Stream stream);
 
 // `workspace` holds edge_vectors_adjoint_workspace(rows, systems) numbers when grad_cell is wanted.
 int64_t edge_vectors_adjoint_workspace(int64_t atoms, int64_t systems);

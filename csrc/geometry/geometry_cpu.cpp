@@ -5,10 +5,12 @@
 
 namespace molkern {
 
-template <Isa isa, typename T>
-void edge_vectors_cpu(const Adjacency& receivers, const Images& images, const T* positions,
-                      const T* cell, T* vectors, int threads) {
-  const bool periodic = images.shifts && cell;
+namespace {
+
+// Calls write(e, v) for every edge that a row names, v being its vector.
+template <bool periodic, typename T, typename Write>
+void each_vector(const Adjacency& receivers, const Images& images, const T* positions,
+                 const T* cell, int threads, Write write) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < receivers.rows; ++i) {
     const T* xi = positions + 3 * i;
@@ -16,15 +18,47 @@ void edge_vectors_cpu(const Adjacency& receivers, const Images& images, const T*
     for (int64_t k = receivers.row_ptr[i]; k < receivers.row_ptr[i + 1]; ++k) {
       const int64_t e = receivers.edge(k);
       const T* xj = positions + 3 * static_cast<int64_t>(receivers.neighbors[k]);
-      T* v = vectors + 3 * e;
+      T v[3];
       for (int a = 0; a < 3; ++a) v[a] = xj[a] - xi[a];
-      if (periodic) {
+      if constexpr (periodic) {
         const int32_t* shift = images.shifts + 3 * e;
         const T s0 = T(shift[0]), s1 = T(shift[1]), s2 = T(shift[2]);
         for (int a = 0; a < 3; ++a) v[a] += s0 * c[a] + s1 * c[3 + a] + s2 * c[6 + a];
       }
+      write(e, v);
     }
   }
+}
+
+template <typename T, typename Write>
+void each_vector_of(const Adjacency& receivers, const Images& images, const T* positions,
+                    const T* cell, int threads, Write write) {
+  if (images.shifts && cell)
+    each_vector<true>(receivers, images, positions, cell, threads, write);
+  else
+    each_vector<false>(receivers, images, positions, cell, threads, write);
+}
+
+template <typename T>
+T length(const T* v) {
+  return std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+}
+
+}  // namespace
+
+template <Isa isa, typename T>
+void edge_vectors_cpu(const Adjacency& receivers, const Images& images, const T* positions,
+                      const T* cell, T* vectors, int threads) {
+  each_vector_of(receivers, images, positions, cell, threads, [=](int64_t e, const T* v) {
+    for (int a = 0; a < 3; ++a) vectors[3 * e + a] = v[a];
+  });
+}
+
+template <Isa isa, typename T>
+void edge_distances_cpu(const Adjacency& receivers, const Images& images, const T* positions,
+                        const T* cell, T* distances, int threads) {
+  each_vector_of(receivers, images, positions, cell, threads,
+                 [=](int64_t e, const T* v) { distances[e] = length(v); });
 }
 
 namespace {
@@ -84,8 +118,7 @@ template <Isa isa, typename T>
 void edge_norm_cpu(const T* vectors, T* distances, int64_t edges, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t e = 0; e < edges; ++e) {
-    const T x = vectors[3 * e], y = vectors[3 * e + 1], z = vectors[3 * e + 2];
-    distances[e] = std::sqrt(x * x + y * y + z * z);
+    distances[e] = length(vectors + 3 * e);
   }
 }
 
@@ -124,14 +157,16 @@ void edge_norm_hvp_cpu(const T* h, const T* grad_distances, const T* vectors,
   }
 }
 
-#define MOLKERN_INSTANTIATE(T)                                                                   \
-  template void edge_vectors_cpu<Isa::MOLKERN_ISA, T>(const Adjacency&, const Images&, const T*, \
-                                                      const T*, T*, int);                        \
-  template void edge_vectors_adjoint_cpu<Isa::MOLKERN_ISA, T>(                                   \
-      const Adjacency&, const Adjacency&, const Images&, const T*, T*, T*, int);                 \
-  template void edge_norm_cpu<Isa::MOLKERN_ISA, T>(const T*, T*, int64_t, int);                  \
-  template void edge_norm_grad_cpu<Isa::MOLKERN_ISA, T>(const T*, const T*, T*, int64_t, int);   \
-  template void edge_norm_hvp_cpu<Isa::MOLKERN_ISA, T>(const T*, const T*, const T*, T*, T*,     \
+#define MOLKERN_INSTANTIATE(T)                                                                     \
+  template void edge_vectors_cpu<Isa::MOLKERN_ISA, T>(const Adjacency&, const Images&, const T*,   \
+                                                      const T*, T*, int);                          \
+  template void edge_distances_cpu<Isa::MOLKERN_ISA, T>(const Adjacency&, const Images&, const T*, \
+                                                        const T*, T*, int);                        \
+  template void edge_vectors_adjoint_cpu<Isa::MOLKERN_ISA, T>(                                     \
+      const Adjacency&, const Adjacency&, const Images&, const T*, T*, T*, int);                   \
+  template void edge_norm_cpu<Isa::MOLKERN_ISA, T>(const T*, T*, int64_t, int);                    \
+  template void edge_norm_grad_cpu<Isa::MOLKERN_ISA, T>(const T*, const T*, T*, int64_t, int);     \
+  template void edge_norm_hvp_cpu<Isa::MOLKERN_ISA, T>(const T*, const T*, const T*, T*, T*,       \
                                                        int64_t, int);
 MOLKERN_INSTANTIATE(float)
 MOLKERN_INSTANTIATE(double)

@@ -12,12 +12,11 @@ constexpr int team = 16;          // lanes that share a row
 constexpr int chunk_atoms = 128;  // atoms whose cell gradients are added before the systems' are
 constexpr int system_threads = 128;
 
-// v[e] = (x[j] - x[i]) + s[e] . C: a team for every receiver, a lane for every edge.
-// Must move per edge: 4 bytes of index, 12 of shift, 3 numbers written; positions stay in caches.
-template <typename T>
-__global__ void __launch_bounds__(threads)
-    edge_vectors_kernel(Adjacency receivers, Images images, const T* __restrict__ positions,
-                        const T* __restrict__ cell, T* __restrict__ vectors) {
+// Calls write(e, v) for every edge, v being its vector: a team for every receiver, a lane for every
+// edge.
+template <typename T, typename Write>
+__device__ __forceinline__ void each_vector(const Adjacency& receivers, const Images& images,
+                                            const T* positions, const T* cell, Write write) {
   const int64_t i = (int64_t{blockIdx.x} * threads + threadIdx.x) / team;
   if (i >= receivers.rows) return;
   const T xi[3] = {positions[3 * i], positions[3 * i + 1], positions[3 * i + 2]};
@@ -32,8 +31,29 @@ __global__ void __launch_bounds__(threads)
       const T s0 = T(shift[0]), s1 = T(shift[1]), s2 = T(shift[2]);
       for (int a = 0; a < 3; ++a) v[a] += s0 * c[a] + s1 * c[3 + a] + s2 * c[6 + a];
     }
-    for (int a = 0; a < 3; ++a) vectors[3 * e + a] = v[a];
+    write(e, v);
   }
+}
+
+// v[e] = (x[j] - x[i]) + s[e] . C
+// Must move per edge: 4 bytes of index, 12 of shift, 3 numbers written; positions stay in caches.
+template <typename T>
+__global__ void __launch_bounds__(threads)
+    edge_vectors_kernel(Adjacency receivers, Images images, const T* __restrict__ positions,
+                        const T* __restrict__ cell, T* __restrict__ vectors) {
+  each_vector(receivers, images, positions, cell, [=](int64_t e, const T(&v)[3]) {
+    for (int a = 0; a < 3; ++a) vectors[3 * e + a] = v[a];
+  });
+}
+
+// The same, but one number is written: d[e] = |v[e]|.
+template <typename T>
+__global__ void __launch_bounds__(threads)
+    edge_distances_kernel(Adjacency receivers, Images images, const T* __restrict__ positions,
+                          const T* __restrict__ cell, T* __restrict__ distances) {
+  each_vector(receivers, images, positions, cell, [=](int64_t e, const T(&v)[3]) {
+    distances[e] = sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+  });
 }
 
 // Adds sign times the vectors that a lane of the team has in a row.
@@ -193,6 +213,16 @@ void edge_vectors_cuda(const Adjacency& receivers, const Images& images, const T
          used, positions, cell, vectors);
 }
 
+template <typename T>
+void edge_distances_cuda(const Adjacency& receivers, const Images& images, const T* positions,
+                         const T* cell, T* distances, Stream stream) {
+  if (receivers.rows == 0) return;
+  const Images used{cell ? images.shifts : nullptr, images.system, images.systems};
+  launch("edge_distances_kernel", edge_distances_kernel<T>,
+         dim3(blocks_for(receivers.rows, threads / team)), dim3(threads), 0, stream, receivers,
+         used, positions, cell, distances);
+}
+
 int64_t edge_vectors_adjoint_workspace(int64_t atoms, int64_t) {
   return 9 * (atoms + atoms / chunk_atoms);
 }
@@ -293,6 +323,8 @@ void edge_norm_hvp_cuda(const T* h, const T* grad_distances, const T* vectors,
 #define MOLKERN_INSTANTIATE(T)                                                                  \
   template void edge_vectors_cuda<T>(const Adjacency&, const Images&, const T*, const T*, T*,   \
                                      Stream);                                                   \
+  template void edge_distances_cuda<T>(const Adjacency&, const Images&, const T*, const T*, T*, \
+                                       Stream);                                                 \
   template void edge_vectors_adjoint_cuda<T>(const Adjacency&, const Adjacency&, const Images&, \
                                              const T*, T*, T*, T*, Stream);                     \
   template void edge_norm_cuda<T>(const T*, T*, int64_t, Stream);                               \

@@ -24,11 +24,13 @@ Images images_of(const char* op, const OptionalTensor& shifts, const OptionalTen
           system ? system->const_data_ptr<int32_t>() : nullptr, systems};
 }
 
-Tensor edge_vectors(const Tensor& positions, const OptionalTensor& cell,
-                    const OptionalTensor& shifts, const OptionalTensor& system,
-                    const Tensor& row_ptr, const Tensor& neighbors, const OptionalTensor& edges,
-                    const Tensor&, const Tensor&, const OptionalTensor&, bool padded) {
-  constexpr auto op = "edge_vectors";
+// edge_vectors, [E, 3], or edge_distances, [E].
+template <bool lengths>
+Tensor edge_geometry(const Tensor& positions, const OptionalTensor& cell,
+                     const OptionalTensor& shifts, const OptionalTensor& system,
+                     const Tensor& row_ptr, const Tensor& neighbors, const OptionalTensor& edges,
+                     const Tensor&, const Tensor&, const OptionalTensor&, bool padded) {
+  constexpr auto op = lengths ? "edge_distances" : "edge_vectors";
   check_real(op, "positions", positions, 2);
   check_size(op, "positions", positions, 1, 3);
   if (cell) {
@@ -42,22 +44,26 @@ Tensor edge_vectors(const Tensor& positions, const OptionalTensor& cell,
   const int64_t count = neighbors.numel();
   const Images images = images_of(op, shifts, system, cell ? cell->size(0) : 0, count, graph.rows);
   const c10::DeviceGuard guard(positions.device());
-  const Tensor vectors = empty_result({count, 3}, positions.options());
-  if (padded) vectors.zero_();
+  const Tensor result = lengths ? empty_result({count}, positions.options())
+                                : empty_result({count, 3}, positions.options());
+  if (padded) result.zero_();
   with_real(positions, [&](auto zero) {
     using T = decltype(zero);
     const T* x = positions.const_data_ptr<T>();
     const T* c = cell ? cell->const_data_ptr<T>() : nullptr;
-    T* v = vectors.mutable_data_ptr<T>();
+    T* out = result.mutable_data_ptr<T>();
 #ifdef MOLKERN_HAS_CUDA_KERNELS
-    if (on_cuda(positions))
-      return edge_vectors_cuda<T>(graph, images, x, c, v, current_stream(positions));
+    if (on_cuda(positions)) {
+      constexpr auto kernel = lengths ? edge_distances_cuda<T> : edge_vectors_cuda<T>;
+      return kernel(graph, images, x, c, out, current_stream(positions));
+    }
 #endif
     with_isa([&](auto isa) {
-      edge_vectors_cpu<isa(), T>(graph, images, x, c, v, threads_for(6 * count));
+      constexpr auto kernel = lengths ? edge_distances_cpu<isa(), T> : edge_vectors_cpu<isa(), T>;
+      kernel(graph, images, x, c, out, threads_for(6 * count));
     });
   });
-  return vectors;
+  return result;
 }
 
 // The cell gradient is empty where it is not needed.
@@ -173,7 +179,8 @@ std::tuple<Tensor, Tensor> edge_norm_hvp(const Tensor& h, const Tensor& grad,
 
 template <typename Library>
 void register_kernels(Library& library) {
-  library.impl("edge_vectors", edge_vectors);
+  library.impl("edge_vectors", edge_geometry<false>);
+  library.impl("edge_distances", edge_geometry<true>);
   library.impl("edge_vectors_adjoint", edge_vectors_adjoint);
   library.impl("edge_norm", edge_norm);
   library.impl("edge_norm_grad", edge_norm_grad);
@@ -185,6 +192,10 @@ void register_kernels(Library& library) {
 TORCH_LIBRARY_FRAGMENT(molkern, library) {
   library.def(
       "edge_vectors(Tensor positions, Tensor? cell, Tensor? shifts, Tensor? system, "
+      "Tensor row_ptr, Tensor neighbors, Tensor? edges, "
+      "Tensor t_row_ptr, Tensor t_neighbors, Tensor? t_edges, bool padded) -> Tensor");
+  library.def(
+      "edge_distances(Tensor positions, Tensor? cell, Tensor? shifts, Tensor? system, "
       "Tensor row_ptr, Tensor neighbors, Tensor? edges, "
       "Tensor t_row_ptr, Tensor t_neighbors, Tensor? t_edges, bool padded) -> Tensor");
   library.def(

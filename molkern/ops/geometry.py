@@ -41,6 +41,31 @@ def edge_vectors(
     )
 
 
+def edge_distances(
+    positions: Tensor,
+    cell: Tensor | None,
+    shifts: Tensor | None,
+    system: Tensor | None,
+    by_receiver: Adjacency,
+    by_sender: Adjacency,
+    padded: bool = False,
+) -> Tensor:
+    """Distances ``|v_e|``, ``[E]``, of :func:`edge_vectors`, which are not stored.
+
+    Takes the same arguments. Twice differentiable; where the distance is zero its derivatives are
+    zero. The backward pass computes the vectors anew.
+    """
+    return operators.edge_distances(
+        positions.contiguous(),
+        None if cell is None else cell.contiguous(),
+        shifts,
+        system,
+        *by_receiver,
+        *by_sender,
+        padded,
+    )
+
+
 def edge_norm(vectors: Tensor) -> Tensor:
     """Lengths of vectors ``[E, 3]``, twice differentiable; derivatives at zero length are zero."""
     return operators.edge_norm(vectors.contiguous())
@@ -57,6 +82,19 @@ def _(
     *rest: Any,
 ) -> Tensor:
     return positions.new_empty(neighbors.shape[0], 3)
+
+
+@torch.library.register_fake("molkern::edge_distances")
+def _(
+    positions: Tensor,
+    cell: Any,
+    shifts: Any,
+    system: Any,
+    row_ptr: Tensor,
+    neighbors: Tensor,
+    *rest: Any,
+) -> Tensor:
+    return positions.new_empty(neighbors.shape[0])
 
 
 @torch.library.register_fake("molkern::edge_vectors_adjoint")
@@ -107,6 +145,28 @@ def _vectors_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     return (positions, cell if need_cell else None, *[None] * 9)
 
 
+def _distances_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    positions, cell, *graph, padded = inputs
+    ctx.save_for_backward(positions, cell, *graph)
+    ctx.padded = padded
+
+
+def _distances_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    positions, cell, shifts, system, *graph = ctx.saved_tensors
+    need_cell = ctx.needs_input_grad[1]
+    vectors = operators.edge_vectors(positions, cell, shifts, system, *graph, ctx.padded)
+    grad_positions, grad_cell = operators.edge_vectors_adjoint(
+        operators.edge_norm_grad(g.contiguous(), vectors),
+        shifts,
+        system,
+        0 if cell is None else cell.shape[0],
+        need_cell,
+        *graph,
+        ctx.padded,
+    )
+    return (grad_positions, grad_cell if need_cell else None, *[None] * 9)
+
+
 def _adjoint_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, shifts, system, _, need_cell, *graph, padded = inputs
     ctx.save_for_backward(shifts, system, *graph)
@@ -144,6 +204,9 @@ def _norm_hvp_backward(ctx: Any, *grads: Tensor) -> None:
 
 torch.library.register_autograd(
     "molkern::edge_vectors", _vectors_backward, setup_context=_vectors_setup
+)
+torch.library.register_autograd(
+    "molkern::edge_distances", _distances_backward, setup_context=_distances_setup
 )
 torch.library.register_autograd(
     "molkern::edge_vectors_adjoint", _adjoint_backward, setup_context=_adjoint_setup

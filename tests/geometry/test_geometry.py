@@ -86,6 +86,19 @@ def test_distance_zero_has_zero_derivatives(device):
     assert not second[0].any()
 
 
+def test_atoms_on_top_of_each_other(device):
+    positions = torch.zeros(3, 3, dtype=torch.float64, device=device)
+    positions[2, 0] = 2.0
+    neighbors = molkern.neighbor_list(positions, 3.0)
+    positions.requires_grad_()
+    distances = neighbors.distances(positions)
+    assert distances.tolist() == [0.0, 2.0, 0.0, 2.0, 2.0, 2.0]
+    (gradient,) = torch.autograd.grad(distances.sum(), positions, create_graph=True)
+    assert gradient.tolist() == [[-2.0, 0.0, 0.0], [-2.0, 0.0, 0.0], [4.0, 0.0, 0.0]]
+    (second,) = torch.autograd.grad(gradient.pow(2).sum(), positions)
+    assert torch.isfinite(second).all()
+
+
 def test_third_derivative_is_refused():
     vectors = torch.rand(2, 3, dtype=torch.float64, requires_grad=True)
     (first,) = torch.autograd.grad(edge_norm(vectors).sum(), vectors, create_graph=True)
@@ -118,6 +131,7 @@ def test_opcheck(crystal, device):
     images = (nl.shifts, nl.system)
     check = torch.library.opcheck
     check(ops.edge_vectors.default, (positions, cells, *images, *sides, False))
+    check(ops.edge_distances.default, (positions, cells, *images, *sides, False))
     vectors = nl.vectors(positions, cells).detach().requires_grad_()
     for need_cell in (True, False):
         arguments = (vectors, *images, 2, need_cell, *sides, False)
