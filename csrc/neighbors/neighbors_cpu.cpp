@@ -17,6 +17,7 @@ namespace MOLKERN_ISA {
 
 constexpr int64_t atoms_per_thread = 512;  // fewer are not worth waking a thread
 constexpr int64_t groups_at_once = 8;      // that a thread takes from the common pool
+constexpr int64_t rows_at_once = 512;      // written before the next ones are
 constexpr int64_t most_edges = std::numeric_limits<int32_t>::max();
 constexpr size_t most_memory_kept = size_t{128} << 20;  // per calling thread, between searches
 
@@ -105,8 +106,13 @@ class Found final : public FoundNeighbors {
       int32_t* cursor = cursors + (chunk ? chunk - 1 : threads_) * atoms;
       if (!chunk) start_cursors(0, cursor);
       each_system(chunk, [&](const RowRange<Word>& rows) {
-        if (output.shifts) write_shifts(rows, sorted, memory_->grid.wraps, output.shifts);
-        write_pairs(rows, sorted, cursor, output);
+        // A few rows at a time: their sorted words stay in cache from one pass to the next.
+        RowRange<Word> part = rows;
+        for (; part.from < rows.to; part.from = part.to) {
+          part.to = std::min(part.from + rows_at_once, rows.to);
+          if (output.shifts) write_shifts(part, sorted, memory_->grid.wraps, output.shifts);
+          write_pairs(part, sorted, cursor, output);
+        }
       });
     });
   }

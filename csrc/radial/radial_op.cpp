@@ -102,7 +102,7 @@ Tensor radial_basis(const Tensor& distances, const Tensor& centers, const Option
   const RadialForm form = checked_form(op, basis, cutoff_function, cutoff, alpha, exponent);
   const Arguments in(op, form, distances, centers, widths);
   const c10::DeviceGuard guard(in.d.device());
-  const Tensor y = at::empty({in.edges, in.functions}, in.d.options());
+  const Tensor y = empty_result({in.edges, in.functions}, in.d.options());
   with_real(in.d, [&](auto zero) {
     using T = decltype(zero);
     const T *d = in.d.const_data_ptr<T>(), *p = in.p.const_data_ptr<T>(), *q = data<T>(in.q);
@@ -173,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> radial_basis_hvp(
   const OptionalTensor hq_in = in.checked_direction(op, "hq", direction_q, in.functions);
   const bool need_q = need_params && in.q;
   const c10::DeviceGuard guard(in.d.device());
-  const Tensor tg = at::empty({in.edges, in.functions}, in.d.options());
+  const Tensor tg = empty_result({in.edges, in.functions}, in.d.options());
   const Tensor td = at::empty({in.edges}, in.d.options());
   const Tensor tp = at::empty({need_params ? in.functions : 0}, in.d.options());
   const Tensor tq = at::empty({need_q ? in.functions : 0}, in.d.options());
