@@ -51,6 +51,17 @@ def find_nvcc():
     return shutil.which("nvcc")
 
 
+def cuda_home(nvcc):
+    """The toolkit that nvcc belongs to, by its own word: nvcc may be a script that calls another."""
+    plan = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True
+    ).stderr
+    for line in plan.splitlines():
+        if line.startswith("#$ TOP="):
+            return Path(line.removeprefix("#$ TOP=")).resolve()
+    return Path(nvcc).resolve().parent.parent
+
+
 def wants_cuda(torch):
     """Whether to build for CUDA; what was asked for and cannot be had is an error."""
     asked = os.environ.get("MOLKERN_CUDA", "")
@@ -142,7 +153,7 @@ class NinjaBuild(build_ext):
         base += [*OPENMP, "-O3", *EXTRA_FLAGS]
         torch_flags = [*base, *(f"-isystem{path}" for path in cpp_extension.include_paths())]
         if cuda:
-            torch_flags.append(f"-isystem{Path(nvcc).resolve().parent.parent / 'include'}")
+            torch_flags.append(f"-isystem{cuda_home(nvcc) / 'include'}")
 
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         ninja = NinjaFile(ROOT / "build" / f"objects-{tag}" / ("emulated" if emulate else "native"))
@@ -205,7 +216,7 @@ class NinjaBuild(build_ext):
         if sys.platform == "darwin":
             flags += ["-undefined", "dynamic_lookup"]
         if nvcc:
-            home = Path(nvcc).resolve().parent.parent
+            home = cuda_home(nvcc)
             flags += ["-lc10_cuda", "-ltorch_cuda", f"-L{home / 'lib64'}"]
             flags += [f"-L{path}" for path in sorted(home.glob("targets/*/lib"))]
             flags += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
