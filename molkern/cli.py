@@ -17,7 +17,7 @@ def main() -> None:
 
 @app.command()
 def demo(
-    steps: Annotated[int, typer.Option(min=100, help="steps of molecular dynamics")] = 2000,
+    steps: Annotated[int, typer.Option(min=100, help="steps of molecular dynamics")] = 5000,
     out: Annotated[Path, typer.Option(help="where the plot goes")] = Path("molkern_demo.png"),
 ) -> None:
     """Molecular dynamics of ethanol with a trained SchNet."""

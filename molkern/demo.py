@@ -11,7 +11,7 @@ import ase.units
 import numpy as np
 import torch
 from ase import Atoms
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -70,7 +70,9 @@ def simulate(model: Potential, frame: Frames, steps: int, temperature: float) ->
     calculator = ASECalculator(model)
     atoms.calc = calculator
     rng = np.random.default_rng(0)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
+    masses = atoms.get_masses()[:, None]
+    width = np.sqrt(masses * ase.units.kB * temperature)  # Maxwell-Boltzmann
+    atoms.set_momenta(width * rng.standard_normal((len(atoms), 3)))
     Stationary(atoms)
     dynamics = VelocityVerlet(atoms, TIME_STEP * ase.units.fs)
     rows = []
