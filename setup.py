@@ -52,7 +52,7 @@ def find_nvcc():
 
 
 def cuda_home(nvcc):
-    """The toolkit that nvcc belongs to, by its own word: nvcc may be a script that calls another."""
+    """The toolkit of this nvcc, by its own word: nvcc may be a script that calls another."""
     plan = subprocess.run(
         [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True
     ).stderr
