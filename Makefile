@@ -4,36 +4,41 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The torch to install where none is chosen; TORCH="torch==2.13.0" pins one, see README.
 TORCH ?= torch==2.13.0
+# Stamps are named after it, so that another one is installed and built for.
+NAME := $(subst <,-,$(subst >,-,$(subst =,-,$(TORCH))))
+TOOLS := $(VENV)/tools-$(NAME)
+BUILT := $(VENV)/built-$(NAME)
 
 .PHONY: demo test lint bench clean
 
-demo: $(VENV)/built
+demo: $(BUILT)
 	$(BIN)/molkern demo
 
-test: $(VENV)/built
+test: $(BUILT)
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
 
-lint: $(VENV)/built
+lint: $(BUILT)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
-bench: $(VENV)/built
+bench: $(BUILT)
 	$(BIN)/pip install -q vesin matscipy nvalchemi-toolkit-ops
 	$(BIN)/python -m pytest benchmarks -q --benchmark-enable --benchmark-columns=median,iqr,rounds
 
-$(VENV)/tools: pyproject.toml Makefile
+$(TOOLS): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --upgrade pip
 	$(BIN)/pip install -q "$(TORCH)"
 	$(BIN)/pip install -q "setuptools>=77" wheel pybind11 ninja numpy
-	touch $@
+	rm -f $(VENV)/tools-* $(VENV)/built-*
+	touch "$@"
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-$(VENV)/built: $(VENV)/tools setup.py $(SOURCES)
+$(BUILT): $(TOOLS) setup.py $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -e ".[test,lint,demo]"
-	touch $@
+	touch "$@"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info molkern/_C*.so

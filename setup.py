@@ -155,7 +155,8 @@ class NinjaBuild(build_ext):
         if cuda:
             torch_flags.append(f"-isystem{cuda_home(nvcc) / 'include'}")
 
-        tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        # ninja watches no torch headers: objects of another torch must not be found.
+        tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch-{torch.__version__}"
         ninja = NinjaFile(ROOT / "build" / f"objects-{tag}" / ("emulated" if emulate else "native"))
         ninja.rule("cxx", f"{compiler} $flags -MMD -MF $out.d -c $in -o $out")
         if cuda:

@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import interop, models, nn, ops
+from . import interop, md, models, nn, ops
 from .graph import AtomicBatch, NeighborList, neighbor_list
 from .ops._library import build_info
 
@@ -16,6 +16,7 @@ __all__ = [
     "NeighborList",
     "build_info",
     "interop",
+    "md",
     "models",
     "neighbor_list",
     "nn",

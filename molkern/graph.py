@@ -40,7 +40,8 @@ class NeighborList:
         num_systems: number of systems.
         cutoff: the cutoff it was made with; None where the graph was given.
         permutation: place of each edge in the ``edge_index`` it was made from; None otherwise.
-        status: (edges needed, error, index) on the device, for lists with a capacity, else None.
+        status: what the search found, on the device, for lists with a capacity, else None: the
+            edges needed and an error, read by :meth:`check`.
         padded: whether there may be edges beyond ``row_ptr[N]``: padding up to a fixed capacity,
             with senders, receivers and reverse −1. Layers neither read nor sum them.
     """
@@ -132,42 +133,41 @@ class NeighborList:
 
     @classmethod
     def from_edge_index(
-        cls, edge_index: Tensor, num_atoms: int, shifts: Tensor | None = None
+        cls,
+        edge_index: Tensor,
+        num_atoms: int,
+        shifts: Tensor | None = None,
+        batch: Tensor | None = None,
     ) -> NeighborList:
         """A graph from pairs, ``[2, E]``: row 0 senders j, row 1 receivers i, in any order.
 
-        The graph need not be symmetric. ``shifts`` ``[E, 3]`` are whole cells, as in
-        :attr:`shifts`. Edges are sorted; :meth:`sort_edges` brings edge values along.
+        The graph need not be symmetric. Edges are sorted; :meth:`sort_edges` brings edge values
+        along.
+
+        Args:
+            edge_index: ``[2, E]``, int64 or int32.
+            num_atoms: number of atoms N.
+            shifts: whole cells as in :attr:`shifts`, ``[E, 3]``, integers. Packages that keep
+                offsets in Å need them divided by the cell.
+            batch: system of each atom, ``[N]``, not decreasing; None for a single system.
 
         Raises:
-            ValueError: wrong shapes, or an index outside ``[0, num_atoms)``.
+            ValueError: wrong shapes, an index outside ``[0, num_atoms)``, a shift beyond int32, or
+                an edge between two systems.
+            TypeError: indices or shifts that are not integers.
 
         >>> import torch, molkern
         >>> molkern.NeighborList.from_edge_index(torch.tensor([[2, 0], [0, 1]]), 3).row_ptr
         tensor([0, 1, 2, 2], dtype=torch.int32)
         """
-        if edge_index.dim() != 2 or edge_index.shape[0] != 2:
-            raise ValueError(f"edge_index must have shape [2, E], got {list(edge_index.shape)}")
-        if edge_index.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"edge_index must be int64 or int32, got {edge_index.dtype}")
-        edge_index = edge_index.long()
-        outside = (edge_index < 0) | (edge_index >= num_atoms)
-        if bool(outside.any()):
-            edge = int(outside.any(0).nonzero()[0])
-            raise ValueError(
-                f"edge {edge} joins atoms {edge_index[:, edge].tolist()}, but there are "
-                f"{num_atoms} atoms (0 to {num_atoms - 1})"
-            )
-        if shifts is not None and shifts.shape != (edge_index.shape[1], 3):
-            raise ValueError(
-                f"shifts must have shape [{edge_index.shape[1]}, 3], got {list(shifts.shape)}"
-            )
-        permutation = _sort_edges(edge_index[1], edge_index[0], shifts)
+        edge_index = _checked_pairs(edge_index, num_atoms)
+        _check_shifts(shifts, edge_index.shape[1])
+        permutation = _sort_edges(edge_index[1], edge_index[0], num_atoms, shifts)
         senders, receivers = edge_index[:, permutation]
         if shifts is not None:
             shifts = shifts[permutation].int().contiguous()
         mirrored = None if shifts is None else -shifts
-        by_sender = _sort_edges(senders, receivers, mirrored)
+        by_sender = _sort_edges(senders, receivers, num_atoms, mirrored)
         symmetric = torch.equal(senders[by_sender], receivers) and torch.equal(
             receivers[by_sender], senders
         )
@@ -181,6 +181,8 @@ class NeighborList:
             shifts=shifts,
             reverse=by_sender.int() if symmetric else None,
             transposed=None if symmetric else transpose,
+            system=None if batch is None else _checked_systems(batch, num_atoms, edge_index),
+            num_systems=_count_systems(batch, None),
             permutation=permutation,
         )
 
@@ -413,10 +415,60 @@ def _row_ptr(rows: Tensor, count: int) -> Tensor:
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).int()
 
 
-def _sort_edges(first: Tensor, second: Tensor, shifts: Tensor | None) -> Tensor:
+def _sort_edges(first: Tensor, second: Tensor, num_atoms: int, shifts: Tensor | None) -> Tensor:
     """Stable order by (first, second, shift)."""
+    keys = [first * num_atoms + second]
+    if shifts is None:
+        return torch.argsort(keys[0], stable=True)
     order = torch.arange(first.shape[0], device=first.device)
-    keys = [first, second] if shifts is None else [first, second, *shifts.unbind(1)]
-    for key in reversed(keys):
+    for key in reversed([*keys, *shifts.unbind(1)]):
         order = order[torch.argsort(key[order], stable=True)]
     return order
+
+
+def _checked_pairs(edge_index: Tensor, num_atoms: int) -> Tensor:
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2:
+        raise ValueError(f"edge_index must have shape [2, E], got {list(edge_index.shape)}")
+    if edge_index.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"edge_index must be int64 or int32, got {edge_index.dtype}")
+    if not 0 <= num_atoms < 2**31:
+        raise ValueError(f"num_atoms must be from 0 to {2**31 - 1}, got {num_atoms}")
+    edge_index = edge_index.long()
+    outside = (edge_index < 0) | (edge_index >= num_atoms)
+    if bool(outside.any()):
+        edge = int(outside.any(0).nonzero()[0])
+        raise ValueError(
+            f"edge {edge} joins atoms {edge_index[:, edge].tolist()}, but there are "
+            f"{num_atoms} atoms (0 to {num_atoms - 1})"
+        )
+    return edge_index
+
+
+def _check_shifts(shifts: Tensor | None, edges: int) -> None:
+    if shifts is None:
+        return
+    if shifts.shape != (edges, 3):
+        raise ValueError(f"shifts must have shape [{edges}, 3], got {list(shifts.shape)}")
+    if shifts.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
+        raise TypeError(
+            f"shifts count whole cells and must be integers, got {shifts.dtype}: round those that "
+            "are whole numbers, and divide offsets in units of length by the cell first"
+        )
+    if edges and int(shifts.abs().max()) >= 2**31:
+        raise ValueError(f"shifts must fit int32, got one of {int(shifts.abs().max())} cells")
+
+
+def _checked_systems(batch: Tensor, num_atoms: int, edge_index: Tensor) -> Tensor:
+    if batch.shape != (num_atoms,):
+        raise ValueError(f"batch must have shape [{num_atoms}], got {list(batch.shape)}")
+    if batch.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"batch must be int64 or int32, got {batch.dtype}")
+    if num_atoms and (int(batch[0]) < 0 or bool((batch[1:] < batch[:-1]).any())):
+        raise ValueError("batch must be sorted and not negative: sort the atoms by system first")
+    across = batch[edge_index[0]] != batch[edge_index[1]]
+    if bool(across.any()):
+        edge = int(across.nonzero()[0])
+        raise ValueError(
+            f"edge {edge} joins atoms {edge_index[:, edge].tolist()} of different systems"
+        )
+    return batch.int()

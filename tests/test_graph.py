@@ -38,6 +38,9 @@ def test_reverse_of_given_pairs_with_loops_and_doubles():
     assert torch.equal(graph.senders[reverse], graph.receivers)
 
 
+PAIR = torch.tensor([[0], [1]])
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -49,11 +52,14 @@ def test_reverse_of_given_pairs_with_loops_and_doubles():
             r"edge 1 joins atoms \[4, 2\], but there",
         ),
         ((torch.tensor([[0, 1], [1, -1]]), 4), ValueError, r"edge 1 joins atoms \[1, -1\]"),
-        (
-            (torch.tensor([[0], [1]]), 4, torch.zeros(2, 3)),
-            ValueError,
-            r"shifts must have shape \[1, 3\]",
-        ),
+        ((PAIR, 4, torch.zeros(2, 3)), ValueError, r"shifts must have shape \[1, 3\]"),
+        ((PAIR, 4, torch.full((1, 3), 0.5)), TypeError, "shifts count whole cells"),
+        ((PAIR, 4, torch.full((1, 3), 2**40)), ValueError, f"one of {2**40} cells"),
+        ((PAIR, -1), ValueError, "num_atoms must be from 0 to 2147483647, got -1"),
+        ((PAIR, 4, None, torch.tensor([0, 1])), ValueError, r"batch must have shape \[4\]"),
+        ((PAIR, 2, None, torch.tensor([0, 1])), ValueError, "of different systems"),
+        ((PAIR, 2, None, torch.tensor([1, 0])), ValueError, "batch must be sorted"),
+        ((PAIR, 2, None, torch.zeros(2)), TypeError, "batch must be int64 or int32"),
     ],
 )
 def test_wrong_pairs(arguments, error, message):

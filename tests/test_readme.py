@@ -1,6 +1,9 @@
-"""The README's examples run as they stand."""
+"""The README's examples run as they stand, each in a process of its own."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,14 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=[str(k) for k in range(len(BLOCKS))])
-def test_example(code, tmp_path, monkeypatch):
+def test_example(code, tmp_path):
     if "torch_geometric" in code:
         pytest.importorskip("torch_geometric")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    path = [str(README.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_there_are_examples():

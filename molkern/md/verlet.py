@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..graph import AtomicBatch, NeighborList
 
@@ -25,28 +26,33 @@ class VerletList:
             raise ValueError(f"skin must not be negative, got {skin}")
         self.cutoff, self.skin = cutoff, skin
         self.builds = 0
-        self._made_for: AtomicBatch | None = None
+        self._made_for: tuple[Tensor | None, ...] = ()
         self._neighbors: NeighborList | None = None
 
     def __call__(self, batch: AtomicBatch) -> NeighborList:
         """A list that holds every pair of ``batch`` within the cutoff."""
         if self._neighbors is None or not self._valid(batch):
             self._neighbors = batch.neighbors(self.cutoff + self.skin)
-            self._made_for = batch
+            self._made_for = _geometry(batch)
             self.builds += 1
         return self._neighbors
 
     def _valid(self, batch: AtomicBatch) -> bool:
-        old = self._made_for
-        if old is None or self.skin == 0 or old.positions.shape != batch.positions.shape:
-            return False
-        pairs = ((old.cell, batch.cell), (old.pbc, batch.pbc), (old.batch, batch.batch))
-        for before, now in pairs:
+        for before, now in zip(self._made_for[1:], _geometry(batch)[1:], strict=True):
             if (before is None) != (now is None):
                 return False
             if before is not None and now is not None and not torch.equal(before, now):
                 return False
+        positions = self._made_for[0]
+        if positions is None or self.skin == 0 or positions.shape != batch.positions.shape:
+            return False
         if batch.num_atoms == 0:
             return True
-        moved = (batch.positions - old.positions).square().sum(1).max()
+        moved = (batch.positions - positions).square().sum(1).max()
         return bool(moved < (0.5 * self.skin) ** 2)
+
+
+def _geometry(batch: AtomicBatch) -> tuple[Tensor | None, ...]:
+    """What a list depends on, copied: positions may be changed in place."""
+    tensors = (batch.positions, batch.cell, batch.pbc, batch.batch)
+    return tuple(None if t is None else t.detach().clone() for t in tensors)

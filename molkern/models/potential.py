@@ -61,7 +61,9 @@ class Potential(nn.Module):
         Raises:
             TypeError: the batch's type is not the model's.
             ValueError: atomic numbers outside the model's table, another device, a neighbor list
-                of a shorter cutoff or of other atoms, or a stress without cells.
+                of a shorter cutoff, of other atoms or beyond its capacity, or a stress without
+                cells.
+            RuntimeError: forces or stress under ``torch.inference_mode()``.
         """
         if not torch.compiler.is_compiling():
             self._check(batch, neighbors)
@@ -69,31 +71,24 @@ class Potential(nn.Module):
             neighbors = batch.neighbors(self.cutoff)
         positions, cell = batch.positions, batch.cell
         differentiate = forces or stress
+        if differentiate and torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "forces and stress are derivatives, which torch.inference_mode() forbids: "
+                "use torch.no_grad(), they are computed all the same"
+            )
+        keep = self.training and torch.is_grad_enabled()
         if differentiate and not positions.requires_grad:
             positions = positions.detach().requires_grad_(True)
-        strain = None
-        if stress:
-            positions, cell, strain, unstrained = _strained(batch, positions)
-        else:
-            unstrained = positions
+        strain, unstrained = None, positions
         with torch.set_grad_enabled(differentiate or torch.is_grad_enabled()):
+            if stress:
+                positions, cell, strain = _strained(batch, positions)
             distances = neighbors.distances(positions, cell)
             atomic = self.atomic_energies(batch.numbers, distances, neighbors)
             energy = segment_sum(atomic.unsqueeze(1), batch.system_ptr).squeeze(1)
         if not differentiate:
             return {"energy": energy}
-        return self._derivatives(batch, energy, unstrained, strain, forces)
-
-    def _derivatives(
-        self,
-        batch: AtomicBatch,
-        energy: Tensor,
-        positions: Tensor,
-        strain: Tensor | None,
-        forces: bool,
-    ) -> dict[str, Tensor]:
-        inputs = [positions] if strain is None else [positions, strain]
-        keep = self.training and torch.is_grad_enabled()
+        inputs = [unstrained] if strain is None else [unstrained, strain]
         grads = torch.autograd.grad(
             energy, inputs, torch.ones_like(energy), create_graph=keep, materialize_grads=True
         )
@@ -126,18 +121,28 @@ class Potential(nn.Module):
                 f"atom {atom} has number {wrong}, but the model's table goes from 0 to "
                 f"{self.num_elements - 1}"
             )
-        if neighbors is None:
-            return
-        if neighbors.num_atoms != batch.num_atoms:
+        if neighbors is not None:
+            self._check_list(batch, neighbors)
+
+    def _check_list(self, batch: AtomicBatch, neighbors: NeighborList) -> None:
+        if neighbors.num_atoms != batch.num_atoms or neighbors.num_systems != batch.num_systems:
             raise ValueError(
-                f"the neighbor list is for {neighbors.num_atoms} atoms, the batch has "
-                f"{batch.num_atoms}"
+                f"the neighbor list is for {neighbors.num_atoms} atoms in {neighbors.num_systems} "
+                f"system(s), the batch has {batch.num_atoms} in {batch.num_systems}: make the list "
+                "with the same batch (from_edge_index takes one too)"
+            )
+        if neighbors.shifts is None and batch.cell is not None and bool(batch.pbc.any()):
+            raise ValueError(
+                "the batch is periodic but the neighbor list has no shifts: make the list with the "
+                "cell, or leave the cell out of the batch"
             )
         if neighbors.cutoff is not None and neighbors.cutoff < self.cutoff:
             raise ValueError(
                 f"the neighbor list's cutoff {neighbors.cutoff} is shorter than the model's "
                 f"{self.cutoff}: make it with neighbor_list(positions, {self.cutoff}, ...)"
             )
+        if not (batch.positions.is_cuda and torch.cuda.is_current_stream_capturing()):
+            neighbors.check()  # a list that overflowed has no edges
 
     def save(self, path: str | Path) -> None:
         """Writes weights and configuration to one safetensors file, for :func:`load`."""
@@ -147,8 +152,8 @@ class Potential(nn.Module):
         safetensors.torch.save_file(tensors, str(path), metadata=metadata)
 
 
-def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Positions and cells under a strain of zero, the strain, and the positions as they were."""
+def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions and cells under a strain of zero, and the strain."""
     if batch.cell is None:
         raise ValueError("stress needs a cell: give the batch its lattice vectors")
     volumes = torch.linalg.det(batch.cell.detach()).abs()
@@ -162,7 +167,7 @@ def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Te
         moved = positions @ deformation[0]
     else:
         moved = torch.einsum("na,nab->nb", positions, deformation[batch.batch])
-    return moved, batch.cell @ deformation, strain, positions
+    return moved, batch.cell @ deformation, strain
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Potential:

@@ -87,3 +87,12 @@ def test_energy_is_conserved(model):
     dynamics.attach(lambda: totals.append(atoms.get_total_energy()))
     dynamics.run(100)
     assert np.ptp(totals) < 1e-3 * abs(atoms.get_kinetic_energy()) + 1e-5
+
+
+def test_positions_changed_in_place_are_noticed():
+    positions = torch.tensor([[0.0, 0, 0], [2.8, 0, 0]])
+    batch = AtomicBatch(torch.tensor([1, 1]), positions)
+    neighbors = VerletList(cutoff=2.0, skin=0.5)
+    assert neighbors(batch).num_edges == 0
+    positions[1, 0] = 1.0
+    assert neighbors(batch).num_edges == 2
