@@ -122,4 +122,4 @@ def test_capacity():
     assert padded.senders[-5:].tolist() == [-1] * 5
     assert not padded.distances(positions)[-5:].any()
     with pytest.raises(ValueError, match=f"{exact.num_edges} edges are needed"):
-        molkern.neighbor_list(positions, 2.0, capacity=exact.num_edges - 1)
+        molkern.neighbor_list(positions, 2.0, capacity=exact.num_edges - 1).check()  # CUDA: here

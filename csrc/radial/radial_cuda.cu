@@ -131,7 +131,8 @@ __device__ __forceinline__ void sum_edges(SumsTile<T>& tile, const RadialArrays<
   for (int first_k = 0; first_k < arrays.functions; first_k += lanes) {
     const int k = first_k + lane;
     const bool in_row = k < arrays.functions;
-    const T p = in_row ? arrays.p[k] : T(0), q = in_row ? read(arrays.q, k) : T(0);
+    // A lane beyond the row computes too: a width of 1 keeps it finite at any distance.
+    const T p = in_row ? arrays.p[k] : T(0), q = in_row ? read(arrays.q, k) : T(1);
     const T hp = parameters && product && in_row ? read(arrays.hp, k) : T(0);
     const T hq = parameters && product && in_row ? read(arrays.hq, k) : T(0);
     T g[team_edges] = {}, sum_p = 0, sum_q = 0;

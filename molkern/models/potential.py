@@ -65,17 +65,17 @@ class Potential(nn.Module):
                 cells.
             RuntimeError: forces or stress under ``torch.inference_mode()``.
         """
+        differentiate = forces or stress
         if not torch.compiler.is_compiling():
             self._check(batch, neighbors)
+            if differentiate and torch.is_inference_mode_enabled():
+                raise RuntimeError(
+                    "forces and stress are derivatives, which torch.inference_mode() forbids: "
+                    "use torch.no_grad(), they are computed all the same"
+                )
         if neighbors is None:
             neighbors = batch.neighbors(self.cutoff)
         positions, cell = batch.positions, batch.cell
-        differentiate = forces or stress
-        if differentiate and torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "forces and stress are derivatives, which torch.inference_mode() forbids: "
-                "use torch.no_grad(), they are computed all the same"
-            )
         keep = self.training and torch.is_grad_enabled()
         if differentiate and not positions.requires_grad:
             positions = positions.detach().requires_grad_(True)
@@ -125,11 +125,15 @@ class Potential(nn.Module):
             self._check_list(batch, neighbors)
 
     def _check_list(self, batch: AtomicBatch, neighbors: NeighborList) -> None:
-        if neighbors.num_atoms != batch.num_atoms or neighbors.num_systems != batch.num_systems:
+        if neighbors.num_atoms != batch.num_atoms:
             raise ValueError(
-                f"the neighbor list is for {neighbors.num_atoms} atoms in {neighbors.num_systems} "
-                f"system(s), the batch has {batch.num_atoms} in {batch.num_systems}: make the list "
-                "with the same batch (from_edge_index takes one too)"
+                f"the neighbor list is for {neighbors.num_atoms} atoms, the batch has "
+                f"{batch.num_atoms}"
+            )
+        if neighbors.num_systems != batch.num_systems:
+            raise ValueError(
+                f"the neighbor list is for {neighbors.num_systems} system(s), the batch has "
+                f"{batch.num_systems}: pass `batch` to neighbor_list or from_edge_index"
             )
         if neighbors.shifts is None and batch.cell is not None and bool(batch.pbc.any()):
             raise ValueError(

@@ -42,7 +42,7 @@ def test_lists_of_another_batch_are_refused(model, crystal):
     with pytest.raises(ValueError, match="the neighbor list has no shifts"):
         model(batch, neighbors=open_list)
     two = molkern.AtomicBatch(numbers, positions, batch=torch.tensor([0] * 5 + [1] * 5))
-    with pytest.raises(ValueError, match=r"in 1 system\(s\), the batch has 10 in 2"):
+    with pytest.raises(ValueError, match=r"is for 1 system\(s\), the batch has 2"):
         model(two, neighbors=open_list)
 
 
