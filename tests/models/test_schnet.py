@@ -252,6 +252,21 @@ def test_wrong_input(crystal):
     numbers[7] = 9
     with pytest.raises(ValueError, match="atom 7 has number 9, but the model's table goes from 0"):
         model(AtomicBatch(numbers, positions, cell=cell))
+    numbers[7] = -1
+    with pytest.raises(ValueError, match="atom 7 has number -1, but the model's table goes from 0"):
+        model(AtomicBatch(numbers, positions, cell=cell))
+    batch.numbers = numbers  # after the range was read
+    with pytest.raises(ValueError, match="atom 7 has number -1"):
+        model(batch)
+    batch = crystal_batch(crystal)
+    model(batch)
+    batch.numbers = batch.numbers.clone()
+    batch.numbers[3] = 9
+    with pytest.raises(ValueError, match="atom 3 has number 9"):
+        model(batch)
+    batch = crystal_batch(crystal)
+    with pytest.raises(ValueError, match=r"batch is on cpu but the model is on meta: use"):
+        small().to("meta")(batch)
     with pytest.raises(ValueError, match=r"cutoff 4.0 is shorter than the model's 4.5"):
         model(batch, neighbors=batch.neighbors(4.0))
     with pytest.raises(ValueError, match="is for 10 atoms, the batch has 3"):
