@@ -152,6 +152,22 @@ def test_number_range_follows_an_array_that_shares_its_memory():
     assert batch.number_range == (1, 17)
 
 
+def test_number_range_waits_for_a_gpu_only_after_a_change(monkeypatch):
+    class OnDevice(torch.Tensor):
+        is_cpu = False
+
+    reads = []
+    read = molkern.graph._value_range
+    monkeypatch.setattr(molkern.graph, "_value_range", lambda x: reads.append(1) or read(x))
+    batch = AtomicBatch(torch.tensor([8, 1, 1]), torch.zeros(3, 3))
+    batch.numbers = batch.numbers.as_subclass(OnDevice)
+    assert batch.number_range == batch.number_range == (1, 8)
+    assert len(reads) == 1
+    batch.numbers[0] = 17
+    assert batch.number_range == batch.number_range == (1, 17)
+    assert len(reads) == 2
+
+
 def test_capacity():
     positions = torch.rand(20, 3) * 4
     exact = molkern.neighbor_list(positions, 2.0)

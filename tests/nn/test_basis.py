@@ -77,7 +77,7 @@ def test_cutoff_function(device, name):
     value = layer(d)
     torch.testing.assert_close(value.squeeze(1), cutoff_value(d, name, 4.0, 6))
     assert value.shape == (6, 1)
-    assert float(value[0]) == 1
+    assert value[0].item() == 1
     (slope,) = torch.autograd.grad(value.sum(), d)
     if name == "none":
         assert not slope.any()
@@ -88,8 +88,8 @@ def test_cutoff_function(device, name):
     near = torch.tensor([4.0 - 1e-6], dtype=torch.float64, device=device, requires_grad=True)
     value = layer(near)
     (slope,) = torch.autograd.grad(value.sum(), near)
-    assert abs(float(value)) < 1e-11
-    assert abs(float(slope)) < 1e-5
+    assert abs(value.item()) < 1e-11
+    assert abs(slope.item()) < 1e-5
 
 
 @pytest.mark.parametrize("cutoff", [0.0, -1.0, math.inf, math.nan])
