@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -250,8 +249,10 @@ class AtomicBatch:
         num_systems: number of systems; by default from ``cell`` or ``batch``.
 
     Raises:
-        ValueError: shapes, devices or a ``batch`` that do not fit.
-        TypeError: positions or numbers of a wrong type.
+        ValueError: shapes, devices or a ``batch`` that do not fit, several systems without a
+            ``batch``, or periodicity without a cell.
+        TypeError: positions, numbers or a batch of a wrong type, or a cell of another type than
+            the positions.
     """
 
     def __init__(
@@ -274,14 +275,25 @@ class AtomicBatch:
             raise TypeError(f"numbers must be integers, got {numbers.dtype}")
         if batch is not None and batch.shape != (count,):
             raise ValueError(f"batch must have shape [{count}], got {list(batch.shape)}")
-        for name, value in (("numbers", numbers), ("batch", batch), ("cell", cell)):
-            if value is not None and value.device != positions.device:
+        if batch is not None and batch.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"batch must be int64 or int32, got {batch.dtype}")
+        if cell is not None and cell.dtype != positions.dtype:
+            raise TypeError(
+                f"cell is {cell.dtype} but positions is {positions.dtype}; convert one of them "
+                "with .to()"
+            )
+        for name, value in dict(numbers=numbers, batch=batch, cell=cell, pbc=pbc).items():
+            if isinstance(value, Tensor) and value.device != positions.device:
                 raise ValueError(
                     f"{name} is on {value.device} but positions is on {positions.device}; "
                     "move one of them with .to()"
                 )
         if num_systems is None:
             num_systems = _count_systems(batch, cell)
+        if batch is None and num_systems != 1:
+            raise ValueError(
+                f"num_systems is {num_systems} but batch is missing: pass the system of each atom"
+            )
         if batch is not None and count:
             low, high = int(batch[0]), int(batch[-1])
             if low < 0 or high >= num_systems or bool((batch[1:] < batch[:-1]).any()):
@@ -293,10 +305,11 @@ class AtomicBatch:
         self.positions = positions
         self.batch = batch
         self.num_systems = num_systems
-        self.cell = None if cell is None else _cells(cell, num_systems).to(positions.dtype)
+        self.cell = None if cell is None else _cells(cell, num_systems)
         self.pbc = self._periodicity(pbc)
         #: First atom of each system, ``[B + 1]``, int32.
         self.system_ptr = self._first_atoms()
+        self._range_read: tuple[Tensor, int, tuple[int, int]] | None = None
 
     def _first_atoms(self) -> Tensor:
         device = self.positions.device
@@ -321,12 +334,19 @@ class AtomicBatch:
     def num_atoms(self) -> int:
         return self.positions.shape[0]
 
-    @cached_property
+    @property
     def number_range(self) -> tuple[int, int]:
-        """Smallest and largest atomic number; read once, since it waits for the device."""
-        if self.num_atoms == 0:
-            return 0, 0
-        return int(self.numbers.min()), int(self.numbers.max())
+        """Smallest and largest atomic number.
+
+        On a GPU, which it waits for, it is read again only after the numbers have changed.
+        """
+        numbers = self.numbers
+        if numbers.is_cpu or numbers.is_inference():  # changed through NumPy, or without a version
+            return _value_range(numbers)
+        known = self._range_read
+        if known is None or known[0] is not numbers or known[1] != numbers._version:
+            known = self._range_read = (numbers, numbers._version, _value_range(numbers))
+        return known[2]
 
     def neighbors(self, cutoff: float, **options: Any) -> NeighborList:
         """The neighbor list of the batch; options as for :func:`neighbor_list`."""
@@ -368,7 +388,12 @@ class AtomicBatch:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> AtomicBatch:
-        """A batch from ``ase.Atoms`` or a list of them, in Å; with cells if one is periodic."""
+        """A batch from ``ase.Atoms`` or a list of them, in Å; with cells if one is periodic.
+
+        Raises:
+            ValueError: an empty list.
+            TypeError: a type other than float32 and float64.
+        """
         from ase import Atoms
 
         systems = [atoms] if isinstance(atoms, Atoms) else list(atoms)
@@ -399,6 +424,14 @@ def _cells(cell: Tensor, num_systems: int) -> Tensor:
             f"cell must have shape [3, 3] or [{num_systems}, 3, 3], got {list(cell.shape)}"
         )
     return cell
+
+
+def _value_range(values: Tensor) -> tuple[int, int]:
+    """Smallest and largest value; zeros if there is none."""
+    if values.numel() == 0:
+        return 0, 0
+    low, high = torch.stack(values.aminmax()).tolist()
+    return low, high
 
 
 def _count_systems(batch: Tensor | None, cell: Tensor | None) -> int:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -99,7 +100,32 @@ def test_batch_moves():
         ({"batch": torch.tensor([0])}, ValueError, r"batch must have shape \[2\]"),
         ({"batch": torch.tensor([1, 0])}, ValueError, "batch must not decrease"),
         ({"batch": torch.tensor([-1, 0])}, ValueError, "batch must not decrease and lie in"),
+        (
+            {"batch": torch.tensor([0.0, 1.0])},
+            TypeError,
+            "batch must be int64 or int32, got torch.f",
+        ),
+        ({"num_systems": 3}, ValueError, "num_systems is 3 but batch is missing"),
+        ({"num_systems": 0}, ValueError, "num_systems is 0 but batch is missing"),
+        ({"cell": torch.eye(3).repeat(2, 1, 1)}, ValueError, "is 2 but batch is missing"),
         ({"pbc": True}, ValueError, "pbc is set but there is no cell"),
+        (
+            {"cell": torch.eye(3, dtype=torch.float64)},
+            TypeError,
+            r"cell is torch.float64 but positions is torch.float32; convert .* with .to\(\)",
+        ),
+        (
+            {"cell": torch.eye(3, device="meta")},
+            ValueError,
+            "cell is on meta but positions is on cpu; move",
+        ),
+        (
+            {"cell": torch.eye(3), "pbc": torch.ones(3, dtype=torch.bool, device="meta")},
+            ValueError,
+            "pbc is on meta but positions is on cpu; move",
+        ),
+        ({"numbers": torch.ones(2, dtype=torch.int64, device="meta")}, ValueError, "numbers is on"),
+        ({"batch": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "batch is on"),
         ({"cell": torch.eye(3), "pbc": [True]}, ValueError, r"pbc must be a bool, \[3\]"),
         ({"cell": torch.zeros(2, 3)}, ValueError, r"cell must have shape"),
     ],
@@ -108,6 +134,44 @@ def test_wrong_batch(options, error, message):
     arguments = {"numbers": torch.ones(2, dtype=torch.int64), "positions": torch.zeros(2, 3)}
     with pytest.raises(error, match=message):
         AtomicBatch(**{**arguments, **options})
+
+
+def test_number_range_follows_the_numbers(device):
+    batch = AtomicBatch(torch.tensor([8, 1, 1], device=device), torch.zeros(3, 3, device=device))
+    assert batch.number_range == (1, 8)
+    batch.numbers[0] = 17
+    assert batch.number_range == (1, 17)
+    batch.numbers = torch.tensor([6, 6, 6], device=device)
+    assert batch.number_range == (6, 6)
+    assert AtomicBatch(batch.numbers[:0], batch.positions[:0]).number_range == (0, 0)
+    with torch.inference_mode():  # tensors without a version
+        assert batch.to(dtype=torch.float64).number_range == (6, 6)
+        ones = torch.ones(3, dtype=torch.int64, device=device)
+        assert AtomicBatch(ones, batch.positions).number_range == (1, 1)
+
+
+def test_number_range_follows_an_array_that_shares_its_memory():
+    numbers = np.array([8, 1, 1])
+    batch = AtomicBatch(torch.from_numpy(numbers), torch.zeros(3, 3))
+    assert batch.number_range == (1, 8)
+    numbers[0] = 17
+    assert batch.number_range == (1, 17)
+
+
+def test_number_range_waits_for_a_gpu_only_after_a_change(monkeypatch):
+    class OnDevice(torch.Tensor):
+        is_cpu = False
+
+    reads = []
+    read = molkern.graph._value_range
+    monkeypatch.setattr(molkern.graph, "_value_range", lambda x: reads.append(1) or read(x))
+    batch = AtomicBatch(torch.tensor([8, 1, 1]), torch.zeros(3, 3))
+    batch.numbers = batch.numbers.as_subclass(OnDevice)
+    assert batch.number_range == batch.number_range == (1, 8)
+    assert len(reads) == 1
+    batch.numbers[0] = 17
+    assert batch.number_range == batch.number_range == (1, 17)
+    assert len(reads) == 2
 
 
 def test_capacity():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -37,22 +38,50 @@ def load(path: str | Path) -> Potential:
 
     Knows the SchNet of the authors' 2018 code, of SchNetPack 2 and of mlcg, of any size; what the
     tensors do not tell is read from the entry ``meta_json`` or ``hyper_json``. The model has the
-    file's type and is in evaluation mode.
+    file's type and is in evaluation mode. An entry that has no place in the model is an error: it
+    would be missing from the energies.
 
     Raises:
-        ValueError: a file that holds none of these.
+        ValueError: a file that is no archive or holds none of these, an entry that is missing or
+            has no place in the model, or a wrong shape.
     """
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    meta: dict[str, Any] = {}
+    arrays = _arrays(path)
+    try:
+        return _convert(arrays).eval()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _arrays(path: str | Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    # TypeError and AttributeError: an array alone is no context manager
+    except (ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} is not an .npz archive of plain arrays: {error}") from error
+
+
+def _convert(arrays: dict[str, np.ndarray]) -> Potential:
+    meta = schnet.Entries({}, "its meta_json")
     for name in ("meta_json", "hyper_json"):
         if name in arrays:
-            meta = json.loads(str(arrays.pop(name)))
-    tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+            meta = schnet.Entries(_json_object(name, str(arrays.pop(name))), f"its {name}")
+    numeric = {name: array for name, array in arrays.items() if array.dtype.kind in "fiu"}
+    tensors = schnet.Entries({n: torch.from_numpy(a) for n, a in numeric.items()}, "the file")
     for name, recipe in schnet.RECIPES.items():
         if name in tensors:
-            return recipe(tensors, meta).eval()
+            model = recipe(tensors, meta)
+            if unknown := sorted(set(arrays) - tensors.read):
+                raise ValueError(f"unknown entries, which {recipe.__name__} cannot use: {unknown}")
+            return model
     raise ValueError(
-        f"{path}: no model recognised by its variables (the first are {sorted(arrays)[:3]}); "
+        f"no model recognised by its variables (the first are {sorted(arrays)[:3]}); "
         f"one of {list(schnet.RECIPES)} is needed"
     )
+
+
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} is not a JSON object: {error}") from error

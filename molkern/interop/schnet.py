@@ -63,8 +63,25 @@ MLCG = Layout(
 )
 
 
+class Entries(dict[str, Any]):
+    """Values by name that says which one is missing, and knows which were read."""
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        super().__init__(values)
+        self.where = where
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self:
+            raise ValueError(f"no {name!r} in {self.where}")
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
 def fill(model: SchNet, source: Mapping[str, Tensor], layout: Layout) -> SchNet:
-    """Copies weights of ``source`` into the model; the model's type is theirs."""
+    """Copies weights of ``source`` into the model, which takes their type and device."""
+    embedding = source[layout.embedding]
+    model.to(embedding.device, embedding.dtype)
     interaction: Any
     for index, interaction in enumerate(model.interactions):
         network = interaction.filter_network.layers
@@ -79,7 +96,7 @@ def fill(model: SchNet, source: Mapping[str, Tensor], layout: Layout) -> SchNet:
             _fill_layer(layer, source, name.format(i=index), layout)
     for layer, name in zip(list(model.head.layers)[::2], layout.head, strict=True):
         _fill_layer(layer, source, name, layout)
-    _copy(model.embedding.weight, source[layout.embedding], layout.embedding)
+    _copy(model.embedding.weight, embedding, layout.embedding)
     return model
 
 
@@ -88,8 +105,6 @@ def _fill_layer(layer: Any, source: Mapping[str, Tensor], name: str, layout: Lay
     _copy(layer.weight, weight.T if layout.transposed else weight, name)
     if layer.bias is not None:
         _copy(layer.bias, source[name + layout.bias], name)
-    elif name + layout.bias in source:
-        raise ValueError(f"{name} has a bias, which this model has no place for")
 
 
 def _copy(target: Tensor, value: Tensor, name: str) -> None:
@@ -140,17 +155,29 @@ def from_official(source: Mapping[str, Tensor], meta: dict[str, Any]) -> SchNet:
 
 
 def from_schnetpack_weights(source: Mapping[str, Tensor], meta: dict[str, Any]) -> SchNet:
-    """SchNetPack 2: SchNet with Gaussians, cosine cutoff and an ``Atomwise`` head (SiLU)."""
+    """SchNetPack 2: SchNet with Gaussians, cosine cutoff and an ``Atomwise`` head (SiLU).
+
+    Mean and atomic references of an ``AddOffsets`` are those of an extensive energy, per atom.
+    """
+    mean, reference = _postprocessor(source, "mean"), _postprocessor(source, "atomref")
     model = SchNet(
         **_sizes(source, SCHNETPACK),
         cutoff=float(source["representation.cutoff_fn.cutoff"]),
         head_activation="silu",
+        mean=0.0 if mean is None else float(mean),
+        reference=None if reference is None else reference.flatten().tolist(),
     )
     with torch.no_grad():  # as stored, also where they were trained
         model.basis.centers.copy_(source["representation.radial_basis.offsets"])
         widths = source["representation.radial_basis.widths"].double()
         model.basis.widths.copy_(0.5 / widths**2)
     return fill(model, source, SCHNETPACK)
+
+
+def _postprocessor(source: Mapping[str, Tensor], kind: str) -> Tensor | None:
+    """That tensor of the first postprocessor that has one."""
+    names = [n for n in source if n.startswith("postprocessors.") and n.endswith(f".{kind}")]
+    return source[names[0]] if names else None
 
 
 def from_mlcg_weights(source: Mapping[str, Tensor], meta: dict[str, Any]) -> SchNet:
@@ -203,7 +230,6 @@ def from_pyg_schnet(module: Any) -> SchNet:
         reference=reference,
         trainable_reference=reference is not None,
     )
-    model.to(state[PYG.embedding].dtype).to(state[PYG.embedding].device)
     with torch.no_grad():
         model.basis.centers.copy_(state["distance_expansion.offset"])
         model.basis.widths.fill_(-float(module.distance_expansion.coeff))

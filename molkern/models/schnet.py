@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -48,8 +49,12 @@ class SchNet(Potential):
         head_bias: whether the last layer has a bias.
         aggregation: ``"sum"`` or ``"mean"`` over neighbors.
         scale, mean, reference: see :class:`molkern.nn.AtomicReference`; ``reference`` here is the
-            list of energies by atomic number.
+            list of energies by atomic number, at least ``num_elements`` of them.
         trainable_reference: whether the references are parameters.
+
+    Raises:
+        ValueError: a size below 1, a cutoff that is not positive and finite, too few references,
+            or an unknown basis, cutoff function, activation or aggregation.
 
     >>> import torch, molkern
     >>> model = molkern.models.SchNet(hidden_channels=16, num_filters=16, num_interactions=2)
@@ -85,41 +90,18 @@ class SchNet(Potential):
         reference: Sequence[float] | None = None,
         trainable_reference: bool = False,
     ):
+        cutoff, scale, mean = float(cutoff), float(scale), float(mean)
+        head_hidden = None if head_hidden is None else list(head_hidden)
+        reference = None if reference is None else [float(value) for value in reference]
+        # Before any other variable: what locals() has here is what a saved model is rebuilt from
+        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
-        self.remember(
-            hidden_channels=hidden_channels,
-            num_filters=num_filters,
-            num_interactions=num_interactions,
-            num_basis=num_basis,
-            cutoff=float(cutoff),
-            num_elements=num_elements,
-            basis=basis,
-            gaussian_coefficient=gaussian_coefficient,
-            cutoff_function=cutoff_function,
-            activation=activation,
-            head_activation=head_activation,
-            head_hidden=None if head_hidden is None else list(head_hidden),
-            filter_activation=filter_activation,
-            filter_bias=filter_bias,
-            head_bias=head_bias,
-            aggregation=aggregation,
-            scale=float(scale),
-            mean=float(mean),
-            reference=None if reference is None else [float(value) for value in reference],
-            trainable_reference=trainable_reference,
-        )
-        self.cutoff, self.num_elements = float(cutoff), num_elements
+        self.remember(**config)
+        _check_sizes(config)
+        self.cutoff, self.num_elements = cutoff, num_elements
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         nn.init.normal_(self.embedding.weight, std=hidden_channels**-0.25)
-        self.basis: GaussianBasis | ExponentialBasis
-        if basis == "gaussian":
-            self.basis = GaussianBasis(num_basis, cutoff, coefficient=gaussian_coefficient)
-        elif basis == "exponential":
-            self.basis = ExponentialBasis(
-                num_basis, cutoff, alpha=5.0 / cutoff, cutoff_function="cosine"
-            )
-        else:
-            raise ValueError(f"basis must be 'gaussian' or 'exponential', got {basis!r}")
+        self.basis = _radial_basis(basis, num_basis, cutoff, gaussian_coefficient)
         self.interactions = nn.ModuleList(
             SchNetInteraction(
                 hidden_channels,
@@ -188,3 +170,26 @@ class SchNet(Potential):
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    for name in ("hidden_channels", "num_filters", "num_interactions", "num_basis", "num_elements"):
+        if config[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {config[name]}")
+    energies, count = config["reference"], config["num_elements"]
+    if energies is not None and len(energies) < count:
+        raise ValueError(
+            f"reference has {len(energies)} energies, but num_elements is {count}: pass one for "
+            f"each atomic number (0 to {count - 1}), or a smaller num_elements"
+        )
+
+
+def _radial_basis(
+    name: str, num_basis: int, cutoff: float, coefficient: float | None
+) -> GaussianBasis | ExponentialBasis:
+    if name == "gaussian":
+        return GaussianBasis(num_basis, cutoff, coefficient=coefficient)
+    if name == "exponential":
+        alpha = 5.0 / cutoff if cutoff else 1.0  # the basis refuses a cutoff of 0
+        return ExponentialBasis(num_basis, cutoff, alpha=alpha, cutoff_function="cosine")
+    raise ValueError(f"basis must be 'gaussian' or 'exponential', got {name!r}")

@@ -42,6 +42,9 @@ def activation(name: str) -> nn.Module:
 
     ``"ssp"`` (shifted softplus), ``"silu"`` (swish) or ``"tanh"``; ``"ssp_official"`` and
     ``"ssp_pyg"`` are the shifted softplus as SchNet's 2018 code and PyTorch Geometric round it.
+
+    Raises:
+        ValueError: another name.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {name!r}")
@@ -49,7 +52,15 @@ def activation(name: str) -> nn.Module:
 
 
 def dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """A linear layer with Glorot-uniform weights and zero bias, as in SchNet's published code."""
+    """A linear layer with Glorot-uniform weights and zero bias, as in SchNet's published code.
+
+    Raises:
+        ValueError: no inputs or no outputs.
+    """
+    if inputs < 1 or outputs < 1:
+        raise ValueError(
+            f"widths of a layer must be at least 1, got {inputs} inputs and {outputs} outputs"
+        )
     layer = nn.Linear(inputs, outputs, bias=bias)
     nn.init.xavier_uniform_(layer.weight)
     if bias:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.radial import CUTOFF_FUNCTIONS
 from .precision import Float64Module
 
 
@@ -41,6 +42,10 @@ class GaussianBasis(RadialBasis):
         cutoff_function: ``"none"``, ``"cosine"``, ``"physnet"`` or ``"envelope"``.
         trainable: whether centres and coefficients are parameters.
 
+    Raises:
+        ValueError: no functions, a cutoff that is not positive and finite or not beyond ``start``,
+            or an unknown cutoff function.
+
     >>> import torch, molkern
     >>> molkern.nn.GaussianBasis(50, cutoff=5.0)(torch.rand(7)).shape
     torch.Size([7, 50])
@@ -56,7 +61,9 @@ class GaussianBasis(RadialBasis):
         cutoff_function: str = "none",
         trainable: bool = False,
     ):
-        _check(num_functions, cutoff)
+        _check(num_functions, cutoff, cutoff_function)
+        if not start < cutoff:
+            raise ValueError(f"start must be below the cutoff {cutoff}, got {start}")
         if coefficient is None:
             coefficient = 0.5 / ((cutoff - start) / max(num_functions - 1, 1)) ** 2
         centers = torch.linspace(start, cutoff, num_functions, dtype=torch.float64)
@@ -88,6 +95,10 @@ class ExponentialBasis(RadialBasis):
         cutoff_function: ``"physnet"``, ``"cosine"``, ``"envelope"`` or ``"none"``.
         trainable: whether μ and β are parameters.
 
+    Raises:
+        ValueError: no functions, a cutoff or α that is not positive and finite, or an unknown
+            cutoff function.
+
     >>> import torch, molkern
     >>> molkern.nn.ExponentialBasis(64, cutoff=10.0)(torch.rand(7)).shape
     torch.Size([7, 64])
@@ -102,7 +113,9 @@ class ExponentialBasis(RadialBasis):
         cutoff_function: str = "physnet",
         trainable: bool = False,
     ):
-        _check(num_functions, cutoff)
+        _check(num_functions, cutoff, cutoff_function)
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"alpha must be positive and finite, got {alpha}")
         last = math.exp(-alpha * cutoff)
         centers = torch.linspace(1.0, last, num_functions, dtype=torch.float64)
         super().__init__(centers, (num_functions / (2.0 * (1.0 - last))) ** 2, trainable)
@@ -133,6 +146,10 @@ class BesselBasis(Float64Module):
         cutoff_function: ``"envelope"``, or another one.
         trainable: whether the frequencies are parameters.
 
+    Raises:
+        ValueError: no functions, a cutoff that is not positive and finite, or an unknown cutoff
+            function.
+
     >>> import torch, molkern
     >>> molkern.nn.BesselBasis(6, cutoff=5.0)(torch.rand(7)).shape
     torch.Size([7, 6])
@@ -148,7 +165,7 @@ class BesselBasis(Float64Module):
         trainable: bool = True,
     ):
         super().__init__()
-        _check(num_functions, cutoff)
+        _check(num_functions, cutoff, cutoff_function)
         self.keeps_float64 = not trainable
         frequencies = math.pi * torch.arange(1, num_functions + 1, dtype=torch.float64)
         if trainable:
@@ -172,6 +189,14 @@ class BesselBasis(Float64Module):
 class CutoffFunction(nn.Module):
     """A cutoff function alone: distances ``[E]`` → ``[E, 1]``, zero from ``cutoff`` on.
 
+    Args:
+        name: ``"cosine"``, ``"physnet"``, ``"envelope"``, or ``"none"`` for 1 everywhere.
+        cutoff: in the unit of the distances.
+        exponent: p of the envelope.
+
+    Raises:
+        ValueError: an unknown name, or a cutoff that is not positive and finite.
+
     >>> import torch, molkern
     >>> molkern.nn.CutoffFunction("cosine", cutoff=5.0)(torch.tensor([0.0, 5.0]))
     tensor([[1.],
@@ -180,6 +205,7 @@ class CutoffFunction(nn.Module):
 
     def __init__(self, name: str, cutoff: float, *, exponent: int = 6):
         super().__init__()
+        _check_cutoff(cutoff, name)
         self.name, self.cutoff, self.exponent = name, float(cutoff), exponent
 
     def forward(self, distances: Tensor) -> Tensor:
@@ -195,8 +221,15 @@ class CutoffFunction(nn.Module):
         )
 
 
-def _check(num_functions: int, cutoff: float) -> None:
+def _check(num_functions: int, cutoff: float, cutoff_function: str) -> None:
     if num_functions < 1:
         raise ValueError(f"num_functions must be at least 1, got {num_functions}")
+    _check_cutoff(cutoff, cutoff_function)
+
+
+def _check_cutoff(cutoff: float, cutoff_function: str) -> None:
     if not 0 < cutoff < math.inf:
         raise ValueError(f"cutoff must be positive and finite, got {cutoff}")
+    if cutoff_function not in CUTOFF_FUNCTIONS:
+        allowed = ", ".join(repr(name) for name in CUTOFF_FUNCTIONS)
+        raise ValueError(f"cutoff_function must be one of {allowed}, got {cutoff_function!r}")

@@ -19,6 +19,9 @@ class AtomwiseHead(nn.Module):
         activation_name: their activation.
         final_bias: whether the last, linear layer has a bias.
 
+    Raises:
+        ValueError: a width below 1, or an unknown activation.
+
     >>> import torch, molkern
     >>> molkern.nn.AtomwiseHead(128)(torch.rand(5, 128)).shape
     torch.Size([5])
@@ -33,7 +36,7 @@ class AtomwiseHead(nn.Module):
         final_bias: bool = True,
     ):
         super().__init__()
-        widths = [in_channels, *([in_channels // 2] if hidden is None else hidden)]
+        widths = [in_channels, *([max(1, in_channels // 2)] if hidden is None else hidden)]
         self.layers = nn.Sequential()
         for inputs, outputs in pairwise(widths):
             self.layers.append(dense(inputs, outputs))
@@ -52,8 +55,12 @@ class AtomicReference(Float64Module):
 
     Args:
         scale, mean: in the unit of the energy, per atom.
-        reference: energy of each free atom by atomic number, ``[Z]``; None for zero.
+        reference: energy of each free atom by atomic number, ``[Z]``; None for zero. Numbers must
+            be below Z, which is not checked: it would wait for the device.
         trainable: whether the references are parameters (as in PyTorch Geometric).
+
+    Raises:
+        ValueError: a reference of another shape.
 
     >>> import torch, molkern
     >>> shift = molkern.nn.AtomicReference(mean=-1.0)

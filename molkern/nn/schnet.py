@@ -23,6 +23,10 @@ class FilterNetwork(nn.Module):
         final_activation: whether the second layer is activated too.
         final_bias: whether the second layer has a bias.
 
+    Raises:
+        ValueError: a width below 1, a cutoff that is not positive and finite, or an unknown
+            activation or cutoff function.
+
     >>> import torch, molkern
     >>> d = torch.rand(7)
     >>> basis = molkern.nn.GaussianBasis(50, cutoff=5.0)
@@ -50,9 +54,8 @@ class FilterNetwork(nn.Module):
         if final_activation:
             self.layers.append(activation(activation_name))
         self.cutoff = float(cutoff)
-        self.cutoff_function: CutoffFunction | None = None
-        if cutoff_function != "none":
-            self.cutoff_function = CutoffFunction(cutoff_function, cutoff)
+        function = CutoffFunction(cutoff_function, cutoff)
+        self.cutoff_function = None if cutoff_function == "none" else function
 
     def forward(self, basis: Tensor, distances: Tensor) -> Tensor:
         """basis ``[E, K]``, distances ``[E]`` → filters ``[E, F]``."""
@@ -71,6 +74,9 @@ class CFConv(nn.Module):
         in_channels, num_filters, out_channels: widths before, in and after the convolution.
         aggregation: ``"sum"`` or ``"mean"`` over neighbors.
 
+    Raises:
+        ValueError: a width below 1, or an unknown aggregation.
+
     >>> import torch, molkern
     >>> pairs = torch.tensor([[0, 1], [1, 0]])
     >>> graph = molkern.NeighborList.from_edge_index(pairs, num_atoms=2)
@@ -83,6 +89,8 @@ class CFConv(nn.Module):
         self, in_channels: int, num_filters: int, out_channels: int, *, aggregation: str = "sum"
     ):
         super().__init__()
+        if aggregation not in ("sum", "mean"):
+            raise ValueError(f"aggregation must be 'sum' or 'mean', got {aggregation!r}")
         self.lin_in = dense(in_channels, num_filters, bias=False)
         self.lin_out = dense(num_filters, out_channels)
         self.aggregation = aggregation
@@ -104,6 +112,9 @@ class SchNetInteraction(nn.Module):
         filter_network: makes filters from a basis, see :class:`FilterNetwork`.
         activation_name: activation a.
         aggregation: ``"sum"`` or ``"mean"`` over neighbors.
+
+    Raises:
+        ValueError: a width below 1, or an unknown activation or aggregation.
 
     >>> import torch, molkern
     >>> x = torch.rand(3, 16)

@@ -108,7 +108,7 @@ schedule, loss {ENERGY_WEIGHT:g}·(E - Ê)² + |F - F̂|², average of the weigh
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60_000)
+    parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("ethanol_schnet.safetensors"))
     options = parser.parse_args()

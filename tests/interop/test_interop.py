@@ -106,6 +106,104 @@ def test_pytorch_geometric(shifts):
         assert ours.reference.reference.requires_grad
 
 
+def schnetpack_arrays():
+    """A small SchNet under SchNetPack's names: 8 features, 6 filters, 5 Gaussians."""
+    shapes = {"output_modules.0.outnet.0": (4, 8), "output_modules.0.outnet.1": (1, 4)}
+    for i in range(2):
+        block = f"representation.interactions.{i}"
+        shapes[f"{block}.filter_network.0"] = (6, 5)
+        shapes[f"{block}.filter_network.1"] = (6, 6)
+        shapes[f"{block}.f2out.0"] = (8, 6)
+        shapes[f"{block}.f2out.1"] = (8, 8)
+    random = np.random.default_rng(0)
+    arrays = {f"{name}.weight": random.normal(size=shape) for name, shape in shapes.items()}
+    arrays |= {f"{name}.bias": random.normal(size=shape[0]) for name, shape in shapes.items()}
+    for i in range(2):
+        arrays[f"representation.interactions.{i}.in2f.weight"] = random.normal(size=(6, 8))
+    arrays["representation.embedding.weight"] = random.normal(size=(10, 8))
+    arrays["representation.cutoff_fn.cutoff"] = np.array([4.0])
+    arrays["representation.radial_basis.offsets"] = np.linspace(0.0, 4.0, 5)
+    arrays["representation.radial_basis.widths"] = np.ones(5)
+    return arrays
+
+
+def saved(path, arrays):
+    np.savez(path / "weights.npz", **arrays)
+    return path / "weights.npz"
+
+
+def test_schnetpack_offsets(tmp_path):
+    arrays = schnetpack_arrays()
+    batch = AtomicBatch(torch.tensor([1, 8, 1]), torch.rand(3, 3, dtype=torch.float64))
+    plain = load(saved(tmp_path, arrays))(batch)["energy"]
+    # AddOffsets beside a postprocessor without tensors: E + n · mean + Σ atomref[Z]
+    arrays["postprocessors.1.mean"] = np.array([-3.0])
+    arrays["postprocessors.1.atomref"] = np.arange(12.0)
+    shifted = load(saved(tmp_path, arrays))(batch)["energy"]
+    torch.testing.assert_close(shifted, plain - 3 * 3.0 + (1 + 8 + 1))
+    arrays["postprocessors.2.mean"] = np.array([-3.0])
+    with pytest.raises(ValueError, match=r"weights.npz: .*unknown.*'postprocessors.2.mean'"):
+        load(saved(tmp_path, arrays))
+
+
+def test_loaded_model_has_the_type_of_the_file(tmp_path):
+    name = "representation.interactions.0.in2f.weight"
+    for dtype in (np.float64, np.float32):
+        arrays = {key: array.astype(dtype) for key, array in schnetpack_arrays().items()}
+        weight = load(saved(tmp_path, arrays)).interactions[0].conv.lin_in.weight.detach().numpy()
+        assert weight.dtype == dtype
+        assert np.array_equal(weight, arrays[name])
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["schnet2017_c20_force_model", "schnetpack_random", "schnet_cg_chignolin"],
+)
+@pytest.mark.parametrize("extra", [np.zeros(3), np.array("text")])
+def test_entry_that_no_layout_knows(tmp_path, reference, file, extra):
+    arrays = {**reference(f"{file}_weights.npz"), "postprocessors.0.scale": extra}
+    with pytest.raises(ValueError, match=r"unknown.*\['postprocessors.0.scale'\]"):
+        load(saved(tmp_path, arrays))
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "message"),
+    [
+        ("schnet2017_c20_force_model", "meta_json", r"no 'cutoff' in its meta_json"),
+        ("schnet2017_c20_force_model", "atomref/embeddings/W:0", "no 'atomref/embeddings/W:0'"),
+        ("schnet_cg_chignolin", "meta_json", r"no 'cutoff_upper' in its meta_json"),
+        ("schnet_cg_chignolin", "rbf_layer.betas", "no 'rbf_layer.betas'"),
+        (
+            "schnetpack_random",
+            "output_modules.0.outnet.1.bias",
+            "no 'output_modules.0.outnet.1.bias'",
+        ),
+    ],
+)
+def test_missing_entry(tmp_path, reference, file, entry, message):
+    arrays = dict(reference(f"{file}_weights.npz"))
+    del arrays[entry]
+    with pytest.raises(ValueError, match=f"weights.npz: {message}"):
+        load(saved(tmp_path, arrays))
+
+
+def test_files_that_are_no_archive(tmp_path):
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    np.savez(tmp_path / "objects.npz", np.array([None]))
+    (tmp_path / "junk.npz").write_bytes(b"no archive at all")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    cut = saved(tmp_path, {"a": np.zeros(100)}).read_bytes()[:200]
+    (tmp_path / "cut.npz").write_bytes(cut)
+    for name in ("array.npy", "objects.npz", "junk.npz", "empty.npz", "cut.npz"):
+        with pytest.raises(ValueError, match=f"{name} is not an .npz archive of plain arrays"):
+            load(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load(tmp_path / "absent.npz")
+    np.savez(tmp_path / "meta.npz", meta_json=np.array("{"), a=np.zeros(1))
+    with pytest.raises(ValueError, match=r"meta.npz: meta_json is not a JSON object"):
+        load(tmp_path / "meta.npz")
+
+
 def test_refusals(tmp_path):
     with pytest.raises(TypeError, match=r"from_pyg converts torch_geometric.nn.SchNet, got torch"):
         from_pyg(torch.nn.Linear(1, 1))

@@ -131,7 +131,7 @@ def test_batch_equals_systems_one_by_one(crystal):
 
 @pytest.mark.parametrize("atoms", [0, 1, 2])
 def test_lone_atoms_have_their_atomic_energy(atoms):
-    model = small(reference=[0.0, -13.6, 0.0])
+    model = small(reference=[0.0, -13.6, 0.0], num_elements=3)
     positions = 100.0 * torch.arange(3.0 * atoms, dtype=torch.float64).reshape(atoms, 3)
     numbers = torch.ones(atoms, dtype=torch.int64)
     out = model(AtomicBatch(numbers, positions), forces=True)
@@ -216,7 +216,7 @@ def test_compiled_model_gives_the_same(crystal):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_saved_model_is_the_same(tmp_path, crystal, dtype):
-    model = small(basis="exponential", mean=-0.1, reference=[0.1 * k for k in range(10)]).to(dtype)
+    model = small(basis="exponential", mean=-0.1, reference=[0.1 * k for k in range(100)]).to(dtype)
     batch = crystal_batch(crystal).to(dtype=dtype)
     path = tmp_path / "model.safetensors"
     model.save(path)
@@ -252,21 +252,89 @@ def test_wrong_input(crystal):
     numbers[7] = 9
     with pytest.raises(ValueError, match="atom 7 has number 9, but the model's table goes from 0"):
         model(AtomicBatch(numbers, positions, cell=cell))
+    numbers[7] = -1
+    with pytest.raises(ValueError, match="atom 7 has number -1, but the model's table goes from 0"):
+        model(AtomicBatch(numbers, positions, cell=cell))
+    batch.numbers = numbers  # after the range was read
+    with pytest.raises(ValueError, match="atom 7 has number -1"):
+        model(batch)
+    batch = crystal_batch(crystal)
+    model(batch)
+    batch.numbers = batch.numbers.clone()
+    batch.numbers[3] = 9
+    with pytest.raises(ValueError, match="atom 3 has number 9"):
+        model(batch)
+    batch = crystal_batch(crystal)
+    with pytest.raises(ValueError, match=r"batch is on cpu but the model is on meta: use"):
+        small().to("meta")(batch)
     with pytest.raises(ValueError, match=r"cutoff 4.0 is shorter than the model's 4.5"):
         model(batch, neighbors=batch.neighbors(4.0))
     with pytest.raises(ValueError, match="is for 10 atoms, the batch has 3"):
         model(AtomicBatch(numbers[:3], positions[:3]), neighbors=batch.neighbors(4.5))
     with pytest.raises(ValueError, match="stress needs a cell"):
         model(AtomicBatch(numbers[:3], positions[:3]), stress=True)
-    with pytest.raises(ValueError, match="basis must be 'gaussian' or 'exponential', got 'foo'"):
-        SchNet(basis="foo")
-    with pytest.raises(ValueError, match="activation must be one of"):
-        SchNet(activation="relu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"basis": "foo"}, "basis must be 'gaussian' or 'exponential', got 'foo'"),
+        ({"activation": "relu"}, "activation must be one of"),
+        ({"head_activation": "relu"}, "activation must be one of"),
+        ({"cutoff_function": "foo"}, "cutoff_function must be one of .* got 'foo'"),
+        ({"aggregation": "foo"}, "aggregation must be 'sum' or 'mean', got 'foo'"),
+        ({"cutoff": 0.0}, "cutoff must be positive and finite, got 0"),
+        ({"cutoff": -1.0, "cutoff_function": "none"}, "cutoff must be positive and finite, got -1"),
+        ({"cutoff": 0.0, "basis": "exponential"}, "cutoff must be positive and finite, got 0"),
+        ({"hidden_channels": 0}, "hidden_channels must be at least 1, got 0"),
+        ({"num_filters": 0}, "num_filters must be at least 1, got 0"),
+        ({"num_interactions": -1}, "num_interactions must be at least 1, got -1"),
+        ({"num_basis": 0}, "num_basis must be at least 1, got 0"),
+        ({"num_elements": 0}, "num_elements must be at least 1, got 0"),
+        (
+            {"reference": [0.0, -13.6]},
+            r"reference has 2 energies, but num_elements is 100: .*\(0 to 99\)",
+        ),
+    ],
+)
+def test_wrong_constructor_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        SchNet(**options)
+
+
+def test_configuration_is_plain():
+    model = SchNet(
+        16, cutoff=5, num_elements=2, head_hidden=(8, 4), mean=1,
+        reference=torch.tensor([0.0, -0.5]),
+    )  # fmt: skip
+    assert list(model.config.items()) == [
+        ("hidden_channels", 16),
+        ("num_filters", 128),
+        ("num_interactions", 6),
+        ("num_basis", 50),
+        ("cutoff", 5.0),
+        ("num_elements", 2),
+        ("basis", "gaussian"),
+        ("gaussian_coefficient", None),
+        ("cutoff_function", "cosine"),
+        ("activation", "ssp"),
+        ("head_activation", None),
+        ("head_hidden", [8, 4]),
+        ("filter_activation", False),
+        ("filter_bias", True),
+        ("head_bias", True),
+        ("aggregation", "sum"),
+        ("scale", 1.0),
+        ("mean", 1.0),
+        ("reference", [0.0, -0.5]),
+        ("trainable_reference", False),
+    ]
+    assert json.loads(json.dumps(model.config)) == model.config
 
 
 def test_float64_constants_survive_a_detour_through_float32():
-    model = small(reference=[-0.1, -13.6])
-    detour = small(reference=[-0.1, -13.6]).float().double()
+    model = small(reference=[-0.1, -13.6], num_elements=2)
+    detour = small(reference=[-0.1, -13.6], num_elements=2).float().double()
     assert torch.equal(model.basis.centers, detour.basis.centers)
     assert torch.equal(model.reference.reference, detour.reference.reference)
     assert np.isclose(float(model.basis.centers[1]), 4.5 / 8, rtol=1e-15)

@@ -1,0 +1,84 @@
+"""Filter network, convolution, heads and references as layers."""
+
+import math
+
+import pytest
+import torch
+
+import molkern
+from molkern.nn import (
+    AtomicReference,
+    AtomwiseHead,
+    CFConv,
+    FilterNetwork,
+    SchNetInteraction,
+    ShiftedSoftplus,
+)
+
+
+def test_shifted_softplus():
+    x = torch.linspace(-30, 30, 61, dtype=torch.float64)
+    plain = torch.log(0.5 * torch.exp(x) + 0.5)
+    torch.testing.assert_close(ShiftedSoftplus()(x), plain, rtol=0, atol=3e-9)
+    torch.testing.assert_close(ShiftedSoftplus(threshold=40)(x), plain, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("cutoff_function", ["none", "cosine"])
+def test_filters_vanish_beyond_the_cutoff(cutoff_function):
+    network = FilterNetwork(5, 4, 3.0, cutoff_function=cutoff_function)
+    filters = network(torch.rand(3, 5), torch.tensor([2.9, 3.0, 3.1]))
+    assert filters[0].all()
+    assert not filters[1:].any()
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "mean"])
+def test_convolution_is_a_sum_over_neighbors(device, aggregation):
+    pairs = torch.tensor([[1, 2, 0], [0, 0, 1]], device=device)
+    graph = molkern.NeighborList.from_edge_index(pairs, num_atoms=3)
+    conv = CFConv(4, 5, 6, aggregation=aggregation).double().to(device)
+    x = torch.rand(3, 4, dtype=torch.float64, device=device)
+    filters = torch.rand(3, 5, dtype=torch.float64, device=device)
+    y = x @ conv.lin_in.weight.T
+    first = y[1] * filters[0] + y[2] * filters[1]
+    if aggregation == "mean":
+        first = first / 2
+    summed = torch.stack([first, y[0] * filters[2], torch.zeros_like(first)])
+    plain = summed @ conv.lin_out.weight.T + conv.lin_out.bias
+    torch.testing.assert_close(conv(x, graph.sort_edges(filters), graph), plain)
+
+
+def test_head_of_one_feature_still_sees_it():
+    head = AtomwiseHead(1)
+    assert head(torch.tensor([[1.0], [2.0]])).unique().numel() == 2
+
+
+def test_reference_energies():
+    shift = AtomicReference(scale=2.0, mean=-1.0, reference=[0.0, -13.6])
+    numbers = torch.tensor([1, 0])
+    assert shift(torch.ones(2), numbers).tolist() == [2 - 1 - 13.6, 1.0]
+    with pytest.raises(ValueError, match=r"reference must have shape \[Z\], got \[2, 1\]"):
+        AtomicReference(reference=torch.zeros(2, 1))
+
+
+def interaction(**options):
+    return SchNetInteraction(8, 6, FilterNetwork(5, 6, 4.0), **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FilterNetwork(5, 6, -1.0, cutoff_function="none"), "cutoff must be positive .*-1"),
+        (lambda: FilterNetwork(5, 6, 0.0), "cutoff must be positive and finite, got 0"),
+        (lambda: FilterNetwork(5, 6, math.nan), "cutoff must be positive and finite, got nan"),
+        (lambda: FilterNetwork(5, 6, 4.0, cutoff_function="foo"), "must be one of .* got 'foo'"),
+        (lambda: FilterNetwork(5, 6, 4.0, activation_name="foo"), "activation must be one of"),
+        (lambda: FilterNetwork(0, 6, 4.0), "at least 1, got 0 inputs and 6 outputs"),
+        (lambda: CFConv(8, 0, 8), "at least 1, got 8 inputs and 0 outputs"),
+        (lambda: CFConv(8, 6, 8, aggregation="foo"), "must be 'sum' or 'mean', got 'foo'"),
+        (lambda: interaction(aggregation="max"), "must be 'sum' or 'mean', got 'max'"),
+        (lambda: AtomwiseHead(8, [4, 0]), "at least 1, got 4 inputs and 0 outputs"),
+    ],
+)
+def test_wrong_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
