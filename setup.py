@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -157,7 +158,10 @@ class NinjaBuild(build_ext):
 
         # ninja watches no torch headers: objects of another torch must not be found.
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch-{torch.__version__}"
-        ninja = NinjaFile(ROOT / "build" / f"objects-{tag}" / ("emulated" if emulate else "native"))
+        kind = "emulated" if emulate else "native"
+        if EXTRA_FLAGS:
+            kind += f"-{zlib.crc32(shlex.join(EXTRA_FLAGS).encode()):08x}"
+        ninja = NinjaFile(ROOT / "build" / f"objects-{tag}" / kind)
         ninja.rule("cxx", f"{compiler} $flags -MMD -MF $out.d -c $in -o $out")
         if cuda:
             flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", *defines]

@@ -163,8 +163,9 @@ void fill_systems(const Tensor& batch, int64_t systems, int32_t* system, int32_t
 void check_status(const SearchStatus& status, int64_t capacity, const Arguments* arguments) {
   std::string position, volume;
   if (arguments && status.error == SearchError::cell_singular) {
-    const Tensor cell = arguments->cell->select(0, status.index).cpu().to(at::kDouble);
-    const Tensor pbc = arguments->pbc->select(0, status.index).cpu();
+    const Tensor cell =
+        arguments->cell->reshape({-1, 3, 3}).select(0, status.index).cpu().to(at::kDouble);
+    const Tensor pbc = arguments->pbc->reshape({-1, 3}).select(0, status.index).cpu();
     Frame frame;
     make_frame(cell.const_data_ptr<double>(),
                reinterpret_cast<const uint8_t*>(pbc.const_data_ptr<bool>()), &frame);
