@@ -327,7 +327,7 @@ WRONG = {
     "nan before cell": (dict(positions=at(1, [nan] * 3), cell=CELL * 0), "atom 1 is NaN"),
     "nan cell": (dict(cell=CELL * nan), "cell of system 0 is NaN or infinite"),
     "zero cell": (dict(cell=CELL * 0), "cell of system 0 is singular: a volume of 0"),
-    "flat cell": (
+    "thin cell": (
         dict(cell=torch.tensor([[2, 0, 1e-9], [0, 3, 0], [4, 0, 0]])),
         "cell of system 0 is singular: a volume of 1.2e-08",
     ),

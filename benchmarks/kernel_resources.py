@@ -1,0 +1,104 @@
+"""What every CUDA kernel takes of the machine, by compute capability, as the compiler says.
+
+    python benchmarks/kernel_resources.py    # writes benchmarks/results/kernel_resources.csv
+
+Needs nvcc, no GPU.
+"""
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+TABLE = Path(__file__).parent / "results" / "kernel_resources.csv"
+CAPABILITIES = [75, 80, 86, 89, 90, 100, 120]
+# Run once per system, not per atom or edge.
+COLD = {"start_search", "prepare_systems"}
+
+ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
+FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+REGISTERS = re.compile(r"Used (\d+) registers")
+SHARED = re.compile(r"(\d+) bytes smem")
+
+
+class Resources(NamedTuple):
+    """Bytes, but for the registers of a thread; shared memory is the static part."""
+
+    source: str
+    kernel: str
+    capability: int
+    registers: int
+    shared: int
+    stack: int
+    spills: int
+
+    @property
+    def cold(self) -> bool:
+        return self.kernel.split("<")[0] in COLD
+
+
+def readable(mangled: list[str]) -> list[str]:
+    """Names with template arguments, without namespaces and parameters."""
+    command = ["c++filt", *mangled]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = []
+    for line in lines:
+        line = line.replace("(anonymous namespace)::", "").replace("molkern::", "")
+        line = re.sub(r"\((?:int|bool|RadialBasis)\)", "", line)
+        names.append(line.split("(")[0].removeprefix("void "))
+    return names
+
+
+def compile_kernels(source: Path) -> Iterator[Resources]:
+    """Compiles one source for all capabilities and reads what the assembler reports."""
+    command = ["nvcc", "-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}"]
+    command += [f"-gencode=arch=compute_{c},code=sm_{c}" for c in CAPABILITIES]
+    with tempfile.TemporaryDirectory() as folder:
+        command += [
+            "--threads",
+            "2",
+            "-Xptxas",
+            "-v",
+            "-c",
+            str(source),
+            "-o",
+            f"{folder}/kernels.o",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"nvcc could not compile {source}:\n{done.stderr}")
+    parts = ENTRY.split(done.stdout + done.stderr)[1:]
+    names = readable(parts[0::3])
+    for name, capability, report in zip(names, parts[1::3], parts[2::3], strict=True):
+        stack, stores, loads = map(int, FRAME.search(report).groups())
+        registers = int(REGISTERS.search(report)[1])
+        shared = sum(map(int, SHARED.findall(report)))
+        yield Resources(
+            source.parent.name, name, int(capability), registers, shared, stack, stores + loads
+        )
+
+
+def sources() -> list[Path]:
+    return sorted(ROOT.glob("csrc/*/*_cuda.cu"))
+
+
+def main() -> None:
+    if not shutil.which("nvcc"):
+        sys.exit("nvcc was not found: put the CUDA toolkit on PATH")
+    rows = sorted(row for source in sources() for row in compile_kernels(source))
+    TABLE.parent.mkdir(exist_ok=True)
+    with TABLE.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(Resources._fields)
+        writer.writerows(rows)
+    print(f"{TABLE}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The CUDA side compiles, for every GPU, without a GPU: kernels, and the files that meet torch."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from kernel_resources import TABLE, compile_kernels, sources  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+
+
+@pytest.fixture(scope="module")
+def toolkit() -> Path:
+    command = ["nvcc", "--dryrun", "-x", "cu", "-c", os.devnull]
+    plan = subprocess.run(command, capture_output=True, text=True).stderr
+    top = next(line for line in plan.splitlines() if line.startswith("#$ TOP="))
+    return Path(top.removeprefix("#$ TOP=")).resolve()
+
+
+@pytest.mark.parametrize("source", sources(), ids=lambda path: path.parent.name)
+def test_kernels_compile_without_spills(source: Path) -> None:
+    rows = list(compile_kernels(source))
+    assert len({row.capability for row in rows}) == 7
+    spilling = [row for row in rows if (row.spills or row.stack) and not row.cold]
+    assert spilling == []
+    with TABLE.open() as file:
+        table = {(row["kernel"], row["capability"]) for row in csv.DictReader(file)}
+    missing = {(row.kernel, str(row.capability)) for row in rows} - table
+    assert not missing, "out of date: run python benchmarks/kernel_resources.py"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [*sorted(ROOT.glob("csrc/*/*_op.cpp")), ROOT / "csrc" / "common" / "torch_utils.cpp"],
+    ids=lambda path: path.stem,
+)
+def test_the_torch_side_compiles_with_cuda(source: Path, toolkit: Path) -> None:
+    from torch.utils import cpp_extension
+
+    command = [os.environ.get("CXX", "c++"), "-std=c++20", "-fsyntax-only", "-Wall", "-Werror"]
+    command += ["-DMOLKERN_WITH_CUDA", "-DMOLKERN_HAS_CUDA_KERNELS"]
+    # torch's wheel for the CPU lacks a header that its build generates.
+    command += ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", f"-I{ROOT / 'csrc'}"]
+    command += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    command += [f"-isystem{toolkit / 'include'}", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
