@@ -44,7 +44,8 @@ Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
 
 void check_real(const char* op, const char* argument, const Tensor& tensor, int64_t dims) {
   TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, op,
-                   ": ", argument, " must be float32 or float64, got ", tensor.scalar_type());
+                   ": ", argument, " must be float32 or float64, got ", tensor.scalar_type(),
+                   "; convert it with .float()");
   TORCH_CHECK_VALUE(tensor.dim() == dims, op, ": ", argument, " must have ", dims,
                     " dimension(s), got shape ", tensor.sizes());
   TORCH_CHECK_VALUE(tensor.is_contiguous(), op, ": ", argument, " must be contiguous");

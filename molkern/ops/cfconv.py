@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import Graph, operators
+from ._library import Graph, full_precision, operators
 
 
 def cfconv(x: Tensor, filters: Tensor, graph: Graph, *, aggregation: str = "sum") -> Tensor:
@@ -27,7 +27,8 @@ def cfconv(x: Tensor, filters: Tensor, graph: Graph, *, aggregation: str = "sum"
 
     Raises:
         ValueError: shapes or devices that do not fit together, or an unknown aggregation.
-        TypeError: types other than float32 and float64, or two different ones.
+        TypeError: types other than float32 and float64, or two different ones. Under
+            ``torch.autocast`` 16-bit types are taken, as float32.
 
     >>> import torch, molkern
     >>> pairs = torch.tensor([[0, 1, 2], [1, 0, 1]])  # j -> i: 0 -> 1, 1 -> 0, 2 -> 1
@@ -133,3 +134,4 @@ torch.library.register_autograd("molkern::cfconv", _cfconv_backward, setup_conte
 torch.library.register_autograd(
     "molkern::edge_product", _edge_product_backward, setup_context=_edge_product_setup
 )
+full_precision("cfconv", "edge_product")

@@ -164,3 +164,24 @@ def test_wrong_input(change, error, message):
         cfconv(*change(x, w), graph)
     with pytest.raises(ValueError, match="aggregation must be 'sum' or 'mean', got 'max'"):
         cfconv(x, w, graph, aggregation="max")
+
+
+def test_autocast_takes_float32(device):
+    graph = random_graph(6, 10, True, device)
+    x, w = inputs(graph, 4)
+    half = [t.detach().bfloat16().requires_grad_() for t in (x, w)]
+    single = [t.detach().float().requires_grad_() for t in half]
+    expected = cfconv(*single, graph)
+    with pytest.raises(TypeError, match=r"got BFloat16; convert it with .float\(\)"):
+        cfconv(*half, graph)
+    with torch.autocast(device.type, torch.bfloat16):
+        y = cfconv(*half, graph)
+        assert cfconv(x, w, graph).dtype == torch.float64
+        assert torch.equal(y, expected)
+        gradients = torch.autograd.grad(y.square().sum(), half, create_graph=True)
+        second = torch.autograd.grad(sum(g.float().square().sum() for g in gradients), half)
+    assert [g.dtype for g in gradients] == [torch.bfloat16] * 2
+    first = torch.autograd.grad(expected.square().sum(), single)
+    for ours, plain in zip(gradients, first, strict=True):
+        assert torch.equal(ours, plain.bfloat16())
+    assert all(torch.isfinite(g).all() for g in second)
