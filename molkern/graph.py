@@ -181,7 +181,7 @@ class NeighborList:
             reverse=by_sender.int() if symmetric else None,
             transposed=None if symmetric else transpose,
             system=None if batch is None else _checked_systems(batch, num_atoms, edge_index),
-            num_systems=_count_systems(batch, None),
+            num_systems=neighbors.count_systems(None, batch),
             permutation=permutation,
         )
 
@@ -289,7 +289,7 @@ class AtomicBatch:
                     "move one of them with .to()"
                 )
         if num_systems is None:
-            num_systems = _count_systems(batch, cell)
+            num_systems = neighbors.count_systems(cell, batch)
         if batch is None and num_systems != 1:
             raise ValueError(
                 f"num_systems is {num_systems} but batch is missing: pass the system of each atom"
@@ -432,14 +432,6 @@ def _value_range(values: Tensor) -> tuple[int, int]:
         return 0, 0
     low, high = torch.stack(values.aminmax()).tolist()
     return low, high
-
-
-def _count_systems(batch: Tensor | None, cell: Tensor | None) -> int:
-    if cell is not None and cell.dim() == 3:
-        return cell.shape[0]
-    if batch is None:
-        return 1
-    return int(batch[-1]) + 1 if batch.numel() else 0
 
 
 def _row_ptr(rows: Tensor, count: int) -> Tensor:

@@ -44,7 +44,8 @@ Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
 
 void check_real(const char* op, const char* argument, const Tensor& tensor, int64_t dims) {
   TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, op,
-                   ": ", argument, " must be float32 or float64, got ", tensor.scalar_type());
+                   ": ", argument, " must be float32 or float64, got ", tensor.scalar_type(),
+                   "; convert it with .float()");
   TORCH_CHECK_VALUE(tensor.dim() == dims, op, ": ", argument, " must have ", dims,
                     " dimension(s), got shape ", tensor.sizes());
   TORCH_CHECK_VALUE(tensor.is_contiguous(), op, ": ", argument, " must be contiguous");
@@ -66,14 +67,18 @@ void check_size(const char* op, const char* argument, const Tensor& tensor, int6
                     " in dimension ", dim, ", got shape ", tensor.sizes());
 }
 
+void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& other) {
+  TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": ", argument, " is on ",
+                    tensor.device(), " but the data for the graph is on ", other.device(),
+                    "; move one of them with .to()");
+}
+
 void check_index(const char* op, const char* argument, const Tensor& tensor, const Tensor& other) {
   TORCH_CHECK_TYPE(tensor.scalar_type() == at::kInt, op, ": ", argument, " must be int32, got ",
                    tensor.scalar_type());
   TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.is_contiguous(), op, ": ", argument,
                     " must be a contiguous vector, got shape ", tensor.sizes());
-  TORCH_CHECK_VALUE(tensor.device() == other.device(), op, ": ", argument, " is on ",
-                    tensor.device(), " but the features are on ", other.device(),
-                    "; move the graph with .to()");
+  check_device(op, argument, tensor, other);
 }
 
 Adjacency adjacency(const char* op, const Tensor& row_ptr, const Tensor& neighbors,

@@ -38,7 +38,9 @@ void check_like(const char* op, const char* argument, const Tensor& tensor, cons
                 const Tensor& other);
 void check_size(const char* op, const char* argument, const Tensor& tensor, int64_t dim,
                 int64_t size);
-// An int32 tensor of one dimension on the same device.
+// A part of the graph on the device of the data that it is for.
+void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& other);
+// An int32 vector, contiguous, on the same device.
 void check_index(const char* op, const char* argument, const Tensor& tensor, const Tensor& other);
 
 // A checked view of one direction of a graph. The values of the indices were checked when the

@@ -80,8 +80,8 @@ template <typename T>
 void edge_distances_cuda(const Adjacency& receivers, const Images& images, const T* positions,
                          const T* cell, T* distances, Stream stream);
 
-// `workspace` holds edge_vectors_adjoint_workspace(rows, systems) numbers when grad_cell is wanted.
-int64_t edge_vectors_adjoint_workspace(int64_t atoms, int64_t systems);
+// `workspace` holds edge_vectors_adjoint_workspace(rows) numbers when grad_cell is wanted.
+int64_t edge_vectors_adjoint_workspace(int64_t atoms);
 
 template <typename T>
 void edge_vectors_adjoint_cuda(const Adjacency& receivers, const Adjacency& senders,

@@ -223,9 +223,7 @@ void edge_distances_cuda(const Adjacency& receivers, const Images& images, const
          used, positions, cell, distances);
 }
 
-int64_t edge_vectors_adjoint_workspace(int64_t atoms, int64_t) {
-  return 9 * (atoms + atoms / chunk_atoms);
-}
+int64_t edge_vectors_adjoint_workspace(int64_t atoms) { return 9 * (atoms + atoms / chunk_atoms); }
 
 template <typename T>
 void edge_vectors_adjoint_cuda(const Adjacency& receivers, const Adjacency& senders,

@@ -7,17 +7,18 @@ namespace molkern {
 namespace {
 
 Images images_of(const char* op, const OptionalTensor& shifts, const OptionalTensor& system,
-                 int64_t systems, int64_t edges, int64_t atoms) {
+                 int64_t systems, int64_t edges, int64_t atoms, const Tensor& like) {
   if (shifts) {
     TORCH_CHECK_TYPE(shifts->scalar_type() == at::kInt, op, ": shifts must be int32, got ",
                      shifts->scalar_type());
     TORCH_CHECK_VALUE(shifts->dim() == 2 && shifts->size(0) == edges && shifts->size(1) == 3 &&
                           shifts->is_contiguous(),
-                      op, ": shifts must have shape [", edges, ", 3], got ", shifts->sizes());
+                      op, ": shifts must be contiguous and have shape [", edges, ", 3], got ",
+                      shifts->sizes(), shifts->is_contiguous() ? "" : ", not contiguous");
+    check_device(op, "shifts", *shifts, like);
   }
   if (system) {
-    TORCH_CHECK_TYPE(system->scalar_type() == at::kInt, op, ": system must be int32, got ",
-                     system->scalar_type());
+    check_index(op, "system", *system, like);
     check_size(op, "system", *system, 0, atoms);
   }
   return {shifts ? shifts->const_data_ptr<int32_t>() : nullptr,
@@ -42,7 +43,8 @@ Tensor edge_geometry(const Tensor& positions, const OptionalTensor& cell,
   const Adjacency graph = adjacency(op, row_ptr, neighbors, edges, positions);
   check_size(op, "positions", positions, 0, graph.rows);
   const int64_t count = neighbors.numel();
-  const Images images = images_of(op, shifts, system, cell ? cell->size(0) : 0, count, graph.rows);
+  const int64_t systems = cell ? cell->size(0) : 0;
+  const Images images = images_of(op, shifts, system, systems, count, graph.rows, positions);
   const c10::DeviceGuard guard(positions.device());
   const Tensor result = lengths ? empty_result({count}, positions.options())
                                 : empty_result({count, 3}, positions.options());
@@ -77,7 +79,8 @@ std::tuple<Tensor, Tensor> edge_vectors_adjoint(
   check_size(op, "grad", grad, 1, 3);
   const Adjacency receivers = adjacency(op, row_ptr, neighbors, edges, grad);
   const Adjacency senders = adjacency(op, t_row_ptr, t_neighbors, t_edges, grad);
-  const Images images = images_of(op, shifts, system, systems, neighbors.numel(), receivers.rows);
+  const Images images =
+      images_of(op, shifts, system, systems, neighbors.numel(), receivers.rows, grad);
   const c10::DeviceGuard guard(grad.device());
   const Tensor positions = at::empty({receivers.rows, 3}, grad.options());
   const Tensor cell = at::empty({need_cell ? systems : 0, 3, 3}, grad.options());
@@ -88,8 +91,7 @@ std::tuple<Tensor, Tensor> edge_vectors_adjoint(
     T* gc = need_cell ? cell.mutable_data_ptr<T>() : nullptr;
 #ifdef MOLKERN_HAS_CUDA_KERNELS
     if (on_cuda(grad)) {
-      const int64_t numbers =
-          need_cell ? edge_vectors_adjoint_workspace(receivers.rows, systems) : 0;
+      const int64_t numbers = need_cell ? edge_vectors_adjoint_workspace(receivers.rows) : 0;
       const Tensor workspace = at::empty({numbers}, grad.options());
       return edge_vectors_adjoint_cuda<T>(receivers, senders, images, g, gx, gc,
                                           workspace.mutable_data_ptr<T>(), current_stream(grad));

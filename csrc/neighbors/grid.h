@@ -28,7 +28,6 @@ struct System {
   double low[3];         // of the wrapped coordinates, which are then taken relative to it
   double extent[3];      // their spread
   double slack;          // bounds the error of any coordinate difference taken in float32
-  double cutoff;
   double bin_size[3];
   float bins_per_length[3];
   int32_t bins[3];
@@ -101,7 +100,14 @@ class GridBuilder {
     make_systems();
     measure_blocks();
     if (grid_.error != SearchError::none) return false;
-    for (System& system : grid_.systems) plan(system);
+    double edges = 0.0;
+    for (System& system : grid_.systems) {
+      plan(system);
+      edges += fewest_edges(system.frame, query_.cutoff - system.slack, system.extent,
+                            static_cast<double>(system.count));
+    }
+    if (grid_.error == SearchError::none && edges > static_cast<double>(most_edges))
+      grid_.fail(SearchError::too_many_edges, 0);
     if (grid_.error != SearchError::none) return false;
     place_bins();
     sort_atoms();
@@ -185,6 +191,7 @@ class GridBuilder {
     for (int64_t s = 0; s < query_.systems; ++s) {
       System& system = grid_.systems[s];
       std::fill_n(system.extent, 3, 0.0);
+      system.slack = 0.0;
       if (!system.count) continue;
       Block all = *block++;
       for (; block != end && block->system == s; ++block) {
@@ -214,7 +221,6 @@ class GridBuilder {
     std::fill_n(system.bins_per_length, 3, 0.0f);
     system.code = {};
     if (!system.count) return;
-    system.cutoff = query_.cutoff;
     if (!image_code(system.frame, query_.cutoff + 4.0 * system.slack, system.extent, &system.code))
       return grid_.fail(SearchError::shift_overflow, system.first);
     // Two images of an atom within the cutoff of another are less than two cutoffs apart.

@@ -140,17 +140,6 @@ __device__ inline void set_bins(SystemGrid* grid, double cutoff, const double* l
   }
 }
 
-// Whether a periodic system has more edges than int32 counts, from below: bricks that lie within
-// the cutoff of an atom hold one image each of every atom. So that a senseless request ends soon.
-__device__ inline bool too_many(const Frame& frame, double cutoff, double atoms) {
-  const double diagonal[3] = {frame.lattice[0][0], frame.lattice[1][1], frame.lattice[2][2]};
-  const double radius = cutoff - sqrt(dot3(diagonal, diagonal));
-  if (!(frame.periodic[0] && frame.periodic[1] && frame.periodic[2] && radius > 0.0)) return false;
-  // Bricks that meet a ball of that radius cover it, and lie within the cutoff.
-  const double bricks = 4.18879 * radius * radius * radius / frame.volume;
-  return atoms * (atoms * bricks - 1.0) > 2147483647.0;
-}
-
 // Once all atoms are known: the range of images, of bins, and the bounds of rounding.
 template <typename T>
 __device__ void finish_system(const Search<T>& search, int32_t s, bool with_bins) {
@@ -181,7 +170,7 @@ __device__ void finish_system(const Search<T>& search, int32_t s, bool with_bins
     for (int l = 0; l < 3; ++l) grid.lattice[k][l] = static_cast<float>(frame.lattice[k][l]);
   }
   set_cutoff(&grid, search.cutoff, sqrt(dot3(length, length)), moved, unwrapped);
-  grid.crowded = too_many(frame, search.cutoff, atoms);
+  grid.crowded = fewest_edges(frame, search.cutoff - slack, extent, atoms) > most_edges;
   for (int k = 0; k < 3; ++k) grid.bins[k] = 1;
   if (with_bins) set_bins(&grid, search.cutoff, length, atoms, 2 * atoms + 1);
   for (int k = 0; k < 3; ++k) {

@@ -17,6 +17,8 @@
 
 namespace molkern {
 
+constexpr int64_t most_edges = 0x7fffffff;  // that int32 can count
+
 enum class SearchAlgorithm : int { automatic = 0, direct = 1, cell_list = 2 };
 
 template <typename T>

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <atomic>
-#include <limits>
 #include <memory>
 #include <new>
 #include <utility>
@@ -15,10 +14,9 @@
 namespace molkern {
 namespace MOLKERN_ISA {
 
-constexpr int64_t atoms_per_thread = 512;  // fewer are not worth waking a thread
-constexpr int64_t groups_at_once = 8;      // that a thread takes from the common pool
-constexpr int64_t rows_at_once = 512;      // written before the next ones are
-constexpr int64_t most_edges = std::numeric_limits<int32_t>::max();
+constexpr int64_t atoms_per_thread = 512;               // fewer are not worth waking a thread
+constexpr int64_t groups_at_once = 8;                   // that a thread takes from the common pool
+constexpr int64_t rows_at_once = 512;                   // written before the next ones are
 constexpr size_t most_memory_kept = size_t{128} << 20;  // per calling thread, between searches
 
 struct Memory {

@@ -159,45 +159,48 @@ void fill_systems(const Tensor& batch, int64_t systems, int32_t* system, int32_t
     fill_systems<int64_t>(batch, systems, system, system_ptr);
 }
 
-// Raises what a search found; `arguments`, if there are any, for the values that were wrong.
-void check_status(const SearchStatus& status, int64_t capacity, const Arguments* arguments) {
-  std::string position, volume;
-  if (arguments && status.error == SearchError::cell_singular) {
-    const Tensor cell =
-        arguments->cell->reshape({-1, 3, 3}).select(0, status.index).cpu().to(at::kDouble);
-    const Tensor pbc = arguments->pbc->reshape({-1, 3}).select(0, status.index).cpu();
-    Frame frame;
-    make_frame(cell.const_data_ptr<double>(),
-               reinterpret_cast<const uint8_t*>(pbc.const_data_ptr<bool>()), &frame);
-    volume = c10::str(" of ", frame.volume);
-  } else if (arguments && (status.error == SearchError::position_not_finite ||
-                           status.error == SearchError::shift_overflow)) {
-    const Tensor x = arguments->positions.select(0, status.index).cpu().to(at::kDouble);
-    const double* p = x.const_data_ptr<double>();
-    position = c10::str(" (", p[0], ", ", p[1], ", ", p[2], ")");
-  }
+// The position of an atom, or nothing where the arguments are not at hand.
+std::string position_of(int64_t atom, const Arguments* arguments) {
+  if (!arguments) return "";
+  const Tensor x = arguments->positions.select(0, atom).cpu().to(at::kDouble);
+  const double* p = x.const_data_ptr<double>();
+  return c10::str(" (", p[0], ", ", p[1], ", ", p[2], ")");
+}
+
+// The same for the volume of a system's cell.
+std::string volume_of(int64_t system, const Arguments* arguments) {
+  if (!arguments) return "";
+  const Tensor cell = arguments->cell->reshape({-1, 3, 3}).select(0, system).cpu().to(at::kDouble);
+  const Tensor pbc = arguments->pbc->reshape({-1, 3}).select(0, system).cpu();
+  Frame frame;
+  make_frame(cell.const_data_ptr<double>(),
+             reinterpret_cast<const uint8_t*>(pbc.const_data_ptr<bool>()), &frame);
+  return c10::str(" of ", frame.volume);
+}
+
+void check_error(const SearchStatus& status, const Arguments* arguments) {
+  const int64_t index = status.index;
   switch (status.error) {
     case SearchError::none:
-      break;
+      return;
     case SearchError::position_not_finite:
-      TORCH_CHECK_VALUE(false, op, ": the position", position, " of atom ", status.index,
-                        " is NaN or infinite");
+      TORCH_CHECK_VALUE(false, op, ": the position", position_of(index, arguments), " of atom ",
+                        index, " is NaN or infinite");
     case SearchError::cell_not_finite:
-      TORCH_CHECK_VALUE(false, op, ": the cell of system ", status.index, " is NaN or infinite");
+      TORCH_CHECK_VALUE(false, op, ": the cell of system ", index, " is NaN or infinite");
     case SearchError::cell_singular:
-      TORCH_CHECK_VALUE(
-          false, op, ": the cell of system ", status.index, " is singular: a volume", volume,
-          " is (nearly) zero; pass independent lattice vectors, or pbc=False for axes that "
-          "are not periodic");
+      TORCH_CHECK_VALUE(false, op, ": the cell of system ", index, " is singular: a volume",
+                        volume_of(index, arguments),
+                        " is (nearly) zero; pass independent lattice vectors, or pbc=False for "
+                        "axes that are not periodic");
     case SearchError::too_many_edges:
       TORCH_CHECK_VALUE(false, op,
                         ": more than 2^31 - 1 edges; lower the cutoff or split the batch");
     case SearchError::shift_overflow:
-      TORCH_CHECK_VALUE(
-          false, op, ": atom ", status.index, " at", position,
-          " lies more than 2^20 cells from its cell or 1e15 from the origin, or the "
-          "cutoff reaches over more than 2^31 periodic images; wrap the positions into "
-          "the cell, or lower the cutoff");
+      TORCH_CHECK_VALUE(false, op, ": atom ", index, " at", position_of(index, arguments),
+                        " lies more than 2^20 cells from its cell or 1e15 from the origin, or the "
+                        "cutoff reaches over more than 2^31 periodic images; wrap the positions "
+                        "into the cell, or lower the cutoff");
     case SearchError::batch_not_sorted:
       if (arguments) {  // says which atom
         std::vector<int32_t> system(arguments->atoms()), system_ptr(arguments->systems + 1);
@@ -205,6 +208,11 @@ void check_status(const SearchStatus& status, int64_t capacity, const Arguments*
       }
       TORCH_CHECK_VALUE(false, op, ": batch must not decrease and lie in [0, num_systems)");
   }
+}
+
+// Raises what a search found; `arguments`, if there are any, for the values that were wrong.
+void check_status(const SearchStatus& status, int64_t capacity, const Arguments* arguments) {
+  check_error(status, arguments);
   TORCH_CHECK_VALUE(status.edges <= capacity, op, ": capacity ", capacity,
                     " is too small: ", status.edges,
                     " edges are needed; pass capacity=", status.edges, " or more");
@@ -287,7 +295,10 @@ template <typename T>
 Result search_on_cuda(const Arguments& a) {
   const Stream stream = current_stream(a.positions);
   const Tensor system_ptr = system_ptr_on_device(a);
-  const Tensor system = a.batch ? a.batch->to(at::kInt).contiguous() : a.empty({0});
+  // A copy in any case: a result may not share the memory of an argument.
+  const Tensor system =
+      a.batch ? a.batch->to(at::kInt, /*non_blocking=*/false, /*copy=*/true).contiguous()
+              : a.empty({0});
   const Tensor row_ptr = a.empty({a.atoms() + 1});
   const Tensor status_tensor = a.empty({2}, at::kLong);
   const auto query = make_query<T>(a, system_ptr.const_data_ptr<int32_t>());

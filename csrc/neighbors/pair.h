@@ -239,4 +239,25 @@ MOLKERN_HOST_DEVICE bool image_code(const Frame& frame, double cutoff, const dou
   return true;
 }
 
+// A lower bound of a system's edges, for `cutoff` less any error of rounding, so that a senseless
+// request ends soon. Bricks that lie within the cutoff of an atom hold one image each of every
+// atom; along axes that are not periodic a brick is as long as the atoms' `extent`.
+MOLKERN_HOST_DEVICE double fewest_edges(const Frame& frame, double cutoff, const double* extent,
+                                        double atoms) {
+  double length[3];
+  int axes = 0;
+  for (int k = 0; k < 3; ++k) {
+    length[k] = frame.periodic[k] ? frame.lattice[k][k] : extent[k];
+    axes += frame.periodic[k];
+  }
+  const double radius = cutoff - sqrt(dot3(length, length));
+  if (!(radius > 0.0 && atoms > 0.0)) return 0.0;
+  // Bricks that meet a ball of that radius (a disk, a line) cover it, and lie within the cutoff.
+  const double ball = axes == 3   ? 4.18879 * radius * radius * radius
+                      : axes == 2 ? 3.14159 * radius * radius
+                      : axes == 1 ? 2.0 * radius
+                                  : 1.0;
+  return atoms * (atoms * fmax(ball / frame.volume, 1.0) - 1.0);
+}
+
 }  // namespace molkern

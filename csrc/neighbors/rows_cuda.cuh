@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(scan_threads)
     error = min(error, search.grids[s].error);
   error = block_reduce(shared, error, Minimum());
   if (threadIdx.x != 0) return;
-  if (error == no_error && edges > 0x7fffffffull)
+  if (error == no_error && edges > static_cast<uint64>(most_edges))
     error = make_error(SearchError::too_many_edges, 0);
   status->edges = static_cast<int64_t>(edges);
   status->error = error == no_error ? SearchError::none : static_cast<SearchError>(error >> 32);

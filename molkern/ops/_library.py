@@ -33,6 +33,16 @@ def describe(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
 
 
+def full_precision(*names: str) -> None:
+    """Lets operators run in float32 under ``torch.autocast``, whose 16-bit types no kernel takes.
+
+    Tensors of float64 stay as they are.
+    """
+    for name in names:
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(f"molkern::{name}", device, torch.float32)
+
+
 def no_third_derivative(name: str) -> None:
     """Refuses to differentiate a second derivative instead of returning a wrong gradient."""
     raise RuntimeError(f"molkern: {name} has no third derivative")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import Graph, operators
+from ._library import Graph, full_precision, operators
 
 
 def cfconv(x: Tensor, filters: Tensor, graph: Graph, *, aggregation: str = "sum") -> Tensor:
@@ -27,7 +27,8 @@ def cfconv(x: Tensor, filters: Tensor, graph: Graph, *, aggregation: str = "sum"
 
     Raises:
         ValueError: shapes or devices that do not fit together, or an unknown aggregation.
-        TypeError: types other than float32 and float64, or two different ones.
+        TypeError: types other than float32 and float64, or two different ones. Under
+            ``torch.autocast`` 16-bit types are taken, as float32.
 
     >>> import torch, molkern
     >>> pairs = torch.tensor([[0, 1, 2], [1, 0, 1]])  # j -> i: 0 -> 1, 1 -> 0, 2 -> 1
@@ -51,15 +52,95 @@ def cfconv(x: Tensor, filters: Tensor, graph: Graph, *, aggregation: str = "sum"
     return y
 
 
-def segment_sum(values: Tensor, segment_ptr: Tensor) -> Tensor:
-    """Sums rows of ``values`` ``[N, F]`` over consecutive segments, in a fixed order: ``[B, F]``.
+#: Numbers that torch sums in one thread on the CPU; with more, its order follows the threads.
+_ONE_THREAD = 32768
+_CHUNK = 1024
 
-    ``segment_ptr`` ``[B + 1]``, int32, holds the first row of each segment. Differentiable to any
-    order: it is a convolution with filters of one.
+
+def segment_sum(values: Tensor, segment_ptr: Tensor) -> Tensor:
+    """Sums rows of ``values`` over consecutive segments, in a fixed order.
+
+    Differentiable to any order. Results are the same bits on every run and for every number of
+    threads.
+
+    Args:
+        values: ``[N, F]``, float32 or float64.
+        segment_ptr: first row of each segment, then N: ``[B + 1]``, int32, not decreasing. On CUDA
+            its values are not checked, which would wait for the device.
+
+    Returns:
+        ``[B, F]``.
+
+    Raises:
+        ValueError: shapes or devices that do not fit together, or pointers other than above.
+        TypeError: types other than those above. Under ``torch.autocast`` 16-bit types are taken,
+            as float32.
+
+    >>> import torch, molkern
+    >>> pointers = torch.tensor([0, 1, 3], dtype=torch.int32)
+    >>> molkern.ops.segment_sum(torch.tensor([[1.0], [2.0], [3.0]]), pointers)
+    tensor([[1.],
+            [5.]])
     """
-    if segment_ptr.numel() == 2:
-        return values.sum(0, keepdim=True)
+    if values.dim() != 2:
+        raise ValueError(f"segment_sum: values must have shape [N, F], got {list(values.shape)}")
+    if values.dtype not in (torch.float32, torch.float64):
+        if not (values.is_floating_point() and torch.is_autocast_enabled(values.device.type)):
+            raise TypeError(
+                f"segment_sum: values must be float32 or float64, got {values.dtype}; convert them "
+                "with .float()"
+            )
+        values = values.float()
+    _check_segments(segment_ptr, values)
+    return _sum_segments(values, segment_ptr)
+
+
+def _check_segments(segment_ptr: Tensor, values: Tensor) -> None:
+    if segment_ptr.dtype != torch.int32:
+        raise TypeError(
+            f"segment_sum: segment_ptr must be int32, got {segment_ptr.dtype}; convert it with "
+            ".int()"
+        )
+    if segment_ptr.dim() != 1 or segment_ptr.shape[0] == 0:
+        raise ValueError(
+            f"segment_sum: segment_ptr must have shape [B + 1], got {list(segment_ptr.shape)}"
+        )
+    if segment_ptr.device != values.device:
+        raise ValueError(
+            f"segment_sum: segment_ptr is on {segment_ptr.device} but values is on "
+            f"{values.device}; move one of them with .to()"
+        )
+    # The values cannot be read while a compiler traces, and on CUDA they would have to be awaited.
+    if segment_ptr.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    first_rows, count = segment_ptr.numpy(), values.shape[0]
+    if first_rows[0] != 0 or first_rows[-1] != count:
+        raise ValueError(
+            f"segment_sum: segment_ptr must begin with 0 and end with {count}, the number of rows "
+            f"of values, got {first_rows[0]} and {first_rows[-1]}"
+        )
+    if len(first_rows) == 2:
+        return
+    falls = first_rows[1:] < first_rows[:-1]
+    if falls.any():
+        k = int(falls.argmax())
+        raise ValueError(
+            f"segment_sum: segment_ptr must not decrease, but segment_ptr[{k + 1}] is "
+            f"{first_rows[k + 1]} after {first_rows[k]}; sort the rows by segment"
+        )
+
+
+def _sum_segments(values: Tensor, segment_ptr: Tensor) -> Tensor:
+    """A convolution with filters of one; a single segment is summed by torch or in chunks."""
     count, device = values.shape[0], values.device
+    if segment_ptr.shape[0] == 2:
+        if device.type != "cpu" or values.numel() < _ONE_THREAD:
+            return values.sum(0, keepdim=True)
+        if count > _CHUNK:
+            starts = torch.arange(0, count + _CHUNK, _CHUNK, dtype=torch.int32).clamp(max=count)
+            chunks = _sum_segments(values, starts)
+            ends = torch.tensor([0, chunks.shape[0]], dtype=torch.int32)
+            return _sum_segments(chunks, ends)
     rows = torch.arange(count, dtype=torch.int32, device=device)
     lengths = segment_ptr[1:] - segment_ptr[:-1]
     segments = torch.arange(lengths.shape[0], dtype=torch.int32, device=device)
@@ -67,8 +148,8 @@ def segment_sum(values: Tensor, segment_ptr: Tensor) -> Tensor:
     one_each = torch.arange(count + 1, dtype=torch.int32, device=device)
     return operators.cfconv(
         values.contiguous(),
-        torch.ones_like(values),
-        *(segment_ptr, rows, None),
+        torch.ones_like(values, memory_format=torch.contiguous_format),
+        *(segment_ptr.contiguous(), rows, None),
         *(one_each, owner, None),
         False,
     )
@@ -133,3 +214,4 @@ torch.library.register_autograd("molkern::cfconv", _cfconv_backward, setup_conte
 torch.library.register_autograd(
     "molkern::edge_product", _edge_product_backward, setup_context=_edge_product_setup
 )
+full_precision("cfconv", "edge_product")

@@ -1,11 +1,12 @@
 """Edge vectors and distances (csrc/geometry)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._library import Adjacency, no_third_derivative, operators
+from ._library import Adjacency, full_precision, no_third_derivative, operators
 
 
 def edge_vectors(
@@ -19,6 +20,9 @@ def edge_vectors(
 ) -> Tensor:
     """Vectors ``v_e = x_j + s_e C − x_i`` of the edges j→i, twice differentiable (and beyond).
 
+    The values of the indices (``system`` and the graph) are not checked here but where the graph
+    is made.
+
     Args:
         positions: ``[N, 3]``, float32 or float64, any unit of length.
         cell: ``[B, 3, 3]``, rows are lattice vectors; None without periodicity.
@@ -29,16 +33,16 @@ def edge_vectors(
 
     Returns:
         ``[E, 3]``.
+
+    Raises:
+        ValueError: shapes or devices that do not fit together, or indices that are not contiguous.
+        TypeError: positions or a cell of types other than float32 and float64, or of two different
+            ones, or indices that are not int32. Under ``torch.autocast`` 16-bit types are taken,
+            as float32.
     """
-    return operators.edge_vectors(
-        positions.contiguous(),
-        None if cell is None else cell.contiguous(),
-        shifts,
-        system,
-        *by_receiver,
-        *by_sender,
-        padded,
-    )
+    images = _contiguous(cell), shifts, system
+    graph = *by_receiver, *by_sender, padded
+    return operators.edge_vectors(positions.contiguous(), *images, *graph)
 
 
 def edge_distances(
@@ -50,51 +54,61 @@ def edge_distances(
     by_sender: Adjacency,
     padded: bool = False,
 ) -> Tensor:
-    """Distances ``|v_e|``, ``[E]``, of :func:`edge_vectors`, which are not stored.
+    """Distances ``|v_e|`` of :func:`edge_vectors`, which are not stored, twice differentiable.
 
-    Takes the same arguments. Twice differentiable; where the distance is zero its derivatives are
-    zero. The backward pass computes the vectors anew.
+    Takes the same arguments and raises the same errors. Where the distance is zero its derivatives
+    are zero. The backward pass computes the vectors anew.
+
+    Returns:
+        ``[E]``.
+
+    Raises:
+        ValueError, TypeError: as :func:`edge_vectors`.
+        RuntimeError: when a third derivative is taken.
     """
-    return operators.edge_distances(
-        positions.contiguous(),
-        None if cell is None else cell.contiguous(),
-        shifts,
-        system,
-        *by_receiver,
-        *by_sender,
-        padded,
-    )
+    images = _contiguous(cell), shifts, system
+    graph = *by_receiver, *by_sender, padded
+    return operators.edge_distances(positions.contiguous(), *images, *graph)
 
 
 def edge_norm(vectors: Tensor) -> Tensor:
-    """Lengths of vectors ``[E, 3]``, twice differentiable; derivatives at zero length are zero."""
+    """Lengths of vectors ``[E, 3]``, twice differentiable; derivatives at zero length are zero.
+
+    Returns:
+        ``[E]``.
+
+    Raises:
+        ValueError: another shape.
+        TypeError: types other than float32 and float64. Under ``torch.autocast`` 16-bit types are
+            taken, as float32.
+        RuntimeError: when a third derivative is taken.
+    """
     return operators.edge_norm(vectors.contiguous())
 
 
-@torch.library.register_fake("molkern::edge_vectors")
-def _(
-    positions: Tensor,
-    cell: Any,
-    shifts: Any,
-    system: Any,
-    row_ptr: Tensor,
-    neighbors: Tensor,
-    *rest: Any,
-) -> Tensor:
-    return positions.new_empty(neighbors.shape[0], 3)
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
-@torch.library.register_fake("molkern::edge_distances")
-def _(
-    positions: Tensor,
-    cell: Any,
-    shifts: Any,
-    system: Any,
-    row_ptr: Tensor,
-    neighbors: Tensor,
-    *rest: Any,
-) -> Tensor:
-    return positions.new_empty(neighbors.shape[0])
+def _fake_geometry(*per_edge: int) -> Callable[..., Tensor]:
+    """Shapes of an operator with ``per_edge`` numbers for each edge."""
+
+    def fake(
+        positions: Tensor,
+        cell: Any,
+        shifts: Any,
+        system: Any,
+        row_ptr: Tensor,
+        neighbors: Tensor,
+        *rest: Any,
+    ) -> Tensor:
+        return positions.new_empty(neighbors.shape[0], *per_edge)
+
+    return fake
+
+
+torch.library.register_fake("molkern::edge_vectors", _fake_geometry(3))
+torch.library.register_fake("molkern::edge_distances", _fake_geometry())
 
 
 @torch.library.register_fake("molkern::edge_vectors_adjoint")
@@ -216,3 +230,5 @@ torch.library.register_autograd(
     "molkern::edge_norm_grad", _norm_grad_backward, setup_context=_norm_grad_setup
 )
 torch.library.register_autograd("molkern::edge_norm_hvp", _norm_hvp_backward)
+full_precision("edge_vectors", "edge_distances", "edge_vectors_adjoint")
+full_precision("edge_norm", "edge_norm_grad", "edge_norm_hvp")

@@ -67,7 +67,7 @@ def neighbor_arrays(
         positions, cell, pbc, batch, cutoff, num_systems, capacity, _ALGORITHMS[algorithm]
     )
     if num_systems is None:
-        num_systems = _count_systems(cell, batch)
+        num_systems = count_systems(cell, batch)
     return {
         "row_ptr": row_ptr,
         "senders": senders,
@@ -82,7 +82,8 @@ def neighbor_arrays(
     }
 
 
-def _count_systems(cell: Tensor | None, batch: Tensor | None) -> int:
+def count_systems(cell: Tensor | None, batch: Tensor | None) -> int:
+    """Number of systems as told by the cells or else the batch; the latter waits for the device."""
     if cell is not None and cell.dim() == 3:
         return cell.shape[0]
     if batch is None:

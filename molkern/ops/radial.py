@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import no_third_derivative, operators
+from ._library import full_precision, no_third_derivative, operators
 
 #: Names of the basis and cutoff functions; positions are the codes that the operators take.
 BASES = ("gaussian", "exponential", "bessel")
@@ -70,7 +70,8 @@ def radial_basis(
         ValueError: an unknown name, a cutoff or alpha that is not positive and finite, an exponent
             out of range, widths that are missing, superfluous or of another length than centers, or
             tensors on different devices.
-        TypeError: types other than float32 and float64, or two different ones.
+        TypeError: types other than float32 and float64, or two different ones. Under
+            ``torch.autocast`` 16-bit types are taken, as float32.
         RuntimeError: when a third derivative is taken.
 
     >>> import torch, molkern
@@ -177,3 +178,4 @@ torch.library.register_autograd(
     "molkern::radial_basis_grad", _gradient_backward, setup_context=_gradient_setup
 )
 torch.library.register_autograd("molkern::radial_basis_hvp", _product_backward)
+full_precision("radial_basis", "radial_basis_grad", "radial_basis_hvp")

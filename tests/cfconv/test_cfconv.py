@@ -125,6 +125,25 @@ def test_padding_is_neither_read_nor_summed(device):
     assert not hw[-7:].any()
 
 
+@pytest.mark.parametrize("aggregation", ["sum", "mean"])
+def test_derivatives_of_a_padded_graph(aggregation, device):
+    positions = torch.rand(6, 3, device=device)
+    graph = molkern.neighbor_list(positions, 0.6, capacity=30)
+    assert 0 < graph.num_edges < 30
+    x = torch.randn(6, 3, dtype=torch.float64, device=device, requires_grad=True)
+    w = torch.randn(30, 3, dtype=torch.float64, device=device, requires_grad=True)
+
+    def function(x, w):
+        return cfconv(x, w, graph, aggregation=aggregation)
+
+    assert gradcheck(function, (x, w))
+    assert gradgradcheck(function, (x, w))
+    sides = (*graph.by_receiver, *graph.by_sender)
+    torch.library.opcheck(torch.ops.molkern.cfconv.default, (x, w, *sides, True))
+    arguments = (x, torch.randn_like(x), *sides, True)
+    torch.library.opcheck(torch.ops.molkern.edge_product.default, arguments)
+
+
 @pytest.mark.parametrize("atoms", [0, 1, 5])
 def test_no_edges(atoms, device):
     graph = random_graph(atoms, 0, True, device)
@@ -146,6 +165,73 @@ def test_segment_sum(device):
     assert gradgradcheck(lambda v: segment_sum(v, pointers).pow(2), (values,))
 
 
+def pointers_of(*first_rows):
+    return torch.tensor(first_rows, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("values", "pointers", "error", "message"),
+    [
+        (torch.ones(7), pointers_of(0, 7), ValueError, r"values must have shape .* got \[7\]"),
+        (torch.ones(7, 1), pointers_of(0, 3), ValueError, "end with 7, .* got 0 and 3"),
+        (torch.ones(7, 1), pointers_of(1, 7), ValueError, "begin with 0 .* got 1 and 7"),
+        (torch.ones(7, 1), pointers_of(0, 3, 9), ValueError, "got 0 and 9"),
+        (torch.ones(7, 1), pointers_of(0), ValueError, "got 0 and 0"),
+        (torch.ones(7, 1), pointers_of(0, 5, 3, 7), ValueError, r"ptr\[2\] is 3 after 5; sort"),
+        (torch.ones(7, 1), pointers_of(), ValueError, r"shape \[B \+ 1\], got \[0\]"),
+        (torch.ones(7, 1), pointers_of(0, 7)[None], ValueError, r"got \[1, 2\]"),
+        (torch.ones(7, 1), pointers_of(0, 7).to("meta"), ValueError, "on meta .* on cpu; move"),
+        (torch.ones(7, 1), pointers_of(0, 7).long(), TypeError, r"got torch.int64; .* \.int\(\)"),
+        (torch.ones(7, 1).half(), pointers_of(0, 7), TypeError, r"got torch.float16; .*float\(\)"),
+        (torch.ones(7, 1).int(), pointers_of(0, 3, 7), TypeError, "got torch.int32; convert"),
+    ],
+)
+def test_wrong_segments(values, pointers, error, message):
+    with pytest.raises(error, match=message):
+        segment_sum(values, pointers)
+
+
+@pytest.mark.parametrize("rows", [0, 5, 1024, 1025, 33000, 200_000])
+@pytest.mark.parametrize("features", [1, 33])
+def test_one_segment_has_the_same_bits_for_every_number_of_threads(rows, features, threads):
+    rows = rows if features == 1 else rows // 16
+    values = torch.randn(rows, features, requires_grad=True)
+    sums = []
+    for count in (1, 2, 3):
+        threads(count)
+        sums.append(segment_sum(values, pointers_of(0, rows)))
+    expected = values.double().sum(0, keepdim=True)
+    torch.testing.assert_close(sums[0].double(), expected, rtol=1e-5, atol=1e-3)
+    assert all(torch.equal(sums[0], other) for other in sums[1:])
+    direction = torch.randn(1, features)
+    gradient, *_ = torch.autograd.grad(sums[0], values, direction)
+    assert torch.equal(gradient, direction.expand_as(values))
+
+
+def test_second_derivative_of_a_sum_in_chunks():
+    values = torch.randn(40_000, 1, dtype=torch.float64, requires_grad=True)
+    total = segment_sum(values.square(), pointers_of(0, 40_000)).square().sum()
+    (first,) = torch.autograd.grad(total, values, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), values)
+    x, square = values.detach(), values.detach().square().sum()
+    torch.testing.assert_close(first.detach(), 4 * square * x)
+    torch.testing.assert_close(second, 4 * square + 8 * x.sum() * x)
+
+
+def test_segment_sum_under_autocast(device):
+    values = torch.ones(7, 1, device=device).bfloat16()
+    with torch.autocast(device.type, torch.bfloat16):
+        for pointers in (pointers_of(0, 7), pointers_of(0, 3, 7)):
+            assert segment_sum(values, pointers.to(device)).dtype == torch.float32
+
+
+def test_segment_sum_compiles():
+    values = torch.randn(9, 2)
+    for pointers in (pointers_of(0, 9), pointers_of(0, 4, 9)):
+        compiled = torch.compile(segment_sum, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(values, pointers), segment_sum(values, pointers))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -164,3 +250,38 @@ def test_wrong_input(change, error, message):
         cfconv(*change(x, w), graph)
     with pytest.raises(ValueError, match="aggregation must be 'sum' or 'mean', got 'max'"):
         cfconv(x, w, graph, aggregation="max")
+
+
+def test_autocast_takes_float32(device):
+    graph = random_graph(6, 10, True, device)
+    x, w = inputs(graph, 4)
+    half = [t.detach().bfloat16().requires_grad_() for t in (x, w)]
+    single = [t.detach().float().requires_grad_() for t in half]
+    expected = cfconv(*single, graph)
+    with pytest.raises(TypeError, match=r"got BFloat16; convert it with .float\(\)"):
+        cfconv(*half, graph)
+    with torch.autocast(device.type, torch.bfloat16):
+        y = cfconv(*half, graph)
+        assert cfconv(x, w, graph).dtype == torch.float64
+        assert torch.equal(y, expected)
+        gradients = torch.autograd.grad(y.square().sum(), half, create_graph=True)
+        second = torch.autograd.grad(sum(g.float().square().sum() for g in gradients), half)
+    assert [g.dtype for g in gradients] == [torch.bfloat16] * 2
+    first = torch.autograd.grad(expected.square().sum(), single)
+    for ours, plain in zip(gradients, first, strict=True):
+        assert torch.equal(ours, plain.bfloat16())
+    assert all(torch.isfinite(g).all() for g in second)
+
+
+@pytest.mark.parametrize("argument", range(5))  # the others only derivatives read
+def test_mixed_devices(argument):
+    """On the CPU's kernels, which torch would not choose if one tensor is on another device."""
+    graph = random_graph(6, 10, False)
+    x, w = (t.detach() for t in inputs(graph, 4))
+    sides = (*graph.by_sender, *graph.by_receiver)
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    for operator, data in (("cfconv", (x, w)), ("edge_product", (x, x))):
+        arguments = [*data, *sides]
+        arguments[argument] = arguments[argument].to("meta")
+        with pytest.raises(ValueError, match=r"on meta.*; move one of them"):
+            getattr(torch.ops.molkern, operator).default.redispatch(cpu, *arguments, False)

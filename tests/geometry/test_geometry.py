@@ -3,7 +3,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import molkern
-from molkern.ops import edge_norm
+from molkern.ops.geometry import edge_norm
 
 
 def plain_vectors(neighbors, positions, cell):
@@ -48,6 +48,26 @@ def test_derivatives_without_a_cell(device):
     neighbors = molkern.neighbor_list(positions, 2.0)
     assert gradcheck(neighbors.distances, (positions,))
     assert gradgradcheck(neighbors.distances, (positions,))
+
+
+def test_derivatives_of_a_padded_graph(crystal, device):
+    positions, cells, system = batch_of_two(crystal, device)
+    exact = molkern.neighbor_list(positions, 3.0, cells, True, system)
+    padded = molkern.neighbor_list(
+        positions, 3.0, cells, True, system, capacity=exact.num_edges + 5
+    )
+    arguments = (positions.requires_grad_(), cells.requires_grad_())
+    assert torch.equal(padded.distances(*arguments)[:-5], exact.distances(*arguments))
+    assert not padded.distances(*arguments)[-5:].any()
+    for function in (padded.vectors, padded.distances):
+        assert gradcheck(function, arguments)
+        assert gradgradcheck(function, arguments)
+
+
+def test_derivatives_of_the_norm(device):
+    vectors = torch.randn(5, 3, dtype=torch.float64, device=device, requires_grad=True)
+    assert gradcheck(edge_norm, (vectors,))
+    assert gradgradcheck(edge_norm, (vectors,))
 
 
 def test_derivatives_on_a_graph_that_is_not_symmetric(device):
@@ -121,20 +141,23 @@ def test_same_bits_for_every_number_of_threads(crystal, threads):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_opcheck(crystal, device):
+@pytest.mark.parametrize("capacity", [None, 400])
+def test_opcheck(capacity, crystal, device):
     positions, cells, system = batch_of_two(crystal, device)
-    nl = molkern.neighbor_list(positions, 3.0, cells, True, system)
+    nl = molkern.neighbor_list(positions, 3.0, cells, True, system, capacity=capacity)
+    padded = nl.padded
     sides = (*nl.by_receiver, *nl.by_sender)
     positions.requires_grad_()
     cells.requires_grad_()
     ops = torch.ops.molkern
     images = (nl.shifts, nl.system)
     check = torch.library.opcheck
-    check(ops.edge_vectors.default, (positions, cells, *images, *sides, False))
-    check(ops.edge_distances.default, (positions, cells, *images, *sides, False))
+    check(ops.edge_vectors.default, (positions, cells, *images, *sides, padded))
+    check(ops.edge_distances.default, (positions, cells, *images, *sides, padded))
+    check(ops.edge_distances.default, (positions, None, None, None, *sides, padded))
     vectors = nl.vectors(positions, cells).detach().requires_grad_()
     for need_cell in (True, False):
-        arguments = (vectors, *images, 2, need_cell, *sides, False)
+        arguments = (vectors, *images, 2, need_cell, *sides, padded)
         check(ops.edge_vectors_adjoint.default, arguments)
     g = torch.randn(vectors.shape[0], dtype=torch.float64, device=device, requires_grad=True)
     check(ops.edge_norm.default, (vectors,))
@@ -153,3 +176,61 @@ def test_wrong_input(crystal):
         nl.vectors(positions, cell.expand(2, 3, 3))
     with pytest.raises(TypeError, match="cell is Float but positions is Double"):
         nl.vectors(positions, cell.float())
+
+
+def test_autocast_takes_float32(crystal, device):
+    positions, cells, system = batch_of_two(crystal, device)
+    nl = molkern.neighbor_list(positions, 3.0, cells, True, system)
+    half = positions.bfloat16().requires_grad_(), cells.bfloat16().requires_grad_()
+    single = [t.detach().float() for t in half]
+    with torch.autocast(device.type, torch.bfloat16):
+        distances, vectors = nl.distances(*half), nl.vectors(*half)
+        assert nl.distances(positions, cells).dtype == torch.float64
+        norm = edge_norm(vectors.bfloat16())
+        gradients = torch.autograd.grad(distances.sum() + norm.sum(), half, create_graph=True)
+        second = torch.autograd.grad(sum(g.float().square().sum() for g in gradients), half)
+    assert torch.equal(distances, nl.distances(*single))
+    assert torch.equal(vectors, nl.vectors(*single))
+    assert torch.equal(norm, edge_norm(vectors.bfloat16().float()))
+    assert all(torch.isfinite(g).all() for g in second)
+
+
+WRONG_IMAGES = {
+    "shifts type": (dict(shifts=lambda t: t.long()), TypeError, "shifts must be int32, got Long"),
+    "shifts length": (dict(shifts=lambda t: t[1:]), ValueError, r"shifts must .* shape \[44, 3\]"),
+    "shifts spread": (dict(shifts=lambda t: t.T.contiguous().T), ValueError, "not contiguous"),
+    "shifts device": (dict(shifts=lambda t: t.to("meta")), ValueError, "shifts is on meta but"),
+    "system type": (dict(system=lambda t: t.long()), TypeError, "system must be int32, got Long"),
+    "system length": (dict(system=lambda t: t[1:]), ValueError, "system must have size 10"),
+    "system shape": (dict(system=lambda t: t[:, None]), ValueError, "system must be a contig"),
+    "system spread": (
+        dict(system=lambda t: torch.stack([t, t], 1)[:, 0]),
+        ValueError,
+        "system must be a contiguous vector",
+    ),
+    "system device": (dict(system=lambda t: t.to("meta")), ValueError, "system is on meta but"),
+    "cell device": (dict(cell=lambda t: t.to("meta")), ValueError, "cell is on meta but positions"),
+    "graph device": (dict(row_ptr=lambda t: t.to("meta")), ValueError, "row_ptr is on meta but"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_IMAGES)
+@pytest.mark.parametrize("operator", ["edge_vectors", "edge_distances", "edge_vectors_adjoint"])
+def test_wrong_images(operator, name, crystal):
+    """On the CPU's kernel, which torch would not choose if one tensor is on another device."""
+    changes, error, message = WRONG_IMAGES[name]
+    positions, cells, system = batch_of_two(crystal, "cpu")
+    nl = molkern.neighbor_list(positions, 3.0, cells, True, system)
+    given = dict(cell=cells, shifts=nl.shifts, system=nl.system, row_ptr=nl.row_ptr)
+    given |= {key: change(given[key]) for key, change in changes.items()}
+    graph = (given["row_ptr"], *nl.by_receiver[1:], *nl.by_sender, False)
+    if operator != "edge_vectors_adjoint":
+        arguments = (positions, given["cell"], given["shifts"], given["system"], *graph)
+    elif "cell" in changes:
+        pytest.skip("takes no cell")
+    else:
+        g = torch.zeros(nl.num_edges, 3, dtype=torch.float64)
+        arguments = (g, given["shifts"], given["system"], 2, True, *graph)
+    kernel = getattr(torch.ops.molkern, operator).default
+    with pytest.raises(error, match=message):
+        kernel.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *arguments)

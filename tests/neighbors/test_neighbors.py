@@ -1,5 +1,6 @@
 import hashlib
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -310,6 +311,33 @@ def test_errors_with_a_capacity(device):
         search(x[:1].expand(2, 3), 1.0, batch=torch.tensor([1, 0], device=device), num_systems=2)
 
 
+def too_many(kind):
+    """Positions, cutoff, cell, pbc and batch of a search with more than 2^31 edges."""
+    x = torch.rand(50, 3) * torch.tensor([1.0, 1.0, 2.0])
+    if kind == "crystal":
+        return x, 200.0, torch.eye(3), True, None
+    if kind == "slab":
+        return x, 1000.0, torch.eye(3), [True, True, False], None
+    if kind == "wire":
+        return torch.rand(30_000, 3), 10.0, torch.eye(3), [False, True, False], None
+    if kind == "cluster":
+        return torch.rand(46_342, 3), 2.0, None, None, None
+    batch = torch.arange(10).repeat_interleave(15_000)
+    return torch.rand(150_000, 3), 2.0, None, None, batch
+
+
+@pytest.mark.parametrize("kind", ["crystal", "slab", "wire", "cluster", "batch"])
+def test_too_many_edges_end_soon(kind, device):
+    if kind == "batch" and (EMULATED or device.type == "cuda"):
+        pytest.skip("there only systems are refused, one by one")
+    given = [t.to(device) if isinstance(t, torch.Tensor) else t for t in too_many(kind)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"more than 2\^31 - 1 edges; lower the cutoff or split"):
+        molkern.neighbor_list(*given)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown * (1 if sys.platform == "darwin" else 1024) < 1e8
+
+
 CELL = torch.eye(3) * 4
 X = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.5, 0.25], [2.0, 3.0, 1.0]])
 nan, inf = float("nan"), float("inf")
@@ -403,11 +431,12 @@ def test_status_of_the_wrong_type():
 
 @pytest.mark.parametrize("capacity", [None, 300])
 @pytest.mark.parametrize("periodic", [False, True])
-def test_opcheck(capacity, periodic, device):
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_opcheck(index, capacity, periodic, device):
     x = torch.rand(12, 3, device=device) * 4
     cell = torch.eye(3, device=device).expand(2, 3, 3) * 4 if periodic else None
     pbc = torch.ones(2, 3, dtype=torch.bool, device=device) if periodic else None
-    batch = torch.arange(2, device=device).repeat_interleave(6)
+    batch = torch.arange(2, dtype=index, device=device).repeat_interleave(6)
     torch.library.opcheck(
         torch.ops.molkern.neighbor_list, (x, cell, pbc, batch, 1.5, 2, capacity, 0)
     )
