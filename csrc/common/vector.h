@@ -14,20 +14,20 @@ namespace molkern {
 template <typename V>
 struct VectorTraits {  // of a vector
   using Scalar = std::remove_cv_t<std::remove_reference_t<decltype(V{}[0])>>;
-  using Int = std::conditional_t<sizeof(Scalar) == 4, int32_t, int64_t>;
+  using Int = std::conditional_t<sizeof(Scalar) == 4, uint32_t, uint64_t>;
   typedef Int Bits __attribute__((vector_size(sizeof(V))));
 };
 template <>
 struct VectorTraits<float> {
   using Scalar = float;
-  using Int = int32_t;
-  using Bits = int32_t;
+  using Int = uint32_t;
+  using Bits = uint32_t;
 };
 template <>
 struct VectorTraits<double> {
   using Scalar = double;
-  using Int = int64_t;
-  using Bits = int64_t;
+  using Int = uint64_t;
+  using Bits = uint64_t;
 };
 
 template <typename V>
