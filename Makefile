@@ -8,14 +8,19 @@ TORCH ?= torch==2.13.0
 NAME := $(subst <,-,$(subst >,-,$(subst =,-,$(TORCH))))
 TOOLS := $(VENV)/tools-$(NAME)
 BUILT := $(VENV)/built-$(NAME)
+EMULATED_TESTS := $(addprefix tests/,cfconv geometry interop md models neighbors nn radial \
+	test_graph.py cuda_emulation/test_kernels.py)
 
 .PHONY: demo test lint bench clean
 
 demo: $(BUILT)
 	$(BIN)/molkern demo
 
+# The suite, then the same operators and models on the CUDA kernels as the host emulates them.
 test: $(BUILT)
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+	MOLKERN_EMULATE_CUDA=1 $(BIN)/python setup.py -q build --build-lib build/emulated
+	PYTHONPATH=build/emulated $(BIN)/pytest -q $(EMULATED_TESTS) $(PYTEST_FLAGS)
 
 lint: $(BUILT)
 	$(BIN)/ruff format --check .

@@ -115,6 +115,12 @@ class NeighborList:
         """Brings edge values from the order of the given ``edge_index`` into this list's order."""
         return values if self.permutation is None else values[self.permutation]
 
+    def counts(self, edges: Tensor) -> Tensor:
+        """How many of each receiver's edges are marked, ``[N]``, given bools ``[E]``."""
+        before = torch.cat([edges.new_zeros(1, dtype=torch.int64), edges.cumsum(0)])
+        ends = before[self.row_ptr.long()]
+        return ends[1:] - ends[:-1]
+
     def check(self) -> None:
         """For lists with a capacity: raises what the search found wrong. Waits for the device."""
         if self.status is not None:

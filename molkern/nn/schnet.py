@@ -95,9 +95,16 @@ class CFConv(nn.Module):
         self.lin_out = dense(num_filters, out_channels)
         self.aggregation = aggregation
 
-    def forward(self, x: Tensor, filters: Tensor, neighbors: NeighborList) -> Tensor:
-        """x ``[N, in]``, filters ``[E, F]`` in the order of ``neighbors`` → ``[N, out]``."""
-        summed = ops.cfconv(self.lin_in(x), filters, neighbors, aggregation=self.aggregation)
+    def forward(
+        self, x: Tensor, filters: Tensor, neighbors: NeighborList, counts: Tensor | None = None
+    ) -> Tensor:
+        """x ``[N, in]``, filters ``[E, F]`` in the order of ``neighbors`` → ``[N, out]``.
+
+        A mean is over all neighbors in the list, or over ``counts`` ``[N]`` of them.
+        """
+        summed = ops.cfconv(
+            self.lin_in(x), filters, neighbors, aggregation=self.aggregation, counts=counts
+        )
         return self.lin_out(summed)
 
 
@@ -146,4 +153,7 @@ class SchNetInteraction(nn.Module):
     ) -> Tensor:
         """x ``[N, C]``, basis ``[E, K]``, distances ``[E]`` → ``[N, C]``."""
         filters = self.filter_network(basis, distances)
-        return x + self.lin(self.activation(self.conv(x, filters, neighbors)))
+        counts = None
+        if self.conv.aggregation == "mean":  # a list may reach farther than the model
+            counts = neighbors.counts(distances < self.filter_network.cutoff)
+        return x + self.lin(self.activation(self.conv(x, filters, neighbors, counts)))

@@ -8,7 +8,14 @@ from torch import Tensor
 from ._library import Graph, full_precision, operators
 
 
-def cfconv(x: Tensor, filters: Tensor, graph: Graph, *, aggregation: str = "sum") -> Tensor:
+def cfconv(
+    x: Tensor,
+    filters: Tensor,
+    graph: Graph,
+    *,
+    aggregation: str = "sum",
+    counts: Tensor | None = None,
+) -> Tensor:
     """Continuous-filter convolution ``y_i = Σ_j x_j ∘ w_ij`` over the neighbors of each atom.
 
     Schütt et al., J. Chem. Phys. 148, 241722 (2018), eq. 3. Differentiable to any order in ``x``
@@ -21,6 +28,8 @@ def cfconv(x: Tensor, filters: Tensor, graph: Graph, *, aggregation: str = "sum"
         graph: the :class:`molkern.NeighborList` to sum over, symmetric or not.
         aggregation: ``"sum"``, or ``"mean"`` to divide by the number of neighbors (atoms without
             neighbors give zero).
+        counts: for ``"mean"`` the number of neighbors of each atom, ``[N]``, where the list
+            reaches farther than the filters do; by default all that the list has.
 
     Returns:
         ``[N, F]``.
@@ -48,7 +57,8 @@ def cfconv(x: Tensor, filters: Tensor, graph: Graph, *, aggregation: str = "sum"
     )
     if aggregation == "mean":
         row_ptr = graph.by_receiver[0]
-        y = y / (row_ptr[1:] - row_ptr[:-1]).clamp(min=1).unsqueeze(1)
+        lengths = row_ptr[1:] - row_ptr[:-1] if counts is None else counts
+        y = y / lengths.clamp(min=1).unsqueeze(1)
     return y
 
 

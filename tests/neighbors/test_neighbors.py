@@ -133,7 +133,8 @@ def test_equals_brute_force(device, case):
         assert same_bits(found, case.search(device=device, algorithm=algorithm))
 
 
-def triclinic_system(dtype, count=150 if EMULATED else 2500, seed=0):
+def triclinic_system(dtype, count=None, seed=0):
+    count = count or (150 if EMULATED else 2500)
     rng = np.random.default_rng(seed)
     cell = np.array([[14.0, 0.3, -0.2], [-9.0, 15.0, 0.4], [4.0, -5.0, 13.0]])
     positions = (rng.uniform(-0.5, 1.5, size=(count, 3)) @ cell).astype(dtype)
@@ -456,14 +457,17 @@ def digest_of_searches():
 
 # Only these: another folder on the path may have a module called neighbors too.
 FOLDERS = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-DIGEST = """
+DIGEST = f"""
 import molkern
-from neighbors.test_neighbors import digest_of_searches
-print(molkern.build_info()["cpu_instruction_set_in_use"], digest_of_searches())
+from neighbors import test_neighbors
+test_neighbors.EMULATED = {EMULATED}  # this build may be the ordinary one: cases of the same size
+found = test_neighbors.digest_of_searches()
+print(molkern.build_info()["cpu_instruction_set_in_use"], found)
 """
 
 
 def test_same_bits_for_every_instruction_set():
+    """And, where this process runs the emulated CUDA kernels, for those."""
     sets = ["baseline"]
     if molkern.build_info()["cpu_instruction_set_in_use"] == "avx512":
         sets.append("avx2")
