@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -31,6 +33,24 @@ def test_vectors_of_a_batch(crystal, dtype, device):
     torch.testing.assert_close(vectors, plain_vectors(neighbors, positions, cells))
     torch.testing.assert_close(neighbors.distances(positions, cells), vectors.norm(dim=1))
     assert float(neighbors.distances(positions, cells).max()) <= 4.5 * (1 + 1e-6)
+
+
+def test_cell_gradients_of_large_systems(device):
+    """On CUDA they are added in chunks of atoms, which begin and end within systems."""
+    counts = torch.tensor([300, 5, 0, 130, 256, 70])
+    system = torch.repeat_interleave(torch.arange(6), counts).to(device)
+    cells = (6 + torch.rand(6, 1, 1)) * torch.eye(3) + 0.3 * torch.rand(6, 3, 3)
+    cells = cells.double().to(device).requires_grad_()
+    positions = torch.einsum(
+        "na,nab->nb", torch.rand(len(system), 3, device=device).double(), cells.detach()[system]
+    )
+    neighbors = molkern.neighbor_list(positions, 1.5, cells.detach(), True, system)
+    weights = torch.randn(neighbors.num_edges, 3, device=device).double()
+    found, expected = (
+        torch.autograd.grad((weights * vectors(positions, cells)).sum(), cells)[0]
+        for vectors in (neighbors.vectors, functools.partial(plain_vectors, neighbors))
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_derivatives_in_positions_and_cell(crystal, device):
