@@ -176,7 +176,8 @@ class NinjaBuild(build_ext):
             "MOLKERN_CUDA_ARCHITECTURES": " ".join(arch_names),
         }
         ninja.compile("cxx", CSRC / "module.cpp", flags=" ".join(base + self._module_flags(info)))
-        ninja.compile("cxx", CSRC / "common" / "isa.cpp", flags=" ".join(base))
+        for name in ("isa.cpp", "block_pool.cpp"):
+            ninja.compile("cxx", CSRC / "common" / name, flags=" ".join(base))
         for source in [*sorted(CSRC.glob("*/*_op.cpp")), CSRC / "common" / "torch_utils.cpp"]:
             ninja.compile("cxx", source, flags=" ".join(torch_flags))
         self._add_kernels(ninja, base, cuda, emulate)

@@ -1,3 +1,5 @@
+// Memory: large pages, and looking ahead.
+//
 // Large pages for large arrays: the first touch of fresh memory costs a page fault every 4 KiB, as
 // much as filling it does several times over; with 2 MiB pages it is next to nothing.
 #pragma once
@@ -22,6 +24,16 @@ inline void prefer_large_pages([[maybe_unused]] void* data, [[maybe_unused]] siz
   if (begin + large_page <= end)
     madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
+}
+
+// Streams that outgrow the caches: asks for what lies so many bytes ahead. It need not exist.
+template <typename T>
+inline void prefetch_to_read(const T* data, intptr_t bytes_ahead) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<intptr_t>(data) + bytes_ahead));
+}
+template <typename T>
+inline void prefetch_to_write(T* data, intptr_t bytes_ahead) {
+  __builtin_prefetch(reinterpret_cast<void*>(reinterpret_cast<intptr_t>(data) + bytes_ahead), 1);
 }
 
 }  // namespace molkern

@@ -1,9 +1,11 @@
 #include "common/torch_utils.h"
 
+#include <ATen/ops/from_blob.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 
+#include "common/block_pool.h"
 #include "common/grain.h"
 #include "common/memory.h"
 
@@ -37,9 +39,11 @@ int threads_for(int64_t numbers) {
 }
 
 Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const Tensor result = at::empty(sizes, options);
-  if (result.is_cpu()) prefer_large_pages(result.mutable_data_ptr(), result.nbytes());
-  return result;
+  const size_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
+  if (options.device().is_cuda() || bytes < large_page) return at::empty(sizes, options);
+  return at::from_blob(
+      block_pool().take(bytes), sizes, [bytes](void* data) { block_pool().give_back(data, bytes); },
+      options);
 }
 
 void check_real(const char* op, const char* argument, const Tensor& tensor, int64_t dims) {

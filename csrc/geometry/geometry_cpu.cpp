@@ -1,6 +1,7 @@
 #include <cmath>
 #include <vector>
 
+#include "common/memory.h"
 #include "geometry/geometry.h"
 
 namespace molkern {
@@ -57,8 +58,11 @@ void edge_vectors_cpu(const Adjacency& receivers, const Images& images, const T*
 template <Isa isa, typename T>
 void edge_distances_cpu(const Adjacency& receivers, const Images& images, const T* positions,
                         const T* cell, T* distances, int threads) {
-  each_vector_of(receivers, images, positions, cell, threads,
-                 [=](int64_t e, const T* v) { distances[e] = length(v); });
+  each_vector_of(receivers, images, positions, cell, threads, [=](int64_t e, const T* v) {
+    prefetch_to_write(distances + e, 2048);
+    if (images.shifts) prefetch_to_read(images.shifts + 3 * e, 3072);
+    distances[e] = length(v);
+  });
 }
 
 namespace {

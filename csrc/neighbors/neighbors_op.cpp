@@ -8,7 +8,6 @@
 #include <tuple>
 #include <vector>
 
-#include "common/memory.h"
 #include "common/torch_utils.h"
 #include "neighbors/neighbors.h"
 #include "neighbors/pair.h"
@@ -45,8 +44,9 @@ struct Arguments {
   at::TensorOptions indices() const { return positions.options().dtype(at::kInt); }
   // On the CPU past the dispatcher, whose time counts for small molecules.
   Tensor empty(at::IntArrayRef shape, at::ScalarType type = at::kInt) const {
-    if (positions.is_cpu()) return at::detail::empty_cpu(shape, type);
-    return at::empty(shape, positions.options().dtype(type));
+    if (positions.is_cpu() && c10::multiply_integers(shape) < 4096)
+      return at::detail::empty_cpu(shape, type);
+    return empty_result(shape, positions.options().dtype(type));
   }
 };
 
@@ -225,11 +225,7 @@ struct Edges {
       : senders(a.empty({count})),
         receivers(a.empty({count})),
         shifts(a.empty({a.cell ? count : 0, 3})),
-        reverse(a.empty({count})) {
-    if (!senders.is_cpu()) return;
-    for (const Tensor* t : {&senders, &receivers, &shifts, &reverse})
-      prefer_large_pages(t->mutable_data_ptr(), t->nbytes());
-  }
+        reverse(a.empty({count})) {}
 
   NeighborOutput output() const {
     return {senders.mutable_data_ptr<int32_t>(), receivers.mutable_data_ptr<int32_t>(),

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/memory.h"
 #include "neighbors/grid.h"
 #include "neighbors/neighbors.h"
 
@@ -101,7 +102,11 @@ void write_pairs(const RowRange<Word>& rows, const Word* sorted, int32_t* cursor
     if (rows.system.several_images)
       meet_images(sorted, begin, end, bits, cursor, output.reverse);
     else
-      for (int64_t e = begin; e < end; ++e) output.reverse[e] = cursor[sorted[e] >> bits]++;
+      for (int64_t e = begin; e < end; ++e) {
+        prefetch_to_write(output.senders + e, 1024);
+        prefetch_to_write(output.receivers + e, 1024);
+        output.reverse[e] = cursor[sorted[e] >> bits]++;
+      }
   }
 }
 
@@ -129,6 +134,7 @@ void write_shifts(const RowRange<Word>& rows, const Word* sorted, const int32_t 
     const int64_t last = std::min<int64_t>(rows.row_ptr[i + 1], end - 1);
     for (int64_t e = rows.row_ptr[i]; e < last; ++e) {
       const Shift shift = shift_of(e, own);
+      prefetch_to_write(shifts + 3 * e, 3072);
       std::memcpy(shifts + 3 * e, &shift, 16);
     }
     if (rows.row_ptr[i] <= last && last < rows.row_ptr[i + 1]) {
