@@ -10,8 +10,9 @@ TOOLS := $(VENV)/tools-$(NAME)
 BUILT := $(VENV)/built-$(NAME)
 EMULATED_TESTS := $(addprefix tests/,cfconv geometry interop md models neighbors nn radial \
 	test_graph.py cuda_emulation/test_kernels.py)
+SANITIZED_TESTS := $(addprefix tests/,cfconv geometry neighbors radial test_graph.py)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint sanitize bench clean
 
 demo: $(BUILT)
 	$(BIN)/molkern demo
@@ -27,6 +28,15 @@ lint: $(BUILT)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+# Emulated kernels and the CPU's under AddressSanitizer and UndefinedBehaviorSanitizer.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr -O1 -g1
+RUNTIMES = $(foreach name,asan ubsan,$(shell $(CXX) -print-file-name=lib$(name).so))
+sanitize: $(BUILT)
+	MOLKERN_CXXFLAGS="$(SANITIZERS)" MOLKERN_EMULATE_CUDA=1 \
+		$(BIN)/python setup.py -q build --build-lib build/sanitized
+	LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
+		PYTHONPATH=build/sanitized $(BIN)/pytest -q $(SANITIZED_TESTS) $(PYTEST_FLAGS)
 
 bench: $(BUILT)
 	$(BIN)/pip install -q vesin matscipy nvalchemi-toolkit-ops

@@ -1,4 +1,4 @@
-"""Large results on the CPU reuse memory: never that of a result still alive, and not without end."""
+"""Large results on the CPU reuse memory: never that of one still alive, and not without end."""
 
 import threading
 from pathlib import Path
