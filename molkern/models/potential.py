@@ -135,7 +135,8 @@ class Potential(nn.Module):
                 f"the neighbor list is for {neighbors.num_systems} system(s), the batch has "
                 f"{batch.num_systems}: pass `batch` to neighbor_list or from_edge_index"
             )
-        if neighbors.shifts is None and batch.cell is not None and bool(batch.pbc.any()):
+        periodic = batch.pbc is not None and bool(batch.pbc.any())
+        if neighbors.shifts is None and periodic:
             raise ValueError(
                 "the batch is periodic but the neighbor list has no shifts: make the list with the "
                 "cell, or leave the cell out of the batch"
