@@ -12,7 +12,7 @@ EMULATED_TESTS := $(addprefix tests/,cfconv geometry interop md models neighbors
 	test_graph.py cuda_emulation/test_kernels.py)
 SANITIZED_TESTS := $(addprefix tests/,cfconv geometry neighbors radial test_graph.py)
 
-.PHONY: demo test lint sanitize bench clean
+.PHONY: demo test lint sanitize bench gpu clean
 
 demo: $(BUILT)
 	$(BIN)/molkern demo
@@ -54,6 +54,10 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -na
 $(BUILT): $(TOOLS) setup.py $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -e ".[test,lint,demo]"
 	touch "$@"
+
+# On a machine with an NVIDIA GPU, with the Python that is there: proofs, then figures.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info molkern/_C*.so

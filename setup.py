@@ -190,9 +190,15 @@ class NinjaBuild(build_ext):
 
     @staticmethod
     def _module_flags(info):
-        import pybind11
+        try:
+            import pybind11
 
-        flags = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
+            pybind = [pybind11.get_include()]
+        except ImportError:  # torch carries a copy
+            from torch.utils import cpp_extension
+
+            pybind = cpp_extension.include_paths()
+        flags = [f"-isystem{path}" for path in (*pybind, sysconfig.get_paths()["include"])]
         return flags + [shlex.quote(f'-D{key}="{value}"') for key, value in info.items()]
 
     @staticmethod

@@ -14,8 +14,9 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 @pytest.mark.parametrize("code", BLOCKS, ids=[str(k) for k in range(len(BLOCKS))])
 def test_example(code, tmp_path):
-    if "torch_geometric" in code:
-        pytest.importorskip("torch_geometric")
+    for package in ("torch_geometric", "ase"):
+        if f"import {package}" in code or f"from {package}" in code:
+            pytest.importorskip(package)
     path = [str(README.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     command = [sys.executable, "-c", code]

@@ -1,7 +1,9 @@
-import ase.build
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("ase")
+import ase.build
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs
