@@ -58,6 +58,16 @@ def test_threads_share_the_pool():
     assert not wrong
 
 
+def test_the_profiler_sees_it():
+    result = values()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        again = values(0.5)
+    events = profile.profiler.kineto_results.events()
+    taken = sum(event.nbytes() for event in events if event.name() == "[memory]")
+    assert again.nbytes <= taken < 1.5 * again.nbytes
+    assert result.nbytes == again.nbytes
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_idle_memory_is_bounded():
     results = [values() for _ in range(48)]  # 768 MiB

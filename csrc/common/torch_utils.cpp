@@ -1,6 +1,7 @@
 #include "common/torch_utils.h"
 
 #include <ATen/ops/from_blob.h>
+#include <c10/core/Allocator.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -38,12 +39,27 @@ int threads_for(int64_t numbers) {
   return static_cast<int>(std::clamp<int64_t>(worth, 1, at::get_num_threads()));
 }
 
+namespace {
+
+// So that torch's profiler counts the pool's blocks as it counts its own.
+void tell_profiler(void* data, int64_t bytes) {
+  if (c10::memoryProfilingEnabled())
+    c10::reportMemoryUsageToProfiler(data, bytes, 0, 0, c10::Device(c10::kCPU));
+}
+
+}  // namespace
+
 Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const size_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
-  if (options.device().is_cuda() || bytes < large_page) return at::empty(sizes, options);
-  return at::from_blob(
-      block_pool().take(bytes), sizes, [bytes](void* data) { block_pool().give_back(data, bytes); },
-      options);
+  const int64_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
+  if (options.device().is_cuda() || bytes < static_cast<int64_t>(large_page))
+    return at::empty(sizes, options);
+  void* const block = block_pool().take(bytes);
+  tell_profiler(block, bytes);
+  const auto free_block = [bytes](void* data) {
+    tell_profiler(data, -bytes);
+    block_pool().give_back(data, bytes);
+  };
+  return at::from_blob(block, sizes, free_block, options);
 }
 
 void check_real(const char* op, const char* argument, const Tensor& tensor, int64_t dims) {
