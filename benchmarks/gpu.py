@@ -174,7 +174,17 @@ def measure_ceilings(device: torch.device) -> dict[str, float]:
     return out
 
 
-def time_kernels(device: torch.device, sizes: list[int], copy: float) -> list[dict[str, object]]:
+def roofline(device: torch.device, moved: int, ceilings: dict[str, float]) -> tuple[str, float]:
+    """The ceiling that holds for a working set of so many bytes, GB/s."""
+    cuda = device.type == "cuda"
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if cuda else 0
+    name = "cache" if moved <= cache else "memory"
+    return name, ceilings[f"{name}_GB_per_s"]
+
+
+def time_kernels(
+    device: torch.device, sizes: list[int], ceilings: dict[str, float]
+) -> list[dict[str, object]]:
     from gpu_cases import Water
 
     rows: list[dict[str, object]] = []
@@ -190,7 +200,8 @@ def time_kernels(device: torch.device, sizes: list[int], copy: float) -> list[di
             row = time_case(case, device, compiled=cuda and atoms == sizes[0])
             row = {"atoms": water.atoms, "edges": water.edges, **row}
             row["GB_per_s"] = case.bytes / float(row["seconds"]) * 1e-9
-            row["of_copy_bandwidth"] = float(row["GB_per_s"]) / copy
+            row["roofline"], ceiling = roofline(device, case.bytes, ceilings)
+            row["of_roofline"] = float(row["GB_per_s"]) / ceiling
             row["same_bits"] = same_bits(case.run)
             if case.name in on_cpu:
                 row["difference_from_cpu"] = difference(case.run(), on_cpu[case.name])
@@ -257,8 +268,8 @@ def time_models(device: torch.device) -> list[dict[str, object]]:
 
 def describe(row: dict[str, object]) -> str:
     text = f"{row.get('atoms', ''):>8} {row['name']:<26} {float(row['seconds']) * 1e6:12.1f} us"
-    if "of_copy_bandwidth" in row:
-        text += f" {float(row['of_copy_bandwidth']):6.0%} of copy"
+    if "of_roofline" in row:
+        text += f" {float(row['of_roofline']):6.0%} of {row['roofline']}"
     if "torch_seconds" in row:
         text += f" {float(row['torch_seconds']) / float(row['seconds']):7.1f} x torch"
     return text
@@ -308,7 +319,7 @@ def measure(device: torch.device, steps: list[str], atoms: list[int]) -> dict[st
         out["ceilings"] = ceilings = measure_ceilings(device)
         say(f"ceilings: { {name: round(value, 1) for name, value in ceilings.items()} }")
     if "kernels" in steps:
-        out["kernels"] = time_kernels(device, atoms, ceilings["memory_GB_per_s"])
+        out["kernels"] = time_kernels(device, atoms, ceilings)
     if "models" in steps:
         out["models"] = time_models(device)
     return out
