@@ -448,11 +448,18 @@ def _row_ptr(rows: Tensor, count: int) -> Tensor:
 
 def _sort_edges(first: Tensor, second: Tensor, num_atoms: int, shifts: Tensor | None) -> Tensor:
     """Stable order by (first, second, shift)."""
-    keys = [first * num_atoms + second]
-    if shifts is None:
-        return torch.argsort(keys[0], stable=True)
-    order = torch.arange(first.shape[0], device=first.device)
-    for key in reversed([*keys, *shifts.unbind(1)]):
+    pairs = first * num_atoms + second
+    if shifts is None or not len(pairs):
+        return torch.argsort(pairs, stable=True)
+    shifts = shifts.long()
+    low = int(shifts.min())
+    span = int(shifts.max()) - low + 1
+    if num_atoms**2 * span**3 < 2**63:  # all in one key
+        for shift in (shifts - low).unbind(1):
+            pairs = pairs * span + shift
+        return torch.argsort(pairs, stable=True)
+    order = torch.arange(len(pairs), device=pairs.device)
+    for key in reversed([pairs, *shifts.unbind(1)]):
         order = order[torch.argsort(key[order], stable=True)]
     return order
 

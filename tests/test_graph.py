@@ -31,6 +31,17 @@ def test_sides_of_a_graph_that_is_not_symmetric(device):
             assert graph.receivers[edges[k]] == receivers[k]
 
 
+def test_shifts_of_any_size_sort_alike():
+    pairs = torch.tensor([[0, 0, 1, 0, 1, 0], [1, 1, 0, 1, 0, 1]])
+    few = torch.tensor([[1, 0, 0], [-1, 0, 1], [1, 0, -1], [-1, 0, 0], [-1, 0, 0], [0, 2, 0]])
+    near = NeighborList.from_edge_index(pairs, 2, few)
+    far = NeighborList.from_edge_index(pairs, 2, few * 2**29)  # too far apart for a single key
+    assert torch.equal(near.shifts * 2**29, far.shifts)
+    assert torch.equal(near.permutation, far.permutation)
+    assert near.senders.tolist() == [1, 1, 0, 0, 0, 0]
+    assert near.shifts[2:].tolist() == sorted(few[[0, 1, 3, 5]].tolist())
+
+
 def test_reverse_of_given_pairs_with_loops_and_doubles():
     pairs = torch.tensor([[0, 1, 0, 1, 2, 2], [1, 0, 1, 0, 2, 2]])
     graph = NeighborList.from_edge_index(pairs, 3)
