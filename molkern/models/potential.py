@@ -60,9 +60,9 @@ class Potential(nn.Module):
 
         Raises:
             TypeError: the batch's type is not the model's.
-            ValueError: atomic numbers outside the model's table, another device, a neighbor list
-                of a shorter cutoff, of other atoms or beyond its capacity, or a stress without
-                cells.
+            ValueError: atomic numbers outside the model's table, positions that are not finite
+                (with a list given, on the CPU only), another device, a neighbor list of a shorter
+                cutoff, of other atoms or beyond its capacity, or a stress without cells.
             RuntimeError: forces or stress under ``torch.inference_mode()``.
         """
         differentiate = forces or stress
@@ -145,6 +145,12 @@ class Potential(nn.Module):
             raise ValueError(
                 f"the neighbor list's cutoff {neighbors.cutoff} is shorter than the model's "
                 f"{self.cutoff}: make it with neighbor_list(positions, {self.cutoff}, ...)"
+            )
+        # A search would have refused these; on a GPU looking would wait for it.
+        if batch.positions.is_cpu and not bool(batch.positions.isfinite().all()):
+            atom = int((~batch.positions.isfinite()).any(1).nonzero()[0])
+            raise ValueError(
+                f"the position {batch.positions[atom].tolist()} of atom {atom} is NaN or infinite"
             )
         if not (batch.positions.is_cuda and torch.cuda.is_current_stream_capturing()):
             neighbors.check()  # a list that overflowed has no edges

@@ -62,6 +62,17 @@ def test_list_beyond_its_capacity_is_refused(model, crystal):
         model(batch, neighbors=overflowed)
 
 
+def test_positions_that_are_not_finite_are_refused_with_any_list(model, crystal):
+    numbers, positions, cell = crystal
+    neighbors = molkern.neighbor_list(positions, 3.5, cell)
+    positions = positions.clone()
+    positions[7, 1] = torch.nan
+    batch = molkern.AtomicBatch(numbers, positions, cell=cell)
+    for given in (None, neighbors):
+        with pytest.raises(ValueError, match="of atom 7 is NaN or infinite"):
+            model(batch, neighbors=given)
+
+
 def test_a_graph_of_ones_own_for_a_batch(model, crystal):
     numbers, positions, cell = crystal
     two = molkern.AtomicBatch(
