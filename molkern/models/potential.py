@@ -1,4 +1,4 @@
-"""From atomic energies to energies, forces and stress; saving and loading of models."""
+"""From predictions to forces and stress; saving and loading of models."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import AtomicBatch, NeighborList
-from ..ops import segment_sum
+from .structure import Structure
 
 FORMAT = 1
 
 
 class Potential(nn.Module):
-    """Base of all models: sums atomic energies per system and differentiates the sum.
+    """Base of all models: differentiates what a model predicts for each system.
 
-    A model derives from it, sets ``cutoff`` and ``num_elements``, and defines
-    :meth:`atomic_energies`. Its constructor arguments are kept by :meth:`remember`, so that
-    :meth:`save` writes a file that :func:`load` can rebuild the model from.
+    A model derives from it, sets ``cutoff`` and ``num_elements``, and defines :meth:`predict`. Its
+    constructor arguments are kept by :meth:`remember`, so that :meth:`save` writes a file that
+    :func:`load` can rebuild the model from.
     """
 
     cutoff: float
     num_elements: int
     config: dict[str, Any]
+    #: The prediction, ``[B]`` or ``[B, T]``, whose sum forces and stress are derivatives of.
+    differentiated = "energy"
 
     def remember(self, **config: Any) -> None:
         """Keeps the constructor's arguments, which must be plain JSON values."""
         self.config = config
 
-    def atomic_energies(
-        self, numbers: Tensor, distances: Tensor, neighbors: NeighborList
-    ) -> Tensor:
-        """Energies of the atoms, ``[N]``, float64, from ``[N]`` numbers and ``[E]`` distances."""
-        raise NotImplementedError(f"{type(self).__name__} does not define atomic_energies")
+    def predict(self, structure: Structure, **conditions: Any) -> dict[str, Tensor]:
+        """What the model predicts, by name; ``"energy"`` ``[B]``, summed in float64, for most."""
+        raise NotImplementedError(f"{type(self).__name__} does not define predict")
+
+    def neighbors(self, batch: AtomicBatch) -> NeighborList:
+        """The neighbor list that the model needs of a batch."""
+        return batch.neighbors(self.cutoff)
 
     def forward(
         self,
@@ -45,6 +49,7 @@ class Potential(nn.Module):
         forces: bool = False,
         stress: bool = False,
         neighbors: NeighborList | None = None,
+        **conditions: Any,
     ) -> dict[str, Tensor]:
         """Energies, and if wanted forces and stress, in the units the model was trained in.
 
@@ -53,10 +58,12 @@ class Potential(nn.Module):
             forces: adds ``"forces"`` = −dE/dR, ``[N, 3]``.
             stress: adds ``"stress"`` = (dE/dε) / V, symmetric, ``[B, 3, 3]``; needs cells.
             neighbors: a list made elsewhere, with at least the model's cutoff.
+            conditions: what else the model's prediction depends on, see its documentation.
 
         Returns:
-            ``"energy"`` ``[B]``, summed in float64 also for a float32 model, and what was asked
-            for. In training mode forces and stress can be differentiated further.
+            What the model predicts, for most ``"energy"`` ``[B]``, summed in float64 also for a
+            float32 model, and what was asked for. In training mode forces and stress can be
+            differentiated further.
 
         Raises:
             TypeError: the batch's type is not the model's.
@@ -74,7 +81,7 @@ class Potential(nn.Module):
                     "use torch.no_grad(), they are computed all the same"
                 )
         if neighbors is None:
-            neighbors = batch.neighbors(self.cutoff)
+            neighbors = self.neighbors(batch)
         positions, cell = batch.positions, batch.cell
         keep = self.training and torch.is_grad_enabled()
         if differentiate and not positions.requires_grad:
@@ -83,16 +90,16 @@ class Potential(nn.Module):
         with torch.set_grad_enabled(differentiate or torch.is_grad_enabled()):
             if stress:
                 positions, cell, strain = _strained(batch, positions)
-            distances = neighbors.distances(positions, cell)
-            atomic = self.atomic_energies(batch.numbers, distances, neighbors)
-            energy = segment_sum(atomic.unsqueeze(1), batch.system_ptr).squeeze(1)
+            out = self.predict(Structure(batch, neighbors, positions, cell), **conditions)
         if not differentiate:
-            return {"energy": energy}
+            return out
+        target = out[self.differentiated]
         inputs = [unstrained] if strain is None else [unstrained, strain]
         grads = torch.autograd.grad(
-            energy, inputs, torch.ones_like(energy), create_graph=keep, materialize_grads=True
+            target, inputs, torch.ones_like(target), create_graph=keep, materialize_grads=True
         )
-        out = {"energy": energy if keep else energy.detach()}
+        if not keep:
+            out = {name: value.detach() for name, value in out.items()}
         if forces:
             out["forces"] = -grads[0]
         if strain is not None and batch.cell is not None:

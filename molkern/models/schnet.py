@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..graph import NeighborList
 from ..nn import (
     AtomicReference,
     AtomwiseHead,
@@ -18,6 +17,7 @@ from ..nn import (
     SchNetInteraction,
 )
 from .potential import Potential
+from .structure import Structure
 
 
 class SchNet(Potential):
@@ -159,14 +159,14 @@ class SchNet(Potential):
             reference=reference,
         )
 
-    def atomic_energies(
-        self, numbers: Tensor, distances: Tensor, neighbors: NeighborList
-    ) -> Tensor:
-        x = self.embedding(numbers)
+    def predict(self, structure: Structure, **conditions: Any) -> dict[str, Tensor]:
+        distances = structure.distances()
+        x = self.embedding(structure.numbers)
         basis = self.basis(distances)
         for interaction in self.interactions:
-            x = interaction(x, basis, distances, neighbors)
-        return self.reference(self.head(x), numbers)
+            x = interaction(x, basis, distances, structure.neighbors)
+        energies = self.reference(self.head(x), structure.numbers)
+        return {"energy": structure.sum_atoms(energies)}
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"
