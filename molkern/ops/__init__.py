@@ -3,6 +3,7 @@
 from .cfconv import cfconv, segment_sum
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis
+from .triplets import triplet_sum
 
 __all__ = [
     "cfconv",
@@ -11,4 +12,5 @@ __all__ = [
     "radial_basis",
     "segment_sum",
     "sum_edges",
+    "triplet_sum",
 ]
