@@ -126,6 +126,46 @@ struct IncomingEdges {
   }
 };
 
+// The derivatives by what belongs to the incoming edges.
+template <typename N>
+struct IncomingGradient {
+  using V = ValueOf<N>;
+  using T = Scalar<V>;
+  const IncomingEdges<N>& in;
+  Planes<V> x, q;  // laid out as in IncomingEdges
+  Planes<N> v[3];  // by the unit vectors, at_i: by the vectors
+
+  explicit IncomingGradient(const IncomingEdges<N>& in)
+      : in(in),
+        x(in.sizes.incoming * in.sizes.padded_features),
+        q(in.sizes.orders * in.sizes.padded_channels * in.sizes.incoming) {
+    for (auto& g : v) g = Planes<N>(in.sizes.incoming);
+  }
+
+  void clear() {
+    x.clear(in.count * in.sizes.padded_features);
+    q.clear(in.sizes.orders * in.sizes.padded_channels * in.padded);
+    for (auto& g : v) g.clear(in.padded);
+  }
+
+  void write(const TripletGradients<T>& out) const {
+    const TripletSizes<N>& sizes = in.sizes;
+    for (int64_t a = 0; a < in.count; ++a) {
+      const int64_t edge = in.first + a;
+      for (int64_t f = 0; f < sizes.features; f += TripletSizes<N>::lanes)
+        store_in_row(out.x + edge * sizes.features, f, sizes.features,
+                     x.get(a * sizes.padded_features + f));
+      for (int64_t l = 0; l < sizes.orders; ++l)
+        for (int64_t p = 0; p < sizes.channels; ++p)
+          out.q[(edge * sizes.orders + l) * sizes.channels + p] = q.one(in.place(l, p) + a);
+      Single<N> g[3];
+      for (int k = 0; k < 3; ++k) g[k] = v[k].one(a);
+      if (in.form.angle != TripletAngle::at_i) through_unit_vector(in.direction(a), g);
+      for (int k = 0; k < 3; ++k) out.v[3 * edge + k] = result_of(g[k]);
+    }
+  }
+};
+
 // Angles between one outgoing edge and `lanes` incoming ones, and the way back from their cosines.
 template <typename N>
 struct Angle {

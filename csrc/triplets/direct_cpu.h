@@ -21,8 +21,6 @@ class DirectTriplets {
   Planes<N> transposed_;  // [features, padded] of x
   Planes<N> g_;           // [padded channels, padded features] cotangent of one outgoing edge
   Planes<N> product_;     // [padded channels, padded] G, the products of g and x
-  Planes<V> gx_, gq_;
-  Planes<N> gv_[3];
 
  public:
   DirectTriplets(const TripletForm& form, const TripletSizes<N>& sizes, const IncomingEdges<N>& in,
@@ -36,9 +34,6 @@ class DirectTriplets {
     transposed_ = Planes<N>(sizes.features * edges);
     g_ = Planes<N>(channels * sizes.padded_features);
     product_ = Planes<N>(channels * edges);
-    gx_ = Planes<V>(edges * sizes.padded_features);
-    gq_ = Planes<V>(sizes.orders * channels * edges);
-    for (auto& g : gv_) g = Planes<N>(edges);
   }
 
   // The row of y that belongs to the edge b; `excluded` counts from the first incoming edge.
@@ -59,9 +54,6 @@ class DirectTriplets {
   }
 
   void begin_gradient() {
-    gx_.clear(in_.count * sizes_.padded_features);
-    gq_.clear(sizes_.orders * sizes_.padded_channels * in_.padded);
-    for (auto& g : gv_) g.clear(in_.padded);
     for (int64_t f = 0; f < sizes_.features && in_.padded > 0; ++f) {
       transposed_.set((f + 1) * in_.padded - lanes, N{});
       for (int64_t a = 0; a < in_.count; ++a)
@@ -71,8 +63,8 @@ class DirectTriplets {
 
   // Adds what one outgoing edge contributes; its own derivative goes to gv_b [3], that of the
   // weights to gw [padded channels, padded features] if it is wanted.
-  void add_gradient(const EdgeDirection<Single<N>>& b, int64_t excluded, const T* g, T* gv_b,
-                    Planes<V>* gw) {
+  void add_gradient(const EdgeDirection<Single<N>>& b, int64_t excluded, const T* g,
+                    IncomingGradient<N>& sums, T* gv_b, Planes<V>* gw) {
     read_cotangent(g);
     products();
     exclude(product_, excluded);
@@ -84,32 +76,16 @@ class DirectTriplets {
         slope_.set(l * in_.padded + a, slope);
       });
       coefficients(a);
-      angle.backward(through_radial(a), gv_, a, by_unit, by_vector);
+      angle.backward(through_radial(a, sums.q), sums.v, a, by_unit, by_vector);
     }
     exclude(a_, excluded);
-    add_to_features();
+    add_to_features(sums.x);
     if (gw) add_to_weights(g, *gw);
     Single<N> total[3];
     for (int k = 0; k < 3; ++k) total[k] = sum_of_lanes(by_unit[k]);
     through_unit_vector(b, total);
     for (int k = 0; k < 3; ++k)
       gv_b[k] = result_of(Single<N>(total[k] + sum_of_lanes(by_vector[k])));
-  }
-
-  void write_gradient(const TripletGradients<T>& out) {
-    const int64_t features = sizes_.features, channels = sizes_.channels;
-    for (int64_t a = 0; a < in_.count; ++a) {
-      const int64_t edge = in_.first + a;
-      for (int64_t f = 0; f < features; f += lanes)
-        store_in_row(out.x + edge * features, f, features, gx_.get(a * sizes_.padded_features + f));
-      for (int64_t l = 0; l < sizes_.orders; ++l)
-        for (int64_t p = 0; p < channels; ++p)
-          out.q[(edge * sizes_.orders + l) * channels + p] = gq_.one(in_.place(l, p) + a);
-      Single<N> g[3];
-      for (int k = 0; k < 3; ++k) g[k] = gv_[k].one(a);
-      if (form_.angle != TripletAngle::at_i) through_unit_vector(in_.direction(a), g);
-      for (int k = 0; k < 3; ++k) out.v[3 * edge + k] = result_of(g[k]);
-    }
   }
 
  private:
@@ -224,7 +200,7 @@ class DirectTriplets {
   }
 
   // The derivative by the cosines of `lanes` incoming edges; adds that by q.
-  MOLKERN_INLINE N through_radial(int64_t a) {
+  MOLKERN_INLINE N through_radial(int64_t a, Planes<V>& gq) {
     N by_cosine{};
     for (int64_t l = 0; l < sizes_.orders; ++l) {
       const N polynomial = p_.get(l * in_.padded + a), slope = slope_.get(l * in_.padded + a);
@@ -233,7 +209,7 @@ class DirectTriplets {
         const int64_t place = in_.place(l, p) + a;
         const N product = product_.get(p * in_.padded + a);
         sum += in_.q.get(place) * product;
-        gq_.set(place, gq_.get(place) + result_of(N(polynomial * product)));
+        gq.set(place, gq.get(place) + result_of(N(polynomial * product)));
       }
       by_cosine += slope * sum;
     }
@@ -242,7 +218,7 @@ class DirectTriplets {
 
   // gx[a, f] += sum over p of A[p, a] g[p, f]
   template <int channels>
-  MOLKERN_INLINE void add_channels(int64_t p) {
+  MOLKERN_INLINE void add_channels(int64_t p, Planes<V>& gx) {
     for (int64_t f = 0; f < sizes_.padded_features; f += lanes) {
       N g[channels];
       for (int t = 0; t < channels; ++t) g[t] = g_.get((p + t) * sizes_.padded_features + f);
@@ -250,15 +226,15 @@ class DirectTriplets {
         N sum{};
         for (int t = 0; t < channels; ++t) sum += a_.everywhere((p + t) * in_.padded + a) * g[t];
         const int64_t place = a * sizes_.padded_features + f;
-        gx_.set(place, gx_.get(place) + result_of(sum));
+        gx.set(place, gx.get(place) + result_of(sum));
       }
     }
   }
 
-  void add_to_features() {
+  void add_to_features(Planes<V>& gx) {
     int64_t p = 0;
-    for (; p + 2 * tile <= sizes_.padded_channels; p += 2 * tile) add_channels<2 * tile>(p);
-    for (; p < sizes_.padded_channels; p += tile) add_channels<tile>(p);
+    for (; p + 2 * tile <= sizes_.padded_channels; p += 2 * tile) add_channels<2 * tile>(p, gx);
+    for (; p < sizes_.padded_channels; p += tile) add_channels<tile>(p, gx);
   }
 
   void add_to_weights(const T* g, Planes<V>& gw) {
