@@ -38,7 +38,9 @@ class TripletMoments {
   int64_t harmonics_, passes_;
   Planes<N> y_in_, y_out_;  // [harmonics, padded edges]
   Planes<N> dy_in_[3], dy_out_[3];
+  Planes<N> by_y_;       // [harmonics, padded edges]: the derivative by harmonics
   Planes<N> c_, z_;      // [incoming, orders, padded features]
+  Planes<N> y_;          // [4, padded features] rows of the result
   Planes<N> m_;          // [harmonics, padded features]
   Planes<N> n_;          // [harmonics, padded features]: sum over b of Y_lm(w_b) g[b, f]
   Planes<N> gz_;         // [incoming, orders, padded features]
@@ -61,11 +63,13 @@ class TripletMoments {
     y_out_ = Planes<N>(harmonics_ * outgoing);
     c_ = Planes<N>(rows * features);
     z_ = Planes<N>(rows * features);
+    y_ = Planes<N>(4 * features);
     m_ = Planes<N>(harmonics_ * features);
     if (!gradient) return;
     n_ = Planes<N>(harmonics_ * features);
     gz_ = Planes<N>(rows * features);
     g_ = Planes<V>(outgoing * features);
+    by_y_ = Planes<N>(harmonics_ * std::max(outgoing, sizes.incoming));
     for (int k = 0; k < 3; ++k) {
       dy_in_[k] = Planes<N>(harmonics_ * sizes.incoming);
       dy_out_[k] = Planes<N>(harmonics_ * outgoing);
@@ -78,7 +82,7 @@ class TripletMoments {
     for (int64_t pass = 0; pass < passes_; ++pass) {
       find_messages(pass);
       multiply_by_order(y_in_, in_.padded, z_, m_);
-      for (int64_t b = 0; b < out.count; ++b) value_row(out, b, y + row_of(out.edges[b], pass));
+      contract(out, pass, y);
     }
   }
 
@@ -148,16 +152,22 @@ class TripletMoments {
   void find_messages(int64_t pass) {
     for (int64_t a = 0; a < in_.count; ++a)
       for (int64_t l = 0; l < sizes_.orders; ++l)
-        for (int64_t f = 0; f < sizes_.padded_features; f += lanes) {
-          N c{};
+        for_features([&](int64_t f, auto wide) {
+          N c[wide()] = {};
           if (form_.weighted)
-            for (int64_t p = 0; p < sizes_.channels; ++p)
-              c += in_.q.everywhere(in_.place(l, p) + a) * w_.get(p * sizes_.padded_features + f);
+            for (int64_t p = 0; p < sizes_.channels; ++p) {
+              const N factor = in_.q.everywhere(in_.place(l, p) + a);
+              for (int k = 0; k < wide(); ++k)
+                c[k] += factor * w_.get(p * sizes_.padded_features + f + k * lanes);
+            }
           else
-            c = in_.q.everywhere(in_.place(l, pass) + a);
-          c_.set(message(a, l, f), c);
-          z_.set(message(a, l, f), c * in_.x.get(a * sizes_.padded_features + f));
-        }
+            for (int k = 0; k < wide(); ++k) c[k] = in_.q.everywhere(in_.place(l, pass) + a);
+          for (int k = 0; k < wide(); ++k) {
+            const N x = in_.x.get(a * sizes_.padded_features + f + k * lanes);
+            c_.set(message(a, l, f + k * lanes), c[k]);
+            z_.set(message(a, l, f + k * lanes), c[k] * x);
+          }
+        });
   }
 
   // to[lm, f] = sum over a of Y_lm(a) from[a, l, f]
@@ -199,25 +209,41 @@ class TripletMoments {
     run(std::integral_constant<int, 1>{});
   }
 
-  void value_row(const OutgoingEdges<N>& out, int64_t b, T* y) {
-    const int64_t excluded = out.excluded[b];
-    const N c = excluded < 0 ? N{} : cosine(out, b);
-    for_features([&](int64_t f, auto wide) {
-      N sum[wide()] = {};
-      for (int64_t lm = 0; lm < harmonics_; ++lm) {
-        const N factor = y_out_.everywhere(lm * out.padded + b);
-        for (int k = 0; k < wide(); ++k)
-          sum[k] += factor * m_.get(lm * sizes_.padded_features + f + k * lanes);
-      }
-      if (excluded >= 0)
-        legendre(c, form_.orders, [&](int l, N p) {
-          for (int k = 0; k < wide(); ++k)
-            sum[k] -= p * z_.get(message(excluded, l, f + k * lanes));
+  // y of four outgoing edges at a time, so that moments are loaded once for all.
+  void contract(const OutgoingEdges<N>& out, int64_t pass, T* y) {
+    for (int64_t first = 0; first < out.count; first += 4)
+      for_rows(std::min<int64_t>(4, out.count - first), [&](auto rows) {
+        for_features([&](int64_t f, auto wide) {
+          N sum[rows()][wide()] = {};
+          for (int64_t lm = 0; lm < harmonics_; ++lm) {
+            N m[wide()];
+            for (int k = 0; k < wide(); ++k)
+              m[k] = m_.get(lm * sizes_.padded_features + f + k * lanes);
+            for (int r = 0; r < rows(); ++r) {
+              const N factor = y_out_.everywhere(lm * out.padded + first + r);
+              for (int k = 0; k < wide(); ++k) sum[r][k] += factor * m[k];
+            }
+          }
+          for (int r = 0; r < rows(); ++r)
+            for (int k = 0; k < wide(); ++k)
+              y_.set(r * sizes_.padded_features + f + k * lanes, sum[r][k]);
         });
-      for (int k = 0; k < wide(); ++k)
-        if (f + k * lanes < sizes_.features)
-          store_in_row(y, f + k * lanes, sizes_.features, V(result_of(sum[k])));
-    });
+        for (int r = 0; r < rows(); ++r)
+          write_row(out, first + r, r * sizes_.padded_features,
+                    y + row_of(out.edges[first + r], pass));
+      });
+  }
+
+  // Subtracts the excluded edge's part and writes what is left.
+  void write_row(const OutgoingEdges<N>& out, int64_t b, int64_t row, T* y) {
+    const int64_t excluded = out.excluded[b];
+    if (excluded >= 0)
+      legendre(cosine(out, b), form_.orders, [&](int l, N p) {
+        for (int64_t f = 0; f < sizes_.padded_features; f += lanes)
+          y_.set(row + f, y_.get(row + f) - p * z_.get(message(excluded, l, f)));
+      });
+    for (int64_t f = 0; f < sizes_.features; f += lanes)
+      store_in_row(y, f, sizes_.features, V(result_of(y_.get(row + f))));
   }
 
   // Of the angle with the excluded edge.
@@ -293,33 +319,54 @@ class TripletMoments {
     }
   }
 
-  // The product of a row of `left` and one of `right` over all features.
-  template <typename Left>
-  MOLKERN_INLINE S dot(const Left& left, int64_t l, const Planes<N>& right, int64_t r) const {
-    N sum{};
-    for (int64_t f = 0; f < sizes_.padded_features; f += lanes)
-      sum += right.get(r + f) * left.get(l + f);
-    return sum_of_lanes(sum);
+  // The products of a row of `left` and `rows` rows of `right`, over all features.
+  template <int rows, typename Left>
+  MOLKERN_INLINE void dots(const Left& left, int64_t l, const Planes<N>& right, int64_t r,
+                           S (&products)[4]) const {
+    N sum[rows] = {};
+    for (int64_t f = 0; f < sizes_.padded_features; f += lanes) {
+      const auto factor = left.get(l + f);
+      for (int k = 0; k < rows; ++k)
+        sum[k] += right.get(r + k * sizes_.padded_features + f) * factor;
+    }
+    for (int k = 0; k < rows; ++k) products[k] = sum_of_lanes(sum[k]);
   }
 
+  // The derivatives by the harmonics of outgoing edges, and through them by their directions.
   void through_outgoing(const OutgoingEdges<N>& out) {
     const int64_t features = sizes_.padded_features;
     for (int64_t b = 0; b < out.count; ++b)
-      for (int64_t lm = 0; lm < harmonics_; ++lm) {
-        const S product = dot(g_, b * features, m_, lm * features);
-        for (int k = 0; k < 3; ++k)
-          gw_out_[k].set_one(b, gw_out_[k].one(b) + product * dy_out_[k].one(lm * out.padded + b));
-      }
+      for (int64_t row = 0; row < harmonics_; row += 4)
+        for_rows(std::min<int64_t>(4, harmonics_ - row), [&](auto rows) {
+          S products[4];
+          dots<rows()>(g_, b * features, m_, row * features, products);
+          for (int r = 0; r < rows(); ++r) by_y_.set_one((row + r) * out.padded + b, products[r]);
+        });
+    through_directions(out.count, out.padded, dy_out_, gw_out_);
   }
 
   void through_incoming(IncomingGradient<N>& sums) {
     for (int64_t a = 0; a < in_.count; ++a)
       for (int64_t l = 0; l < sizes_.orders; ++l)
-        for (int64_t lm = l * l; lm < (l + 1) * (l + 1); ++lm) {
-          const S product = dot(z_, message(a, l, 0), n_, lm * sizes_.padded_features);
-          for (int k = 0; k < 3; ++k)
-            sums.v[k].set_one(a, sums.v[k].one(a) + product * dy_in_[k].one(lm * in_.padded + a));
-        }
+        for (int64_t row = l * l; row < (l + 1) * (l + 1); row += 4)
+          for_rows(std::min<int64_t>(4, (l + 1) * (l + 1) - row), [&](auto rows) {
+            S products[4];
+            dots<rows()>(z_, message(a, l, 0), n_, row * sizes_.padded_features, products);
+            for (int r = 0; r < rows(); ++r) by_y_.set_one((row + r) * in_.padded + a, products[r]);
+          });
+    through_directions(in_.count, in_.padded, dy_in_, sums.v);
+  }
+
+  void through_directions(int64_t count, int64_t padded, const Planes<N>* slopes, Planes<N>* sums) {
+    for (int64_t e = count; e < padded; ++e)
+      for (int64_t lm = 0; lm < harmonics_; ++lm) by_y_.set_one(lm * padded + e, S{});
+    for (int64_t e = 0; e < padded; e += lanes)
+      for (int k = 0; k < 3; ++k) {
+        N sum = sums[k].get(e);
+        for (int64_t lm = 0; lm < harmonics_; ++lm)
+          sum += by_y_.get(lm * padded + e) * slopes[k].get(lm * padded + e);
+        sums[k].set(e, sum);
+      }
   }
 
   // What the excluded edges have in the derivatives by directions.
@@ -329,8 +376,9 @@ class TripletMoments {
       if (a < 0) continue;
       N by_cosine{};
       legendre_slopes(cosine(out, b), form_.orders, [&](int l, N, N slope) {
-        const S product = dot(g_, b * sizes_.padded_features, z_, message(a, l, 0));
-        by_cosine += slope * in_every_lane<N>(product);
+        S product[4];
+        dots<1>(g_, b * sizes_.padded_features, z_, message(a, l, 0), product);
+        by_cosine += slope * in_every_lane<N>(product[0]);
       });
       const EdgeDirection<S> incoming = in_.direction(a);
       for (int k = 0; k < 3; ++k) {
@@ -378,10 +426,13 @@ class TripletMoments {
   MOLKERN_INLINE void through_weights(int64_t a, int64_t l, IncomingGradient<N>& sums,
                                       Planes<V>* gw) {
     const int64_t features = sizes_.padded_features, row = message(a, l, 0);
-    for (int64_t p = 0; p < sizes_.channels; ++p) {
-      const S product = dot(gz_, row, w_, p * features);
-      sums.q.set_one(in_.place(l, p) + a, result_of(product));
-      if (!gw) continue;
+    for (int64_t p = 0; p < sizes_.padded_channels; p += 4) {
+      S products[4];
+      dots<4>(gz_, row, w_, p * features, products);
+      for (int64_t k = 0; k < 4; ++k)
+        sums.q.set_one(in_.place(l, p + k) + a, result_of(products[k]));
+    }
+    for (int64_t p = 0; gw && p < sizes_.channels; ++p) {
       const N q = in_.q.everywhere(in_.place(l, p) + a);
       for (int64_t f = 0; f < features; f += lanes) {
         const int64_t place = p * features + f;
