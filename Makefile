@@ -9,8 +9,8 @@ NAME := $(subst <,-,$(subst >,-,$(subst =,-,$(TORCH))))
 TOOLS := $(VENV)/tools-$(NAME)
 BUILT := $(VENV)/built-$(NAME)
 EMULATED_TESTS := $(addprefix tests/,cfconv geometry interop md models neighbors nn radial \
-	test_graph.py cuda_emulation/test_kernels.py)
-SANITIZED_TESTS := $(addprefix tests/,cfconv geometry neighbors radial test_graph.py)
+	spherical test_graph.py cuda_emulation/test_kernels.py)
+SANITIZED_TESTS := $(addprefix tests/,cfconv geometry neighbors radial spherical test_graph.py)
 
 .PHONY: demo test lint sanitize bench gpu clean
 

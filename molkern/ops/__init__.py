@@ -2,5 +2,6 @@
 
 from .cfconv import cfconv, segment_sum
 from .radial import radial_basis
+from .spherical import spherical_radial
 
-__all__ = ["cfconv", "radial_basis", "segment_sum"]
+__all__ = ["cfconv", "radial_basis", "segment_sum", "spherical_radial"]
