@@ -24,7 +24,7 @@ struct SphericalArrays {
 // functions of an edge. Must move: the value writes E K numbers and reads d once; the gradient
 // reads g (E K numbers) and d once and writes gd once; the product also writes tg (E K numbers).
 template <typename T, int derivatives>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 3)
     spherical_radial_rows(SphericalForm form, SphericalArrays<T> arrays, int lanes) {
   SeriesTable& table = block_shared<SeriesTable>();
   for (int i = threadIdx.x; i < (form.orders + 1) * series_columns; i += threads)

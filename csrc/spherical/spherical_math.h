@@ -17,27 +17,27 @@ namespace molkern {
 MOLKERN_INLINE double series_limit(int l) { return 0.9 * (l + 1); }
 MOLKERN_INLINE constexpr int series_terms(int l) { return 10 + l; }
 
-// Row l: 1 / (2l+1)!!, then 1 / (2k (2l+2k+1)) for k = 1, 2, ...
-//   j_l(a) = a^l / (2l+1)!! (1 - c_1 a^2 (1 - c_2 a^2 (1 - ...)))
+// Row l has the coefficients c_k = (-1/2)^k / (k! (2l+2k+1)!!) of j_l(a) = a^l sum_k c_k a^(2k).
 constexpr int series_columns = series_terms(most_spherical_orders - 1) + 1;
 constexpr int series_rows = most_spherical_orders + 1;
-
-MOLKERN_INLINE double series_coefficient(int l, int k) {
-  double denominator = k == 0 ? 1 : 2.0 * k * (2 * (l + k) + 1);
-  for (int i = 3; k == 0 && i <= 2 * l + 1; i += 2) denominator *= i;
-  return 1 / denominator;
-}
 
 struct SeriesTable {
   double rows[series_rows][series_columns];
 };
 
+MOLKERN_INLINE double series_coefficient(int l, int k) {
+  double denominator = 1;
+  for (int i = 1; i <= k; ++i) denominator *= -2.0 * i;
+  for (int i = 3; i <= 2 * (l + k) + 1; i += 2) denominator *= i;
+  return 1 / denominator;
+}
+
 // j_l(a) / a^l, with q = a^2
 template <typename V>
 MOLKERN_INLINE V series_sum(const double* row, int terms, V q) {
-  V sum = splat<V>(1);
-  for (int k = terms; k >= 1; --k) sum = 1.0 - (q * row[k]) * sum;
-  return sum * row[0];
+  V sum = splat<V>(row[terms]);
+  for (int k = terms - 1; k >= 0; --k) sum = sum * q + row[k];
+  return sum;
 }
 
 // What the functions of one edge share; derivatives of u are by x.

@@ -1,6 +1,7 @@
 """DimeNet's spherical basis, its radial part: distances [E] → [E, L, R]."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def spherical_bessel_zeros(num_orders: int, num_zeros: int) -> Tensor:
     for order in range(1, num_orders):
         row = [
             brentq(lambda a, order=order: spherical_jn(order, a), low, high, xtol=1e-15, rtol=1e-15)
-            for low, high in zip(row, row[1:], strict=False)
+            for low, high in pairwise(row)
         ]
         rows.append(row[:num_zeros])
     return torch.tensor(rows, dtype=torch.float64)
