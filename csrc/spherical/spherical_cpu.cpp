@@ -47,7 +47,7 @@ MOLKERN_INLINE void run_group(const SphericalForm& form, const SeriesTable& tabl
     largest = x <= largest ? largest : x == x ? x : std::numeric_limits<double>::infinity();
   }
   const int64_t stride = int64_t{form.orders} * form.radial;
-  const V h = derivatives == 2 ? gather<V>(hd, 1, count) : V{};
+  const V h = derivatives == 2 ? V(gather<V>(hd, 1, count) / form.cutoff) : V{};
   V sum{};
   for (int l = 0, k = 0; l < form.orders; ++l)
     for (int n = 0; n < form.radial; ++n, ++k) {
@@ -56,12 +56,12 @@ MOLKERN_INLINE void run_group(const SphericalForm& form, const SeriesTable& tabl
       if constexpr (derivatives == 0) scatter(rows + k, stride, count, V(scale * y.value));
       if constexpr (derivatives == 1) sum += gather<V>(g + k, stride, count) * (scale * y.first);
       if constexpr (derivatives == 2) {
-        scatter(rows + k, stride, count, V((scale / form.cutoff) * y.first * h));
+        scatter(rows + k, stride, count, V((scale * y.first) * h));
         sum += gather<V>(g + k, stride, count) * (scale * y.second);
       }
     }
   if constexpr (derivatives == 1) scatter(sums, 1, count, V(sum / form.cutoff));
-  if constexpr (derivatives == 2) scatter(sums, 1, count, V(h * sum / (form.cutoff * form.cutoff)));
+  if constexpr (derivatives == 2) scatter(sums, 1, count, V(h * sum / form.cutoff));
 }
 
 template <int derivatives, Isa isa, typename T>

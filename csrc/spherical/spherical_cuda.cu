@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(threads, 3)
     const bool there = e < arrays.edges;
     const SphericalEdge<double> edge = spherical_edge(
         form.cutoff, form.exponent, there ? static_cast<double>(arrays.d[e]) : form.cutoff);
-    const double h = derivatives == 2 && there ? static_cast<double>(arrays.hd[e]) : 0;
+    const double h = derivatives == 2 && there ? arrays.hd[e] / form.cutoff : 0;
     double sum = 0;
     for (int k = lane; there && k < arrays.functions; k += lanes) {
       const double z = form.zeros[k], scale = form.norms[k] * z;
@@ -47,14 +47,13 @@ __global__ void __launch_bounds__(threads, 3)
       if (derivatives == 0) __stcs(arrays.rows + place, static_cast<T>(scale * y.value));
       if (derivatives == 1) sum += __ldcs(arrays.g + place) * (scale * y.first);
       if (derivatives == 2) {
-        __stcs(arrays.rows + place, static_cast<T>((scale / form.cutoff) * y.first * h));
+        __stcs(arrays.rows + place, static_cast<T>((scale * y.first) * h));
         sum += __ldcs(arrays.g + place) * (scale * y.second);
       }
     }
     if (derivatives == 0) continue;
     sum = sum_lanes(sum, 1, lanes);
-    const double result =
-        derivatives == 1 ? sum / form.cutoff : h * sum / (form.cutoff * form.cutoff);
+    const double result = (derivatives == 1 ? sum : h * sum) / form.cutoff;
     if (lane == 0 && there) arrays.sums[e] = static_cast<T>(result);
   }
 }
