@@ -4,6 +4,7 @@ from .activations import ShiftedSoftplus
 from .basis import BesselBasis, CutoffFunction, ExponentialBasis, GaussianBasis
 from .heads import AtomicReference, AtomwiseHead
 from .schnet import CFConv, FilterNetwork, SchNetInteraction
+from .spherical import SphericalRadialBasis, spherical_bessel_zeros
 
 __all__ = [
     "AtomicReference",
@@ -16,4 +17,6 @@ __all__ = [
     "GaussianBasis",
     "SchNetInteraction",
     "ShiftedSoftplus",
+    "SphericalRadialBasis",
+    "spherical_bessel_zeros",
 ]

@@ -3,6 +3,7 @@
 from .cfconv import cfconv, segment_sum
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis
+<<<<<<< HEAD
 from .triplets import triplet_sum
 
 __all__ = [
@@ -14,3 +15,8 @@ __all__ = [
     "sum_edges",
     "triplet_sum",
 ]
+=======
+from .spherical import spherical_radial
+
+__all__ = ["cfconv", "radial_basis", "segment_sum", "spherical_radial"]
+>>>>>>> spherical
