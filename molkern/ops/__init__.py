@@ -3,7 +3,7 @@
 from .cfconv import cfconv, segment_sum
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis
-<<<<<<< HEAD
+from .spherical import spherical_radial
 from .triplets import triplet_sum
 
 __all__ = [
@@ -12,11 +12,7 @@ __all__ = [
     "gather_senders",
     "radial_basis",
     "segment_sum",
+    "spherical_radial",
     "sum_edges",
     "triplet_sum",
 ]
-=======
-from .spherical import spherical_radial
-
-__all__ = ["cfconv", "radial_basis", "segment_sum", "spherical_radial"]
->>>>>>> spherical
