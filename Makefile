@@ -8,9 +8,9 @@ TORCH ?= torch==2.13.0
 NAME := $(subst <,-,$(subst >,-,$(subst =,-,$(TORCH))))
 TOOLS := $(VENV)/tools-$(NAME)
 BUILT := $(VENV)/built-$(NAME)
-EMULATED_TESTS := $(addprefix tests/,cfconv geometry interop md models neighbors nn radial \
+EMULATED_TESTS := $(addprefix tests/,cfconv dense geometry interop md models neighbors nn radial \
 	test_graph.py cuda_emulation/test_kernels.py)
-SANITIZED_TESTS := $(addprefix tests/,cfconv geometry neighbors radial test_graph.py)
+SANITIZED_TESTS := $(addprefix tests/,cfconv dense geometry neighbors radial test_graph.py)
 
 .PHONY: demo test lint sanitize bench gpu clean
 

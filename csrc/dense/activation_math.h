@@ -41,13 +41,6 @@ MOLKERN_INLINE V atanh_tail(V s2) {
                   0.0808202726861765293);
 }
 
-// exp(x) - 1 for x <= 0
-template <typename V>
-MOLKERN_INLINE V exponential_minus_one(V x) {
-  using T = Scalar<V>;
-  return x > T(-0.34) ? V(exp_tail(x) * (x * x) + x) : V(exponential(x) - T(1));
-}
-
 }  // namespace vector_math
 
 template <typename V>
@@ -57,8 +50,8 @@ MOLKERN_INLINE ValueSlope<V> silu(V z) {
   return {z * sigma, sigma * (T(1) + z * (T(1) - sigma))};
 }
 
-// ln((1 + e) / 2) = 2 atanh((e - 1) / (e + 3)) with e = exp(-|z|): s stays within 1 / 3, and nothing
-// is left to subtract.
+// ln((1 + e) / 2) = 2 atanh((e - 1) / (e + 3)) with e = exp(-|z|): s stays within 1 / 3, and
+// nothing is left to subtract.
 template <typename V>
 MOLKERN_INLINE ValueSlope<V> shifted_softplus(V z) {
   using T = Scalar<V>;
@@ -73,14 +66,16 @@ MOLKERN_INLINE ValueSlope<V> shifted_softplus(V z) {
   return {z > T(20) ? V(z - log_2) : value, z > T(20) ? splat<V>(T(1)) : slope};
 }
 
-// With u = exp(-2 |z|) - 1: |tanh| = -u / (2 + u), and its slope 4 (1 + u) / (2 + u)^2.
+// With e = exp(-2 |z|) and u = e - 1: |tanh| = -u / (2 + u), and its slope is 4 e / (2 + u)^2.
 template <typename V>
 MOLKERN_INLINE ValueSlope<V> hyperbolic_tangent(V z) {
   using T = Scalar<V>;
-  const V u = vector_math::exponential_minus_one(V(T(-2) * vector_math::absolute(z)));
+  const V x = T(-2) * vector_math::absolute(z);
+  const V e = exponential(x);
+  const V u = x > T(-0.34) ? V(vector_math::exp_tail(x) * (x * x) + x) : V(e - T(1));
   const V inverse = T(1) / (T(2) + u);
   const V value = vector_math::with_sign(V(-u * inverse), z);
-  const V slope = (T(4) * inverse) * inverse * (T(1) + u);
+  const V slope = (T(4) * inverse) * inverse * e;
   return {z == z ? value : z, z == z ? slope : z};
 }
 

@@ -5,8 +5,8 @@
 //
 //   activation      a(z)                                                      a'(z)
 //   none            z                                                         1, never stored
-//   silu            z sigma(z)                                                sigma (1 + z (1 - sigma))
-//   ssp             ln(exp(z) / 2 + 1 / 2), and z - ln 2 for z > 20           sigma, and 1
+//   silu            z sigma(z)                                                sigma (1 + z (1 -
+//   sigma)) ssp             ln(exp(z) / 2 + 1 / 2), and z - ln 2 for z > 20           sigma, and 1
 //   tanh            tanh(z)                                                   1 - tanh(z)^2
 //
 // A number of the product is a sum over k in order, started from the bias, whatever rows it is

@@ -233,35 +233,41 @@ void for_blocks(int64_t depth, Run&& run) {
   }
 }
 
-// Calls visit.template operator()<V>(i) for whole vectors of `count` numbers, then for the rest.
-template <typename V, typename Visit>
-MOLKERN_INLINE void for_vectors(int64_t count, Visit&& visit) {
-  using T = Scalar<V>;
+// Compiled once, not again for arguments that are known somewhere: compilers choose anew each time
+// which multiplications and additions to fuse.
+#ifdef __clang__
+#define MOLKERN_COMPILED_ONCE __attribute__((noinline))
+#else
+#define MOLKERN_COMPILED_ONCE __attribute__((noinline, noclone))
+#endif
+
+// y = residual + a(y) and slope = a'(y) for whole vectors. Every number comes from the same
+// instructions, wherever it lies.
+template <Activation activation, typename V, typename T = Scalar<V>>
+MOLKERN_COMPILED_ONCE void finish_vectors(T* y, T* slope, const T* residual, int64_t count) {
   constexpr int lanes = sizeof(V) / sizeof(T);
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes)
-    visit([&](const T* from) { return load<V>(from + i); },
-          [&](T* to, V x) { store<V>(to + i, x); });
-  const size_t bytes = (count - i) * sizeof(T);
-  if (bytes == 0) return;
-  visit(
-      [&](const T* from) {
-        V x{};
-        __builtin_memcpy(&x, from + i, bytes);
-        return x;
-      },
-      [&](T* to, V x) { __builtin_memcpy(to + i, &x, bytes); });
+  for (int64_t i = 0; i < count; i += lanes) {
+    const ValueSlope<V> result = activate<activation>(load<V>(y + i));
+    if (slope) store<V>(slope + i, result.slope);
+    store<V>(y + i, residual ? V(result.value + load<V>(residual + i)) : result.value);
+  }
 }
 
-// y = residual + a(y) and slope = a'(y) for so many numbers.
+// The same for any count; the last vector goes through a buffer.
 template <Activation activation, typename V, typename T = Scalar<V>>
 void finish(T* y, T* slope, const T* residual, int64_t count) {
   if (activation == Activation::none && !residual) return;
-  for_vectors<V>(count, [&](auto&& read, auto&& write) {
-    const ValueSlope<V> result = activate<activation>(read(y));
-    if (slope) write(slope, result.slope);
-    write(y, residual ? V(result.value + read(residual)) : result.value);
-  });
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  const int64_t whole = count / lanes * lanes;
+  finish_vectors<activation, V>(y, slope, residual, whole);
+  if (whole == count) return;
+  T last[3][lanes] = {};
+  std::copy(y + whole, y + count, last[0]);
+  if (residual) std::copy(residual + whole, residual + count, last[2]);
+  finish_vectors<activation, V>(last[0], slope ? last[1] : nullptr, residual ? last[2] : nullptr,
+                                lanes);
+  std::copy_n(last[0], count - whole, y + whole);
+  if (slope) std::copy_n(last[1], count - whole, slope + whole);
 }
 
 template <typename Function>

@@ -1,6 +1,7 @@
 """Operations: typed functions over the compiled kernels, with their derivatives."""
 
 from .cfconv import cfconv, segment_sum
+from .dense import dense
 from .radial import radial_basis
 
-__all__ = ["cfconv", "radial_basis", "segment_sum"]
+__all__ = ["cfconv", "dense", "radial_basis", "segment_sum"]
