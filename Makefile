@@ -8,9 +8,9 @@ TORCH ?= torch==2.13.0
 NAME := $(subst <,-,$(subst >,-,$(subst =,-,$(TORCH))))
 TOOLS := $(VENV)/tools-$(NAME)
 BUILT := $(VENV)/built-$(NAME)
-EMULATED_TESTS := $(addprefix tests/,cfconv edges geometry interop md models neighbors nn \
+EMULATED_TESTS := $(addprefix tests/,cfconv dense edges geometry interop md models neighbors nn \
 	radial spherical triplets test_graph.py cuda_emulation/test_kernels.py)
-SANITIZED_TESTS := $(addprefix tests/,cfconv edges geometry neighbors radial spherical \
+SANITIZED_TESTS := $(addprefix tests/,cfconv dense edges geometry neighbors radial spherical \
 	triplets test_graph.py)
 
 .PHONY: demo test lint sanitize bench gpu clean

@@ -1,6 +1,6 @@
 """Layers: radial bases, filters, convolutions, interaction blocks, heads."""
 
-from .activations import ShiftedSoftplus
+from .activations import Dense, ShiftedSoftplus
 from .basis import BesselBasis, CutoffFunction, ExponentialBasis, GaussianBasis
 from .heads import AtomicReference, AtomwiseHead
 from .schnet import CFConv, FilterNetwork, SchNetInteraction
@@ -12,6 +12,7 @@ __all__ = [
     "BesselBasis",
     "CFConv",
     "CutoffFunction",
+    "Dense",
     "ExponentialBasis",
     "FilterNetwork",
     "GaussianBasis",

@@ -1,6 +1,7 @@
 """Operations: typed functions over the compiled kernels, with their derivatives."""
 
 from .cfconv import cfconv, segment_sum
+from .dense import dense
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis
 from .spherical import spherical_radial
@@ -8,6 +9,7 @@ from .triplets import triplet_sum
 
 __all__ = [
     "cfconv",
+    "dense",
     "gather_receivers",
     "gather_senders",
     "radial_basis",
