@@ -1,14 +1,17 @@
 """Operations: typed functions over the compiled kernels, with their derivatives."""
 
+from ._standins import dense, triplet_sum
 from .cfconv import cfconv, segment_sum
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis
 
 __all__ = [
     "cfconv",
+    "dense",
     "gather_receivers",
     "gather_senders",
     "radial_basis",
     "segment_sum",
     "sum_edges",
+    "triplet_sum",
 ]
