@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +57,7 @@ class NeighborList:
     permutation: Tensor | None = None
     status: Tensor | None = None
     padded: bool = False
+    _reverse_edges: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def num_atoms(self) -> int:
@@ -82,6 +83,17 @@ class NeighborList:
         if self.transposed is not None:
             return self.transposed
         return self.row_ptr, self.senders, self.reverse
+
+    def reverse_edges(self) -> Tensor:
+        """The same pair seen from the other end for each edge, ``[E]``, −1 where there is none.
+
+        That is :attr:`reverse`; a graph that is not symmetric is searched, once.
+        """
+        if self.reverse is not None:
+            return self.reverse
+        if self._reverse_edges is None:
+            self._reverse_edges = _find_reverse(self.senders, self.receivers, self.shifts)
+        return self._reverse_edges
 
     def vectors(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         """Vectors ``x_j + shift · cell − x_i`` of all edges, ``[E, 3]``.
@@ -134,7 +146,8 @@ class NeighborList:
                 return tuple(move(v) for v in value)
             return value.to(device) if isinstance(value, Tensor) else value
 
-        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+        moved = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.init}
+        return replace(self, **moved)
 
     @classmethod
     def from_edge_index(
@@ -462,6 +475,21 @@ def _sort_edges(first: Tensor, second: Tensor, num_atoms: int, shifts: Tensor | 
     for key in reversed([pairs, *shifts.unbind(1)]):
         order = order[torch.argsort(key[order], stable=True)]
     return order
+
+
+def _find_reverse(senders: Tensor, receivers: Tensor, shifts: Tensor | None) -> Tensor:
+    """Edge i→j with the opposite shift for every edge j→i, int32, −1 where there is none."""
+    columns = [senders.unsqueeze(1), receivers.unsqueeze(1)]
+    back = [receivers.unsqueeze(1), senders.unsqueeze(1)]
+    if shifts is not None:
+        columns, back = [*columns, shifts], [*back, -shifts]
+    edges = senders.shape[0]
+    _, names = torch.unique(
+        torch.cat([torch.cat(columns, 1), torch.cat(back, 1)]), dim=0, return_inverse=True
+    )
+    place = torch.full((2 * edges,), -1, dtype=torch.int32, device=senders.device)
+    place[names[:edges]] = torch.arange(edges, dtype=torch.int32, device=senders.device)
+    return place[names[edges:]]
 
 
 def _checked_pairs(edge_index: Tensor, num_atoms: int) -> Tensor:

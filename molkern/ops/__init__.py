@@ -4,6 +4,7 @@ from ._standins import dense, triplet_sum
 from .cfconv import cfconv, segment_sum
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis
+from .triplets import triplet_sum
 
 __all__ = [
     "cfconv",

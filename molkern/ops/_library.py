@@ -27,6 +27,8 @@ class Graph(Protocol):
     @property
     def padded(self) -> bool: ...
 
+    def reverse_edges(self) -> Tensor: ...
+
 
 def describe(tensor: Tensor) -> str:
     """Shape, type and device of a tensor, for error messages."""

@@ -1,0 +1,250 @@
+// The sum over the triplets of one atom as products of small matrices, see triplets.h.
+#pragma once
+
+#include "triplets/atom_cpu.h"
+
+namespace molkern {
+
+template <typename N>
+class DirectTriplets {
+  using V = ValueOf<N>;
+  using T = Scalar<V>;
+  static constexpr int64_t lanes = TripletSizes<N>::lanes;
+  static constexpr int64_t tile = channel_tile;
+
+  const TripletForm& form_;
+  TripletSizes<N> sizes_;
+  const IncomingEdges<N>& in_;
+  const Planes<N>& w_;    // [padded channels, padded features]
+  Planes<N> p_, slope_;   // [orders, padded] Legendre polynomials and derivatives
+  Planes<N> a_;           // [padded channels, padded] coefficients A
+  Planes<N> transposed_;  // [features, padded] of x
+  Planes<N> g_;           // [padded channels, padded features] cotangent of one outgoing edge
+  Planes<N> product_;     // [padded channels, padded] G, the products of g and x
+
+ public:
+  DirectTriplets(const TripletForm& form, const TripletSizes<N>& sizes, const IncomingEdges<N>& in,
+                 const Planes<N>& w, bool gradient)
+      : form_(form), sizes_(sizes), in_(in), w_(w) {
+    const int64_t edges = sizes.incoming, channels = sizes.padded_channels;
+    p_ = Planes<N>(sizes.orders * edges);
+    a_ = Planes<N>(channels * edges);
+    if (!gradient) return;
+    slope_ = Planes<N>(sizes.orders * edges);
+    transposed_ = Planes<N>(sizes.features * edges);
+    g_ = Planes<N>(channels * sizes.padded_features);
+    product_ = Planes<N>(channels * edges);
+  }
+
+  // The row of y that belongs to the edge b; `excluded` counts from the first incoming edge.
+  void value(const EdgeDirection<Single<N>>& b, int64_t excluded, T* y) {
+    for (int64_t a = 0; a < in_.padded; a += lanes) {
+      const Angle<N> angle(in_, a, b, excluded - a);
+      legendre(angle.c, form_.orders, [&](int l, N p) { p_.set(l * in_.padded + a, p); });
+      coefficients(a);
+    }
+    exclude(a_, excluded);
+    if (form_.weighted)
+      weighted_rows(y);
+    else
+      rows([&](int64_t p, int64_t f, N sum) {
+        if (p < sizes_.channels)
+          store_in_row(y + p * sizes_.features, f, sizes_.features, V(result_of(sum)));
+      });
+  }
+
+  void begin_gradient() {
+    for (int64_t f = 0; f < sizes_.features && in_.padded > 0; ++f) {
+      transposed_.set((f + 1) * in_.padded - lanes, N{});
+      for (int64_t a = 0; a < in_.count; ++a)
+        transposed_.set_one(f * in_.padded + a, in_.x.one(a * sizes_.padded_features + f));
+    }
+  }
+
+  // Adds what one outgoing edge contributes; its own derivative goes to gv_b [3], that of the
+  // weights to gw [padded channels, padded features] if it is wanted.
+  void add_gradient(const EdgeDirection<Single<N>>& b, int64_t excluded, const T* g,
+                    IncomingGradient<N>& sums, T* gv_b, Planes<V>* gw) {
+    read_cotangent(g);
+    products();
+    exclude(product_, excluded);
+    N by_unit[3] = {}, by_vector[3] = {};
+    for (int64_t a = 0; a < in_.padded; a += lanes) {
+      const Angle<N> angle(in_, a, b, excluded - a);
+      legendre_slopes(angle.c, form_.orders, [&](int l, N p, N slope) {
+        p_.set(l * in_.padded + a, p);
+        slope_.set(l * in_.padded + a, slope);
+      });
+      coefficients(a);
+      angle.backward(through_radial(a, sums.q), sums.v, a, by_unit, by_vector);
+    }
+    exclude(a_, excluded);
+    add_to_features(sums.x);
+    if (gw) add_to_weights(g, *gw);
+    Single<N> total[3];
+    for (int k = 0; k < 3; ++k) total[k] = sum_of_lanes(by_unit[k]);
+    through_unit_vector(b, total);
+    for (int k = 0; k < 3; ++k)
+      gv_b[k] = result_of(Single<N>(total[k] + sum_of_lanes(by_vector[k])));
+  }
+
+ private:
+  // A of `lanes` incoming edges.
+  MOLKERN_INLINE void coefficients(int64_t a) {
+    for (int64_t p = 0; p < sizes_.padded_channels; p += tile) {
+      N sum[tile] = {};
+      for (int64_t l = 0; l < sizes_.orders; ++l) {
+        const N polynomial = p_.get(l * in_.padded + a);
+        for (int64_t t = 0; t < tile; ++t)
+          sum[t] += in_.q.get(in_.place(l, p + t) + a) * polynomial;
+      }
+      for (int64_t t = 0; t < tile; ++t) a_.set((p + t) * in_.padded + a, sum[t]);
+    }
+  }
+
+  MOLKERN_INLINE void exclude(Planes<N>& coefficients, int64_t a) {
+    if (a < 0) return;
+    for (int64_t p = 0; p < sizes_.padded_channels; ++p)
+      coefficients.set_one(p * in_.padded + a, Single<N>{});
+  }
+
+  // Sums over the incoming edges for a tile of channels and `wide` vectors of features.
+  template <int wide>
+  MOLKERN_INLINE void sum_tile(int64_t p, int64_t f, N (&sum)[tile][wide]) {
+    for (int64_t a = 0; a < in_.count; ++a) {
+      N x[wide];
+      for (int k = 0; k < wide; ++k) x[k] = in_.x.get(a * sizes_.padded_features + f + k * lanes);
+      for (int64_t t = 0; t < tile; ++t) {
+        const N factor = a_.everywhere((p + t) * in_.padded + a);
+        for (int k = 0; k < wide; ++k) sum[t][k] += factor * x[k];
+      }
+    }
+  }
+
+  template <int wide, typename Give>
+  MOLKERN_INLINE void rows_of(int64_t f, Give&& give) {
+    for (int64_t p = 0; p < sizes_.padded_channels; p += tile) {
+      N sum[tile][wide] = {};
+      sum_tile<wide>(p, f, sum);
+      for (int64_t t = 0; t < tile; ++t)
+        for (int k = 0; k < wide; ++k) give(p + t, f + k * lanes, sum[t][k]);
+    }
+  }
+
+  // Calls give(p, f, y[p, f ...]) for all channels and vectors of features.
+  template <typename Give>
+  MOLKERN_INLINE void rows(Give&& give) {
+    int64_t f = 0;
+    for (; f + 2 * lanes <= sizes_.padded_features; f += 2 * lanes) rows_of<2>(f, give);
+    for (; f < sizes_.padded_features; f += lanes) rows_of<1>(f, give);
+  }
+
+  template <int wide>
+  MOLKERN_INLINE void weighted_rows_of(int64_t f, T* y) {
+    N total[wide] = {};
+    for (int64_t p = 0; p < sizes_.padded_channels; p += tile) {
+      N sum[tile][wide] = {};
+      sum_tile<wide>(p, f, sum);
+      for (int64_t t = 0; t < tile; ++t)
+        for (int k = 0; k < wide; ++k)
+          total[k] += sum[t][k] * w_.get((p + t) * sizes_.padded_features + f + k * lanes);
+    }
+    for (int k = 0; k < wide; ++k)
+      store_in_row(y, f + k * lanes, sizes_.features, V(result_of(total[k])));
+  }
+
+  void weighted_rows(T* y) {
+    int64_t f = 0;
+    for (; f + 2 * lanes <= sizes_.padded_features; f += 2 * lanes) weighted_rows_of<2>(f, y);
+    for (; f < sizes_.padded_features; f += lanes) weighted_rows_of<1>(f, y);
+  }
+
+  // g of one outgoing edge for every channel, times the weights if there are any.
+  void read_cotangent(const T* g) {
+    for (int64_t p = 0; p < sizes_.channels; ++p)
+      for (int64_t f = 0; f < sizes_.padded_features; f += lanes) {
+        const T* row = form_.weighted ? g : g + p * sizes_.features;
+        V cotangent{};
+        if (f + lanes <= sizes_.features)
+          cotangent = load<V>(row + f);
+        else
+          __builtin_memcpy(&cotangent, row + f, (sizes_.features - f) * sizeof(T));
+        const int64_t place = p * sizes_.padded_features + f;
+        g_.set(place, (form_.weighted ? w_.get(place) : constant<N>(1)) * cotangent);
+      }
+  }
+
+  // G[p, a] = sum over f of g[p, f] x[a, f]
+  template <int wide>
+  MOLKERN_INLINE void products_of(int64_t a) {
+    for (int64_t p = 0; p < sizes_.padded_channels; p += tile) {
+      N sum[tile][wide] = {};
+      for (int64_t f = 0; f < sizes_.features; ++f) {
+        N x[wide];
+        for (int k = 0; k < wide; ++k) x[k] = transposed_.get(f * in_.padded + a + k * lanes);
+        for (int64_t t = 0; t < tile; ++t) {
+          const N factor = g_.everywhere((p + t) * sizes_.padded_features + f);
+          for (int k = 0; k < wide; ++k) sum[t][k] += factor * x[k];
+        }
+      }
+      for (int64_t t = 0; t < tile; ++t)
+        for (int k = 0; k < wide; ++k)
+          product_.set((p + t) * in_.padded + a + k * lanes, sum[t][k]);
+    }
+  }
+
+  void products() {
+    int64_t a = 0;
+    for (; a + 2 * lanes <= in_.padded; a += 2 * lanes) products_of<2>(a);
+    for (; a < in_.padded; a += lanes) products_of<1>(a);
+  }
+
+  // The derivative by the cosines of `lanes` incoming edges; adds that by q.
+  MOLKERN_INLINE N through_radial(int64_t a, Planes<V>& gq) {
+    N by_cosine{};
+    for (int64_t l = 0; l < sizes_.orders; ++l) {
+      const N polynomial = p_.get(l * in_.padded + a), slope = slope_.get(l * in_.padded + a);
+      N sum{};
+      for (int64_t p = 0; p < sizes_.channels; ++p) {
+        const int64_t place = in_.place(l, p) + a;
+        const N product = product_.get(p * in_.padded + a);
+        sum += in_.q.get(place) * product;
+        gq.set(place, gq.get(place) + result_of(N(polynomial * product)));
+      }
+      by_cosine += slope * sum;
+    }
+    return by_cosine;
+  }
+
+  // gx[a, f] += sum over p of A[p, a] g[p, f]
+  template <int channels>
+  MOLKERN_INLINE void add_channels(int64_t p, Planes<V>& gx) {
+    for (int64_t f = 0; f < sizes_.padded_features; f += lanes) {
+      N g[channels];
+      for (int t = 0; t < channels; ++t) g[t] = g_.get((p + t) * sizes_.padded_features + f);
+      for (int64_t a = 0; a < in_.count; ++a) {
+        N sum{};
+        for (int t = 0; t < channels; ++t) sum += a_.everywhere((p + t) * in_.padded + a) * g[t];
+        const int64_t place = a * sizes_.padded_features + f;
+        gx.set(place, gx.get(place) + result_of(sum));
+      }
+    }
+  }
+
+  void add_to_features(Planes<V>& gx) {
+    int64_t p = 0;
+    for (; p + 2 * tile <= sizes_.padded_channels; p += 2 * tile) add_channels<2 * tile>(p, gx);
+    for (; p < sizes_.padded_channels; p += tile) add_channels<tile>(p, gx);
+  }
+
+  void add_to_weights(const T* g, Planes<V>& gw) {
+    rows([&](int64_t p, int64_t f, N sum) {
+      V cotangent{};
+      __builtin_memcpy(&cotangent, g + f, std::min(lanes, sizes_.features - f) * sizeof(T));
+      const int64_t place = p * sizes_.padded_features + f;
+      gw.set(place, gw.get(place) + cotangent * V(result_of(sum)));
+    });
+  }
+};
+
+}  // namespace molkern
