@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from .. import ops
 from ..graph import NeighborList
 from ..ops._standins import Dense
+from ..ops.triplets import ANGLES
 from .activations import activation as activation_layer
 
-#: Conventions of the angle, see :func:`molkern.ops.triplet_sum`.
-ANGLES = ("kji", "plusplus", "at_i")
 OUTPUT_INITS = ("zeros", "glorot_orthogonal")
 
 

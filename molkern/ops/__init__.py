@@ -1,6 +1,6 @@
 """Operations: typed functions over the compiled kernels, with their derivatives."""
 
-from ._standins import dense, triplet_sum
+from ._standins import dense
 from .cfconv import cfconv, segment_sum
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis

@@ -44,50 +44,6 @@ class Dense(nn.Linear):
         return dense(x, self.weight, self.bias, activation=self.activation, residual=residual)
 
 
-def triplet_sum(
-    x: Tensor,
-    radial: Tensor,
-    vectors: Tensor,
-    graph: Any,
-    weight: Tensor | None = None,
-    *,
-    angle: str = "kji",
-    method: str = "auto",
-) -> Tensor:
-    incoming, counted = _incoming(graph)
-    to_j = torch.where(counted.any(1, keepdim=True), vectors, torch.ones_like(vectors))
-    to_j = to_j.unsqueeze(1)
-    to_k = torch.where(counted.unsqueeze(2), vectors[incoming], to_j)
-    first, second = {
-        "kji": (-to_j, to_k),
-        "plusplus": (to_j, to_k),
-        "at_i": (to_j, to_j + to_k),
-    }[angle]
-    cosines = (first * second).sum(2) / (first.norm(dim=2) * second.norm(dim=2))
-    polynomials = [torch.ones_like(cosines), cosines]
-    for order in range(2, radial.shape[1]):
-        last, before = polynomials[-1], polynomials[-2]
-        polynomials.append(((2 * order - 1) * cosines * last - (order - 1) * before) / order)
-    angular = torch.stack(polynomials[: radial.shape[1]], 2) * counted.unsqueeze(2)
-    factors = torch.einsum("edlp,edl->epd", radial[incoming], angular)
-    y = factors @ x[incoming]
-    return y if weight is None else torch.einsum("epf,fp->ef", y, weight)
-
-
-def _incoming(graph: Any) -> tuple[Tensor, Tensor]:
-    """The edges k→j for every edge j→i, and which of them count, both ``[E, D]``."""
-    row_ptr, senders = graph.row_ptr.long(), graph.senders.long()
-    lengths = row_ptr[1:] - row_ptr[:-1]
-    place = torch.arange(int(lengths.max()) if len(lengths) else 0, device=row_ptr.device)
-    real = (senders >= 0).unsqueeze(1)
-    counted = (place < lengths[senders].unsqueeze(1)) & real
-    incoming = torch.where(counted, row_ptr[senders].unsqueeze(1) + place, 0)
-    returns = senders[incoming] == graph.receivers.long().unsqueeze(1)
-    if graph.shifts is not None:
-        returns &= (graph.shifts[incoming] == -graph.shifts.unsqueeze(1)).all(2)
-    return incoming, counted & ~returns
-
-
 class SphericalRadialBasis(nn.Module):
     zeros: Tensor
     norms: Tensor
