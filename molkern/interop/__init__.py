@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,34 +13,47 @@ import torch
 from torch import nn
 
 from ..models import Potential
-from . import schnet
+from . import dimenet, schnet
 
 __all__ = ["from_pyg", "load"]
+
+#: Converters by the name of PyTorch Geometric's class.
+PYG_MODELS: dict[str, Callable[[Any], Potential]] = {
+    "SchNet": schnet.from_pyg_schnet,
+    "DimeNet": dimenet.from_pyg_dimenet,
+    "DimeNetPlusPlus": dimenet.from_pyg_dimenet,
+}
+#: Recipes by a variable that only files of that code and model have.
+RECIPES = {**schnet.RECIPES, **dimenet.RECIPES}
 
 
 def from_pyg(module: nn.Module) -> Potential:
     """A model of PyTorch Geometric as molkern's, with its weights, type and device.
 
-    Converts ``torch_geometric.nn.SchNet``. The converted model sums over all neighbors within the
-    cutoff: it does not truncate at ``max_num_neighbors``. Atomic references stay trainable.
+    Converts SchNet, DimeNet and DimeNetPlusPlus of ``torch_geometric.nn``. The converted model sums
+    over all neighbors within the cutoff: it does not truncate at ``max_num_neighbors``. SchNet's
+    atomic references stay trainable. DimeNet's angles are those of that package, and its spherical
+    basis is as it is rounded there.
 
     Raises:
         TypeError: a module of another class.
         ValueError: an option that has no counterpart, by name.
     """
     kind = f"{type(module).__module__}.{type(module).__name__}"
-    if not (kind.startswith("torch_geometric.") and kind.endswith(".SchNet")):
-        raise TypeError(f"from_pyg converts torch_geometric.nn.SchNet, got {kind}")
-    return schnet.from_pyg_schnet(module).train(module.training)
+    for name, convert in PYG_MODELS.items():
+        if kind.startswith("torch_geometric.") and kind.endswith(f".{name}"):
+            return convert(module).train(module.training)
+    names = ", ".join(f"torch_geometric.nn.{name}" for name in PYG_MODELS)
+    raise TypeError(f"from_pyg converts {names}, got {kind}")
 
 
 def load(path: str | Path) -> Potential:
     """A model from an ``.npz`` of published variables, recognised by their names.
 
-    Knows the SchNet of the authors' 2018 code, of SchNetPack 2 and of mlcg, of any size; what the
-    tensors do not tell is read from the entry ``meta_json`` or ``hyper_json``. The model has the
-    file's type and is in evaluation mode. An entry that has no place in the model is an error: it
-    would be missing from the energies.
+    Knows the SchNet of the authors' 2018 code, of SchNetPack 2 and of mlcg, and the authors'
+    DimeNet and DimeNet++, of any size; what the tensors do not tell is read from the entry
+    ``meta_json`` or ``hyper_json``. The model has the file's type and is in evaluation mode. An
+    entry that has no place in the model is an error: it would be missing from the energies.
 
     Raises:
         ValueError: a file that is no archive or holds none of these, an entry that is missing or
@@ -68,7 +82,7 @@ def _convert(arrays: dict[str, np.ndarray]) -> Potential:
             meta = schnet.Entries(_json_object(name, str(arrays.pop(name))), f"its {name}")
     numeric = {name: array for name, array in arrays.items() if array.dtype.kind in "fiu"}
     tensors = schnet.Entries({n: torch.from_numpy(a) for n, a in numeric.items()}, "the file")
-    for name, recipe in schnet.RECIPES.items():
+    for name, recipe in RECIPES.items():
         if name in tensors:
             model = recipe(tensors, meta)
             if unknown := sorted(set(arrays) - tensors.read):
@@ -76,7 +90,7 @@ def _convert(arrays: dict[str, np.ndarray]) -> Potential:
             return model
     raise ValueError(
         f"no model recognised by its variables (the first are {sorted(arrays)[:3]}); "
-        f"one of {list(schnet.RECIPES)} is needed"
+        f"one of {list(RECIPES)} is needed"
     )
 
 

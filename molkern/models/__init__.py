@@ -1,10 +1,15 @@
 """Neural-network potentials assembled from molkern's layers."""
 
+from .dimenet import DimeNet, DimeNetPlusPlus
 from .potential import Potential, load
 from .schnet import SchNet
 from .structure import Structure
 
 #: Models by the name that saved files carry.
-MODELS: dict[str, type[Potential]] = {"SchNet": SchNet}
+MODELS: dict[str, type[Potential]] = {
+    "DimeNet": DimeNet,
+    "DimeNetPlusPlus": DimeNetPlusPlus,
+    "SchNet": SchNet,
+}
 
-__all__ = ["MODELS", "Potential", "SchNet", "Structure", "load"]
+__all__ = ["MODELS", "DimeNet", "DimeNetPlusPlus", "Potential", "SchNet", "Structure", "load"]

@@ -2,6 +2,14 @@
 
 from .activations import Dense, ShiftedSoftplus
 from .basis import BesselBasis, CutoffFunction, ExponentialBasis, GaussianBasis
+from .dimenet import (
+    DimeNetEmbedding,
+    DimeNetInteraction,
+    DimeNetOutput,
+    DimeNetPlusPlusInteraction,
+    DimeNetPlusPlusOutput,
+    DimeNetResidual,
+)
 from .heads import AtomicReference, AtomwiseHead
 from .schnet import CFConv, FilterNetwork, SchNetInteraction
 from .spherical import SphericalRadialBasis, spherical_bessel_zeros
@@ -13,6 +21,12 @@ __all__ = [
     "CFConv",
     "CutoffFunction",
     "Dense",
+    "DimeNetEmbedding",
+    "DimeNetInteraction",
+    "DimeNetOutput",
+    "DimeNetPlusPlusInteraction",
+    "DimeNetPlusPlusOutput",
+    "DimeNetResidual",
     "ExponentialBasis",
     "FilterNetwork",
     "GaussianBasis",
