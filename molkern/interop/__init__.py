@@ -13,6 +13,7 @@ from torch import nn
 
 from ..models import Potential
 from . import schnet
+from .entries import Entries
 
 __all__ = ["from_pyg", "load"]
 
@@ -62,12 +63,12 @@ def _arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _convert(arrays: dict[str, np.ndarray]) -> Potential:
-    meta = schnet.Entries({}, "its meta_json")
+    meta = Entries({}, "its meta_json")
     for name in ("meta_json", "hyper_json"):
         if name in arrays:
-            meta = schnet.Entries(_json_object(name, str(arrays.pop(name))), f"its {name}")
+            meta = Entries(_json_object(name, str(arrays.pop(name))), f"its {name}")
     numeric = {name: array for name, array in arrays.items() if array.dtype.kind in "fiu"}
-    tensors = schnet.Entries({n: torch.from_numpy(a) for n, a in numeric.items()}, "the file")
+    tensors = Entries({n: torch.from_numpy(a) for n, a in numeric.items()}, "the file")
     for name, recipe in schnet.RECIPES.items():
         if name in tensors:
             model = recipe(tensors, meta)
