@@ -153,6 +153,7 @@ class D3Dispersion(nn.Module):
     def _coordination(self, z_i: Tensor, z_j: Tensor, d: Tensor, neighbors: NeighborList) -> Tensor:
         radii = (self.tables.radii[z_i] + self.tables.radii[z_j]).to(d.dtype)
         counts = torch.sigmoid(16.0 * (radii / d - 1.0))
+        counts = counts * ((z_i > 0) & (z_j > 0))  # number 0 is no atom
         if self.cutoff is not None:
             counts = counts * self._switch(d)
         return ops.sum_edges(counts.unsqueeze(1), neighbors).squeeze(1)

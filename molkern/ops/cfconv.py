@@ -101,33 +101,32 @@ def segment_sum(values: Tensor, segment_ptr: Tensor) -> Tensor:
                 "with .float()"
             )
         values = values.float()
-    _check_segments(segment_ptr, values)
+    _check_segments("segment_sum", segment_ptr, values, values.shape[0])
     return _sum_segments(values, segment_ptr)
 
 
-def _check_segments(segment_ptr: Tensor, values: Tensor) -> None:
+def _check_segments(name: str, segment_ptr: Tensor, values: Tensor, count: int) -> None:
     if segment_ptr.dtype != torch.int32:
         raise TypeError(
-            f"segment_sum: segment_ptr must be int32, got {segment_ptr.dtype}; convert it with "
-            ".int()"
+            f"{name}: segment_ptr must be int32, got {segment_ptr.dtype}; convert it with .int()"
         )
     if segment_ptr.dim() != 1 or segment_ptr.shape[0] == 0:
         raise ValueError(
-            f"segment_sum: segment_ptr must have shape [B + 1], got {list(segment_ptr.shape)}"
+            f"{name}: segment_ptr must have shape [B + 1], got {list(segment_ptr.shape)}"
         )
     if segment_ptr.device != values.device:
         raise ValueError(
-            f"segment_sum: segment_ptr is on {segment_ptr.device} but values is on "
+            f"{name}: segment_ptr is on {segment_ptr.device} but values is on "
             f"{values.device}; move one of them with .to()"
         )
     # The values cannot be read while a compiler traces, and on CUDA they would have to be awaited.
     if segment_ptr.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    first_rows, count = segment_ptr.numpy(), values.shape[0]
+    first_rows = segment_ptr.numpy()
     if first_rows[0] != 0 or first_rows[-1] != count:
         raise ValueError(
-            f"segment_sum: segment_ptr must begin with 0 and end with {count}, the number of rows "
-            f"of values, got {first_rows[0]} and {first_rows[-1]}"
+            f"{name}: segment_ptr must begin with 0 and end with {count}, the number of "
+            f"rows, got {first_rows[0]} and {first_rows[-1]}"
         )
     if len(first_rows) == 2:
         return
@@ -135,7 +134,7 @@ def _check_segments(segment_ptr: Tensor, values: Tensor) -> None:
     if falls.any():
         k = int(falls.argmax())
         raise ValueError(
-            f"segment_sum: segment_ptr must not decrease, but segment_ptr[{k + 1}] is "
+            f"{name}: segment_ptr must not decrease, but segment_ptr[{k + 1}] is "
             f"{first_rows[k + 1]} after {first_rows[k]}; sort the rows by segment"
         )
 
@@ -170,7 +169,8 @@ def segment_expand(values: Tensor, segment_ptr: Tensor, count: int) -> Tensor:
         ``[N, F]``.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes or devices that do not fit together, or pointers other than above.
+        TypeError: types other than those above.
 
     >>> import torch, molkern
     >>> pointers = torch.tensor([0, 1, 3], dtype=torch.int32)
@@ -184,6 +184,7 @@ def segment_expand(values: Tensor, segment_ptr: Tensor, count: int) -> Tensor:
             f"segment_expand: values must have shape [{segment_ptr.shape[0] - 1}, F], one row for "
             f"each segment, got {list(values.shape)}"
         )
+    _check_segments("segment_expand", segment_ptr, values, count)
     device = values.device
     if values.shape[0] == 1:
         if device.type != "cpu" or count * values.shape[1] < _ONE_THREAD:
