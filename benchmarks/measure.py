@@ -8,7 +8,7 @@ import torch
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """Most bytes in use while the function runs, beyond what was before, as torch's profiler tells."""
+    """Most bytes in use while the function runs, beyond what was before it, by torch's profiler."""
     with torch.profiler.profile(profile_memory=True) as profile:
         function()
     current = peak = 0

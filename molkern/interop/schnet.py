@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..models import SchNet
+from .entries import copy, count
 
 
 @dataclass(frozen=True)
@@ -63,21 +64,6 @@ MLCG = Layout(
 )
 
 
-class Entries(dict[str, Any]):
-    """Values by name that says which one is missing, and knows which were read."""
-
-    def __init__(self, values: Mapping[str, Any], where: str):
-        super().__init__(values)
-        self.where = where
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self:
-            raise ValueError(f"no {name!r} in {self.where}")
-        self.read.add(name)
-        return super().__getitem__(name)
-
-
 def fill(model: SchNet, source: Mapping[str, Tensor], layout: Layout) -> SchNet:
     """Copies weights of ``source`` into the model, which takes their type and device."""
     embedding = source[layout.embedding]
@@ -96,29 +82,15 @@ def fill(model: SchNet, source: Mapping[str, Tensor], layout: Layout) -> SchNet:
             _fill_layer(layer, source, name.format(i=index), layout)
     for layer, name in zip(list(model.head.layers)[::2], layout.head, strict=True):
         _fill_layer(layer, source, name, layout)
-    _copy(model.embedding.weight, embedding, layout.embedding)
+    copy(model.embedding.weight, embedding, layout.embedding)
     return model
 
 
 def _fill_layer(layer: Any, source: Mapping[str, Tensor], name: str, layout: Layout) -> None:
     weight = source[name + layout.weight]
-    _copy(layer.weight, weight.T if layout.transposed else weight, name)
+    copy(layer.weight, weight.T if layout.transposed else weight, name)
     if layer.bias is not None:
-        _copy(layer.bias, source[name + layout.bias], name)
-
-
-def _copy(target: Tensor, value: Tensor, name: str) -> None:
-    if target.shape != value.shape:
-        raise ValueError(f"{name} has shape {list(value.shape)}, expected {list(target.shape)}")
-    with torch.no_grad():
-        target.copy_(value)
-
-
-def _count(source: Mapping[str, Tensor], pattern: str) -> int:
-    count = 0
-    while pattern.format(i=count) in source:
-        count += 1
-    return count
+        copy(layer.bias, source[name + layout.bias], name)
 
 
 def _sizes(source: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
@@ -133,7 +105,7 @@ def _sizes(source: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
         "hidden_channels": hidden,
         "num_filters": filters_in.shape[0],
         "num_basis": filters_in.shape[1],
-        "num_interactions": _count(source, layout.lin_in + layout.weight),
+        "num_interactions": count(source, layout.lin_in + layout.weight),
         "head_hidden": [w.shape[1] if layout.transposed else w.shape[0] for w in heads],
     }
 

@@ -1,6 +1,7 @@
 """Neural-network potentials assembled from molkern's layers."""
 
 from .dimenet import DimeNet, DimeNetPlusPlus
+from .physnet import PhysNet
 from .potential import Potential, load
 from .schnet import SchNet
 from .structure import Structure
@@ -9,7 +10,17 @@ from .structure import Structure
 MODELS: dict[str, type[Potential]] = {
     "DimeNet": DimeNet,
     "DimeNetPlusPlus": DimeNetPlusPlus,
+    "PhysNet": PhysNet,
     "SchNet": SchNet,
 }
 
-__all__ = ["MODELS", "DimeNet", "DimeNetPlusPlus", "Potential", "SchNet", "Structure", "load"]
+__all__ = [
+    "MODELS",
+    "DimeNet",
+    "DimeNetPlusPlus",
+    "PhysNet",
+    "Potential",
+    "SchNet",
+    "Structure",
+    "load",
+]

@@ -1,4 +1,4 @@
-"""Layers: radial bases, filters, convolutions, interaction blocks, heads."""
+"""Layers: radial bases, filters, convolutions, interaction blocks, heads, pair energies."""
 
 from .activations import Dense, ShiftedSoftplus
 from .basis import BesselBasis, CutoffFunction, ExponentialBasis, GaussianBasis
@@ -10,7 +10,16 @@ from .dimenet import (
     DimeNetPlusPlusOutput,
     DimeNetResidual,
 )
+from .dispersion import D3Dispersion
+from .electrostatics import ShieldedElectrostatics
 from .heads import AtomicReference, AtomwiseHead
+from .physnet import (
+    ChargeCorrection,
+    ElementScaling,
+    PhysNetInteraction,
+    PhysNetOutput,
+    PreActivatedResidual,
+)
 from .schnet import CFConv, FilterNetwork, SchNetInteraction
 from .spherical import SphericalRadialBasis, spherical_bessel_zeros
 
@@ -19,7 +28,9 @@ __all__ = [
     "AtomwiseHead",
     "BesselBasis",
     "CFConv",
+    "ChargeCorrection",
     "CutoffFunction",
+    "D3Dispersion",
     "Dense",
     "DimeNetEmbedding",
     "DimeNetInteraction",
@@ -27,10 +38,15 @@ __all__ = [
     "DimeNetPlusPlusInteraction",
     "DimeNetPlusPlusOutput",
     "DimeNetResidual",
+    "ElementScaling",
     "ExponentialBasis",
     "FilterNetwork",
     "GaussianBasis",
+    "PhysNetInteraction",
+    "PhysNetOutput",
+    "PreActivatedResidual",
     "SchNetInteraction",
+    "ShieldedElectrostatics",
     "ShiftedSoftplus",
     "SphericalRadialBasis",
     "spherical_bessel_zeros",

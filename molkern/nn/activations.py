@@ -33,6 +33,7 @@ class ShiftedSoftplus(nn.Module):
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "ssp": ShiftedSoftplus,
+    "ssp_exact": lambda: ShiftedSoftplus(threshold=35.0),
     "ssp_official": lambda: ShiftedSoftplus(threshold=14.0),
     "ssp_pyg": lambda: ShiftedSoftplus(shift=float(torch.tensor(2.0).log())),
     "silu": nn.SiLU,
@@ -43,8 +44,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 def activation(name: str) -> nn.Module:
     """The activation of that name.
 
-    ``"ssp"`` (shifted softplus), ``"silu"`` (swish) or ``"tanh"``; ``"ssp_official"`` and
-    ``"ssp_pyg"`` are the shifted softplus as SchNet's 2018 code and PyTorch Geometric round it.
+    ``"ssp"`` (shifted softplus), ``"silu"`` (swish) or ``"tanh"``; ``"ssp_exact"`` is
+    the first without a visible threshold (TensorFlow's, PhysNet's code), ``"ssp_official"`` and
+    ``"ssp_pyg"`` as SchNet's 2018 code and PyTorch Geometric round it.
 
     Raises:
         ValueError: another name.

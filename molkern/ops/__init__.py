@@ -1,6 +1,6 @@
 """Operations: typed functions over the compiled kernels, with their derivatives."""
 
-from .cfconv import cfconv, segment_sum
+from .cfconv import cfconv, segment_expand, segment_sum
 from .dense import dense
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis
@@ -13,6 +13,7 @@ __all__ = [
     "gather_receivers",
     "gather_senders",
     "radial_basis",
+    "segment_expand",
     "segment_sum",
     "spherical_radial",
     "sum_edges",
