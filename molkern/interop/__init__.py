@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 from ..models import Potential
-from . import schnet
+from . import dtnn, schnet
 
 __all__ = ["from_pyg", "load"]
+
+#: Recipes by a name that only that code's files have.
+RECIPES = schnet.RECIPES | dict.fromkeys(dtnn.SIGNATURES, dtnn.from_official_dtnn)
 
 
 def from_pyg(module: nn.Module) -> Potential:
@@ -36,7 +39,8 @@ def from_pyg(module: nn.Module) -> Potential:
 def load(path: str | Path) -> Potential:
     """A model from an ``.npz`` of published variables, recognised by their names.
 
-    Knows the SchNet of the authors' 2018 code, of SchNetPack 2 and of mlcg, of any size; what the
+    Knows the DTNN of the authors' 2017 code, and the SchNet of the authors' 2018 code, of
+    SchNetPack 2 and of mlcg, of any size; what the
     tensors do not tell is read from the entry ``meta_json`` or ``hyper_json``. The model has the
     file's type and is in evaluation mode. An entry that has no place in the model is an error: it
     would be missing from the energies.
@@ -68,7 +72,7 @@ def _convert(arrays: dict[str, np.ndarray]) -> Potential:
             meta = schnet.Entries(_json_object(name, str(arrays.pop(name))), f"its {name}")
     numeric = {name: array for name, array in arrays.items() if array.dtype.kind in "fiu"}
     tensors = schnet.Entries({n: torch.from_numpy(a) for n, a in numeric.items()}, "the file")
-    for name, recipe in schnet.RECIPES.items():
+    for name, recipe in RECIPES.items():
         if name in tensors:
             model = recipe(tensors, meta)
             if unknown := sorted(set(arrays) - tensors.read):
@@ -76,7 +80,7 @@ def _convert(arrays: dict[str, np.ndarray]) -> Potential:
             return model
     raise ValueError(
         f"no model recognised by its variables (the first are {sorted(arrays)[:3]}); "
-        f"one of {list(schnet.RECIPES)} is needed"
+        f"one of {list(RECIPES)} is needed"
     )
 
 

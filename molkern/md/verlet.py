@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,15 +18,23 @@ class VerletList:
 
     Args:
         cutoff, skin: in the unit of the positions; a skin of 0 makes a list every time.
+        make: what makes a list of a batch with a skin, for models whose pairs are not those within
+            a cutoff (:meth:`molkern.models.Potential.neighbors`).
 
     Attributes:
         builds: how often a list was made.
     """
 
-    def __init__(self, cutoff: float, skin: float):
+    def __init__(
+        self,
+        cutoff: float,
+        skin: float,
+        make: Callable[[AtomicBatch, float], NeighborList] | None = None,
+    ):
         if not skin >= 0:
             raise ValueError(f"skin must not be negative, got {skin}")
         self.cutoff, self.skin = cutoff, skin
+        self._make = make or (lambda batch, skin: batch.neighbors(cutoff + skin))
         self.builds = 0
         self._made_for: tuple[Tensor | None, ...] = ()
         self._neighbors: NeighborList | None = None
@@ -32,7 +42,7 @@ class VerletList:
     def __call__(self, batch: AtomicBatch) -> NeighborList:
         """A list that holds every pair of ``batch`` within the cutoff."""
         if self._neighbors is None or not self._valid(batch):
-            self._neighbors = batch.neighbors(self.cutoff + self.skin)
+            self._neighbors = self._make(batch, self.skin)
             self._made_for = _geometry(batch)
             self.builds += 1
         return self._neighbors

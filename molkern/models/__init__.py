@@ -1,10 +1,11 @@
 """Neural-network potentials assembled from molkern's layers."""
 
+from .dtnn import DTNN
 from .potential import Potential, load
 from .schnet import SchNet
 from .structure import Structure
 
 #: Models by the name that saved files carry.
-MODELS: dict[str, type[Potential]] = {"SchNet": SchNet}
+MODELS: dict[str, type[Potential]] = {"DTNN": DTNN, "SchNet": SchNet}
 
-__all__ = ["MODELS", "Potential", "SchNet", "Structure", "load"]
+__all__ = ["DTNN", "MODELS", "Potential", "SchNet", "Structure", "load"]

@@ -39,9 +39,9 @@ class Potential(nn.Module):
         """What the model predicts, by name; ``"energy"`` ``[B]``, summed in float64, for most."""
         raise NotImplementedError(f"{type(self).__name__} does not define predict")
 
-    def neighbors(self, batch: AtomicBatch) -> NeighborList:
-        """The neighbor list that the model needs of a batch."""
-        return batch.neighbors(self.cutoff)
+    def neighbors(self, batch: AtomicBatch, skin: float = 0.0) -> NeighborList:
+        """The neighbor list that the model needs of a batch, reaching farther by a skin."""
+        return batch.neighbors(self.cutoff + skin)
 
     def forward(
         self,
@@ -148,11 +148,6 @@ class Potential(nn.Module):
                 "the batch is periodic but the neighbor list has no shifts: make the list with the "
                 "cell, or leave the cell out of the batch"
             )
-        if neighbors.cutoff is not None and neighbors.cutoff < self.cutoff:
-            raise ValueError(
-                f"the neighbor list's cutoff {neighbors.cutoff} is shorter than the model's "
-                f"{self.cutoff}: make it with neighbor_list(positions, {self.cutoff}, ...)"
-            )
         # A search would have refused these; on a GPU looking would wait for it.
         if batch.positions.is_cpu and not bool(batch.positions.isfinite().all()):
             atom = int((~batch.positions.isfinite()).any(1).nonzero()[0])
@@ -161,6 +156,15 @@ class Potential(nn.Module):
             )
         if not (batch.positions.is_cuda and torch.cuda.is_current_stream_capturing()):
             neighbors.check()  # a list that overflowed has no edges
+        self._check_reach(batch, neighbors)
+
+    def _check_reach(self, batch: AtomicBatch, neighbors: NeighborList) -> None:
+        """Refuses a list that lacks pairs which the model needs."""
+        if neighbors.cutoff is not None and neighbors.cutoff < self.cutoff:
+            raise ValueError(
+                f"the neighbor list's cutoff {neighbors.cutoff} is shorter than the model's "
+                f"{self.cutoff}: make it with neighbor_list(positions, {self.cutoff}, ...)"
+            )
 
     def save(self, path: str | Path) -> None:
         """Writes weights and configuration to one safetensors file, for :func:`load`."""

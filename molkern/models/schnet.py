@@ -16,6 +16,7 @@ from ..nn import (
     GaussianBasis,
     SchNetInteraction,
 )
+from .checks import check_sizes
 from .potential import Potential
 from .structure import Structure
 
@@ -97,7 +98,14 @@ class SchNet(Potential):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
         self.remember(**config)
-        _check_sizes(config)
+        check_sizes(
+            config,
+            "hidden_channels",
+            "num_filters",
+            "num_interactions",
+            "num_basis",
+            "num_elements",
+        )
         self.cutoff, self.num_elements = cutoff, num_elements
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         nn.init.normal_(self.embedding.weight, std=hidden_channels**-0.25)
@@ -170,18 +178,6 @@ class SchNet(Potential):
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"
-
-
-def _check_sizes(config: dict[str, Any]) -> None:
-    for name in ("hidden_channels", "num_filters", "num_interactions", "num_basis", "num_elements"):
-        if config[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {config[name]}")
-    energies, count = config["reference"], config["num_elements"]
-    if energies is not None and len(energies) < count:
-        raise ValueError(
-            f"reference has {len(energies)} energies, but num_elements is {count}: pass one for "
-            f"each atomic number (0 to {count - 1}), or a smaller num_elements"
-        )
 
 
 def _radial_basis(

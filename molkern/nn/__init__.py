@@ -2,6 +2,7 @@
 
 from .activations import ShiftedSoftplus
 from .basis import BesselBasis, CutoffFunction, ExponentialBasis, GaussianBasis
+from .dtnn import DTNNInteraction
 from .heads import AtomicReference, AtomwiseHead
 from .schnet import CFConv, FilterNetwork, SchNetInteraction
 
@@ -11,6 +12,7 @@ __all__ = [
     "BesselBasis",
     "CFConv",
     "CutoffFunction",
+    "DTNNInteraction",
     "ExponentialBasis",
     "FilterNetwork",
     "GaussianBasis",
