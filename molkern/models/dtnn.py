@@ -126,7 +126,8 @@ class DTNN(Potential):
         self.interaction = DTNNInteraction(hidden_channels, num_factors, zero_start=zero_start)
         self.head = AtomwiseHead(hidden_channels, head_hidden, activation_name="tanh")
         if zero_start:
-            nn.init.zeros_(self.head.layers[-1].weight)
+            last_layer: Any = self.head.layers[-1]
+            nn.init.zeros_(last_layer.weight)
         self.reference = AtomicReference(scale, mean, reference, trainable=trainable_reference)
 
     def neighbors(self, batch: AtomicBatch, skin: float = 0.0) -> NeighborList:

@@ -4,6 +4,7 @@ from .activations import ShiftedSoftplus
 from .basis import BesselBasis, CutoffFunction, ExponentialBasis, GaussianBasis
 from .dtnn import DTNNInteraction
 from .heads import AtomicReference, AtomwiseHead
+from .properties import DipoleMoment, ElectronicSpatialExtent
 from .schnet import CFConv, FilterNetwork, SchNetInteraction
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "CFConv",
     "CutoffFunction",
     "DTNNInteraction",
+    "DipoleMoment",
+    "ElectronicSpatialExtent",
     "ExponentialBasis",
     "FilterNetwork",
     "GaussianBasis",
