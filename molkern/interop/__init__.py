@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -13,8 +14,11 @@ from torch import nn
 
 from ..models import Potential
 from . import dtnn, schnet
+from .mlcg import from_mlcg_module
+from .modules import is_one_of, kind
+from .schnetpack import from_schnetpack_module
 
-__all__ = ["from_pyg", "load"]
+__all__ = ["from_mlcg", "from_pyg", "from_schnetpack", "load"]
 
 #: Recipes by a name that only that code's files have.
 RECIPES = schnet.RECIPES | dict.fromkeys(dtnn.SIGNATURES, dtnn.from_official_dtnn)
@@ -23,17 +27,75 @@ RECIPES = schnet.RECIPES | dict.fromkeys(dtnn.SIGNATURES, dtnn.from_official_dtn
 def from_pyg(module: nn.Module) -> Potential:
     """A model of PyTorch Geometric as molkern's, with its weights, type and device.
 
-    Converts ``torch_geometric.nn.SchNet``. The converted model sums over all neighbors within the
+    Converts ``torch_geometric.nn.SchNet``, with ``dipole=True`` too, where the centre of mass
+    follows from the module's own masses. The converted model sums over all neighbors within the
     cutoff: it does not truncate at ``max_num_neighbors``. Atomic references stay trainable.
 
     Raises:
         TypeError: a module of another class.
         ValueError: an option that has no counterpart, by name.
     """
-    kind = f"{type(module).__module__}.{type(module).__name__}"
-    if not (kind.startswith("torch_geometric.") and kind.endswith(".SchNet")):
-        raise TypeError(f"from_pyg converts torch_geometric.nn.SchNet, got {kind}")
-    return schnet.from_pyg_schnet(module).train(module.training)
+    if not is_one_of(module, "torch_geometric", "SchNet"):
+        raise TypeError(f"from_pyg converts torch_geometric.nn.SchNet, got {kind(module)}")
+    return _converted(schnet.from_pyg_schnet, module)
+
+
+def from_schnetpack(module: nn.Module) -> Potential:
+    """A model of SchNetPack 2 as molkern's, with its weights, type and device.
+
+    Converts ``schnetpack.model.NeuralNetworkPotential`` (or an ``AtomisticModel`` with the same
+    parts) of a ``SchNet`` representation with Gaussians and the cosine cutoff, one ``Atomwise``
+    that sums to an energy, ``Forces``, and the postprocessors ``AddOffsets`` and casts. Its type
+    and device are those of the embedding. Forces and stress are asked for when calling it; the
+    stress is per volume of the cell. A trained basis stays trainable, but molkern's widths are
+    ``1 / (2 σ²)``. Interactions that share their weights become copies, which training parts.
+
+    Raises:
+        TypeError: a module of another class, one derived from these too: it may compute something
+            else.
+        ValueError: a part that has no counterpart or is of another version, by name.
+    """
+    if not is_one_of(module, "schnetpack", "NeuralNetworkPotential", "AtomisticModel"):
+        raise TypeError(
+            "from_schnetpack converts schnetpack.model.NeuralNetworkPotential and AtomisticModel, "
+            f"got {kind(module)}"
+        )
+    return _converted(from_schnetpack_module, module)
+
+
+def from_mlcg(module: nn.Module) -> Potential:
+    """A coarse-grained SchNet of mlcg as molkern's, with its weights, type and device.
+
+    Converts ``mlcg.nn.StandardSchNet`` and ``SchNet``, also inside ``GradientsOut`` or
+    ``EnergyOut``. Prior terms are not part of it: of a ``SumOut``, give ``module.models["SchNet"]``
+    and add the others yourself. Numbers of atoms are mlcg's types. The converted model sums over
+    all neighbors within the cutoff: it does not truncate at ``max_num_neighbors``.
+
+    Raises:
+        TypeError: a module of another class, one derived from these too.
+        ValueError: a part that has no counterpart, by name.
+    """
+    inner: Any = module
+    while is_one_of(inner, "mlcg", "GradientsOut", "EnergyOut"):
+        inner = inner.model
+    if not is_one_of(inner, "mlcg", "SchNet", "StandardSchNet"):
+        hint = ""
+        if is_one_of(inner, "mlcg", "SumOut"):
+            hint = f"; its terms are {list(inner.models)}: give that of the network"
+        raise TypeError(
+            f"from_mlcg converts mlcg.nn.SchNet and StandardSchNet, got {kind(inner)}{hint}"
+        )
+    return _converted(from_mlcg_module, inner)
+
+
+def _converted(convert: Callable[[Any], Potential], module: nn.Module) -> Potential:
+    try:
+        model = convert(module)
+    except AttributeError as error:
+        raise ValueError(
+            f"this {kind(module)} is of a version that is not known here: {error}"
+        ) from error
+    return model.train(module.training)
 
 
 def load(path: str | Path) -> Potential:
