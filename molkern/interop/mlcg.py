@@ -64,12 +64,14 @@ def _block_options(blocks: Any, cutoff: float) -> dict[str, Any]:
         aggregations.add(str(block.conv.aggr))
     if len(filter_biases) > 1 or len(aggregations) > 1 or len(cutoffs) > 1:
         raise ValueError("the interaction blocks differ in bias, aggregation or cutoff function")
+    if not aggregations:
+        raise ValueError("a model without interaction blocks has no counterpart")
     aggregation, (upper, function) = aggregations.pop(), cutoffs.pop()
     if aggregation not in _AGGREGATIONS:
         raise ValueError(
             f"aggregation {aggregation!r} has no counterpart; converted are {list(_AGGREGATIONS)}"
         )
-    if upper != cutoff:
+    if upper != cutoff and function != "none":
         raise ValueError(f"the filters' cutoff {upper} is not that of the basis, {cutoff}")
     return {
         "activation": common_activation(activations),
