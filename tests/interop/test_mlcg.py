@@ -166,9 +166,7 @@ REFUSALS = {
         embedding_layer=torch.nn.Linear(2, 2)
     ),
     r"without interaction blocks": changed(interaction_blocks=torch.nn.Sequential()),
-    r"StandardSchNet is of a version that is not known here: .*betas": lambda: (
-        without_betas()
-    ),
+    r"StandardSchNet is of a version that is not known here: .*betas": lambda: without_betas(),
 }
 
 
