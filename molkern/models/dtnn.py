@@ -114,11 +114,15 @@ class DTNN(Potential):
         for name in ("cutoff", "width"):
             if not 0 < config[name] < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {config[name]}")
+        last = cutoff if last_center is None else last_center
+        if not -math.inf < first_center < last < math.inf:
+            raise ValueError(
+                f"centres must ascend from the first to the last, got {first_center} and {last}"
+            )
         self.cutoff, self.num_elements = cutoff, num_elements
         self.num_interactions = num_interactions
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         nn.init.normal_(self.embedding.weight, std=hidden_channels**-0.25)
-        last = cutoff if last_center is None else last_center
         self.basis = GaussianBasis(
             num_basis, last, start=first_center, coefficient=0.5 / width**2, cutoff_function="none"
         )
