@@ -13,10 +13,13 @@ import torch
 from torch import nn
 
 from ..models import Potential
-from . import dimenet, physnet, schnet
+from . import dimenet, dtnn, physnet, schnet
 from .entries import Entries
+from .mlcg import from_mlcg_module
+from .modules import is_one_of, kind
+from .schnetpack import from_schnetpack_module
 
-__all__ = ["from_asparagus", "from_pyg", "load"]
+__all__ = ["from_asparagus", "from_mlcg", "from_pyg", "from_schnetpack", "load"]
 
 #: Converters by the name of PyTorch Geometric's class.
 PYG_MODELS: dict[str, Callable[[Any], Potential]] = {
@@ -29,6 +32,7 @@ RECIPES: dict[str, Callable[[Any, Any], Potential]] = {
     **schnet.RECIPES,
     **physnet.RECIPES,
     **dimenet.RECIPES,
+    **dict.fromkeys(dtnn.SIGNATURES, dtnn.from_official_dtnn),
 }
 
 
@@ -37,19 +41,77 @@ def from_pyg(module: nn.Module) -> Potential:
 
     Converts SchNet, DimeNet and DimeNetPlusPlus of ``torch_geometric.nn``. The converted model sums
     over all neighbors within the cutoff: it does not truncate at ``max_num_neighbors``. SchNet's
-    atomic references stay trainable. DimeNet's angles are those of that package, and its spherical
-    basis is as it is rounded there.
+    atomic references stay trainable; with ``dipole=True`` the centre of mass follows from the
+    module's own masses. DimeNet's angles are those of that package, and its spherical basis is as
+    it is rounded there.
 
     Raises:
         TypeError: a module of another class.
         ValueError: an option that has no counterpart, by name.
     """
-    kind = f"{type(module).__module__}.{type(module).__name__}"
     for name, convert in PYG_MODELS.items():
-        if kind.startswith("torch_geometric.") and kind.endswith(f".{name}"):
-            return convert(module).train(module.training)
+        if is_one_of(module, "torch_geometric", name):
+            return _converted(convert, module)
     names = ", ".join(f"torch_geometric.nn.{name}" for name in PYG_MODELS)
-    raise TypeError(f"from_pyg converts {names}, got {kind}")
+    raise TypeError(f"from_pyg converts {names}, got {kind(module)}")
+
+
+def from_schnetpack(module: nn.Module) -> Potential:
+    """A model of SchNetPack 2 as molkern's, with its weights, type and device.
+
+    Converts ``schnetpack.model.NeuralNetworkPotential`` (or an ``AtomisticModel`` with the same
+    parts) of a ``SchNet`` representation with Gaussians and the cosine cutoff, one ``Atomwise``
+    that sums to an energy, ``Forces``, and the postprocessors ``AddOffsets`` and casts. Its type
+    and device are those of the embedding. Forces and stress are asked for when calling it; the
+    stress is per volume of the cell. A trained basis stays trainable, but molkern's widths are
+    ``1 / (2 σ²)``. Interactions that share their weights become copies, which training parts.
+
+    Raises:
+        TypeError: a module of another class, one derived from these too: it may compute something
+            else.
+        ValueError: a part that has no counterpart or is of another version, by name.
+    """
+    if not is_one_of(module, "schnetpack", "NeuralNetworkPotential", "AtomisticModel"):
+        raise TypeError(
+            "from_schnetpack converts schnetpack.model.NeuralNetworkPotential and AtomisticModel, "
+            f"got {kind(module)}"
+        )
+    return _converted(from_schnetpack_module, module)
+
+
+def from_mlcg(module: nn.Module) -> Potential:
+    """A coarse-grained SchNet of mlcg as molkern's, with its weights, type and device.
+
+    Converts ``mlcg.nn.StandardSchNet`` and ``SchNet``, also inside ``GradientsOut`` or
+    ``EnergyOut``. Prior terms are not part of it: of a ``SumOut``, give ``module.models["SchNet"]``
+    and add the others yourself. Numbers of atoms are mlcg's types. The converted model sums over
+    all neighbors within the cutoff: it does not truncate at ``max_num_neighbors``.
+
+    Raises:
+        TypeError: a module of another class, one derived from these too.
+        ValueError: a part that has no counterpart, by name.
+    """
+    inner: Any = module
+    while is_one_of(inner, "mlcg", "GradientsOut", "EnergyOut"):
+        inner = inner.model
+    if not is_one_of(inner, "mlcg", "SchNet", "StandardSchNet"):
+        hint = ""
+        if is_one_of(inner, "mlcg", "SumOut"):
+            hint = f"; its terms are {list(inner.models)}: give that of the network"
+        raise TypeError(
+            f"from_mlcg converts mlcg.nn.SchNet and StandardSchNet, got {kind(inner)}{hint}"
+        )
+    return _converted(from_mlcg_module, inner)
+
+
+def _converted(convert: Callable[[Any], Potential], module: nn.Module) -> Potential:
+    try:
+        model = convert(module)
+    except AttributeError as error:
+        raise ValueError(
+            f"this {kind(module)} is of a version that is not known here: {error}"
+        ) from error
+    return model.train(module.training)
 
 
 def from_asparagus(
@@ -84,9 +146,9 @@ def from_asparagus(
 def load(path: str | Path) -> Potential:
     """A model from an ``.npz`` of published variables, recognised by their names.
 
-    Knows the SchNet of the authors' 2018 code, of SchNetPack 2 and of mlcg, the PhysNet of the
-    authors' code and of Asparagus (with its configuration as ``meta_json``), and the authors'
-    DimeNet and DimeNet++, of any size; what the tensors do not tell is read from the entry
+    Knows the authors' DTNN, the SchNet of the authors' 2018 code, of SchNetPack 2 and of mlcg, the
+    PhysNet of the authors' code and of Asparagus (with its configuration as ``meta_json``), and the
+    authors' DimeNet and DimeNet++, of any size; what the tensors do not tell is read from the entry
     ``meta_json`` or ``hyper_json``. The model has the file's type and is in evaluation mode. An
     entry that has no place in the model is an error: it would be missing from the energies.
 

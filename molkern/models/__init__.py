@@ -1,6 +1,7 @@
 """Neural-network potentials assembled from molkern's layers."""
 
 from .dimenet import DimeNet, DimeNetPlusPlus
+from .dtnn import DTNN
 from .physnet import PhysNet
 from .potential import Potential, load
 from .schnet import SchNet
@@ -8,6 +9,7 @@ from .structure import Structure
 
 #: Models by the name that saved files carry.
 MODELS: dict[str, type[Potential]] = {
+    "DTNN": DTNN,
     "DimeNet": DimeNet,
     "DimeNetPlusPlus": DimeNetPlusPlus,
     "PhysNet": PhysNet,
@@ -15,6 +17,7 @@ MODELS: dict[str, type[Potential]] = {
 }
 
 __all__ = [
+    "DTNN",
     "MODELS",
     "DimeNet",
     "DimeNetPlusPlus",

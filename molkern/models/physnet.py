@@ -24,7 +24,7 @@ from ..nn.dispersion import BOHR, HARTREE, HARTREE_FOCK
 from ..nn.electrostatics import COULOMB_CONSTANT
 from ..nn.physnet import nonhierarchicality
 from .potential import Potential
-from .structure import Structure
+from .structure import Structure, largest_extent
 
 
 class PhysNet(Potential):
@@ -268,8 +268,7 @@ class PhysNet(Potential):
         if self.lr_cut is not None:
             return max(self.cutoff, self.lr_cut)
         self._refuse_periodic(batch)
-        extent = _extent(batch) * (1 + 1e-5)
-        return max(self.cutoff, extent) if math.isfinite(extent) else self.cutoff
+        return max(self.cutoff, largest_extent(batch))
 
     @property
     def _long_range(self) -> bool:
@@ -305,22 +304,6 @@ class PhysNet(Potential):
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"
-
-
-def _extent(batch: AtomicBatch) -> float:
-    """No two atoms of a system are farther apart: the diagonal of the largest bounding box."""
-    positions = batch.positions.detach()
-    if batch.num_atoms == 0:
-        return 0.0
-    if batch.batch is None:
-        sides = positions.amax(0) - positions.amin(0)
-    else:
-        rows = batch.batch.long().unsqueeze(1).expand(-1, 3)
-        empty = positions.new_zeros(batch.num_systems, 3)
-        high = empty.scatter_reduce(0, rows, positions, "amax", include_self=False)
-        low = empty.scatter_reduce(0, rows, positions, "amin", include_self=False)
-        sides = high - low
-    return float(sides.norm(dim=-1).max())
 
 
 def _plain(value: float | Sequence[float]) -> Any:

@@ -152,7 +152,6 @@ class Potential(nn.Module):
                 "the batch is periodic but the neighbor list has no shifts: make the list with the "
                 "cell, or leave the cell out of the batch"
             )
-        self._check_reach(batch, neighbors)
         # A search would have refused these; on a GPU looking would wait for it.
         if batch.positions.is_cpu and not bool(batch.positions.isfinite().all()):
             atom = int((~batch.positions.isfinite()).any(1).nonzero()[0])
@@ -161,10 +160,14 @@ class Potential(nn.Module):
             )
         if not (batch.positions.is_cuda and torch.cuda.is_current_stream_capturing()):
             neighbors.check()  # a list that overflowed has no edges
+        self._check_reach(batch, neighbors)
 
     def _check_reach(self, batch: AtomicBatch, neighbors: NeighborList) -> None:
         """Refuses a list that leaves out edges that the model needs."""
-        needed = self.list_cutoff(batch)
+        self._require_cutoff(neighbors, self.list_cutoff(batch))
+
+    @staticmethod
+    def _require_cutoff(neighbors: NeighborList, needed: float) -> None:
         if neighbors.cutoff is not None and neighbors.cutoff < needed:
             raise ValueError(
                 f"the neighbor list's cutoff {neighbors.cutoff} is shorter than the model's "

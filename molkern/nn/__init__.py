@@ -11,6 +11,7 @@ from .dimenet import (
     DimeNetResidual,
 )
 from .dispersion import D3Dispersion
+from .dtnn import DTNNInteraction
 from .electrostatics import ShieldedElectrostatics
 from .heads import AtomicReference, AtomwiseHead
 from .physnet import (
@@ -20,6 +21,7 @@ from .physnet import (
     PhysNetOutput,
     PreActivatedResidual,
 )
+from .properties import DipoleMoment, ElectronicSpatialExtent
 from .schnet import CFConv, FilterNetwork, SchNetInteraction
 from .spherical import SphericalRadialBasis, spherical_bessel_zeros
 
@@ -31,6 +33,7 @@ __all__ = [
     "ChargeCorrection",
     "CutoffFunction",
     "D3Dispersion",
+    "DTNNInteraction",
     "Dense",
     "DimeNetEmbedding",
     "DimeNetInteraction",
@@ -38,6 +41,8 @@ __all__ = [
     "DimeNetPlusPlusInteraction",
     "DimeNetPlusPlusOutput",
     "DimeNetResidual",
+    "DipoleMoment",
+    "ElectronicSpatialExtent",
     "ElementScaling",
     "ExponentialBasis",
     "FilterNetwork",
