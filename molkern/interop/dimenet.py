@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models import DimeNet, DimeNetPlusPlus, Potential
-from .entries import copy
+from .entries import copy, count
 
 #: Parts of molkern's names and what takes their place, in this order.
 PYG = {
