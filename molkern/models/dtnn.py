@@ -26,7 +26,7 @@ class DTNN(Potential):
     ``c_i ← c_i + Σ_{j≠i} tanh( W_fc ((W_cf c_j + b) ∘ f_ij) )``,
 
     and a dense head makes energies: ``E = Σ_i scale · ŷ_i + mean + E0[Z_i]``. Schütt et al.,
-    Nat. Commun. 8, 13890 (2017), eqs. 5 to 9. By default everything is as in the authors' code: 100
+    Nat. Commun. 8, 13890 (2017). By default everything is as in the authors' code: 100
     centres from 0 to 20 Å (the paper has them from −1 Å on by 0.2 Å: ``num_basis=106,
     first_center=-1.0``), σ = 0.2 Å, and ``W_fc`` and the head's last layer start at zero, so that
     a new model gives ``Σ_i mean + E0[Z_i]``.

@@ -1,4 +1,4 @@
-"""DTNN's layers: the projection of distances and the interaction."""
+"""DTNN's interaction."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from .activations import dense
 class DTNNInteraction(nn.Module):
     """DTNN's interaction: ``c_i + Σ_j tanh(W_fc ((W_cf c_j + b) ∘ f_ij))``.
 
-    Schütt et al., Nat. Commun. 8, 13890 (2017), eq. 6. There is no bias inside the tanh, so factors
+    Schütt et al., Nat. Commun. 8, 13890 (2017). There is no bias inside the tanh, so factors
     of zero are a message of zero. Sums follow the order of the edges: the same bits on every run.
     Memory for a step grows with E × (factors + hidden_channels).
 

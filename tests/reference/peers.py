@@ -8,9 +8,8 @@ import math
 from itertools import pairwise
 
 import torch
+from reference.schnet import atomic_energies, cosine
 from torch import nn
-
-from .schnet import atomic_energies, cosine
 
 
 def _named(module):
