@@ -229,7 +229,7 @@ def test_segment_expand_is_the_transpose(device):
         assert gradgradcheck(lambda v, p=last: segment_expand(v, p, 7).sin(), (argument,))
 
 
-@pytest.mark.parametrize("rows", [0, 5, 33_000, 200_000])
+@pytest.mark.parametrize("rows", [0, 5, 33_000])
 def test_one_value_for_many_rows_has_the_same_gradient_bits_for_every_number_of_threads(
     rows, threads
 ):

@@ -355,7 +355,8 @@ def test_saved_model_is_the_same(tmp_path, kind, dtype):
 
 
 def test_compiled_model_gives_the_same(crystal):
-    model = small(lr_cut=6.0).eval()
+    blocks = {f"num_residual_{name}": 1 for name in ("atomic", "interaction", "output")}
+    model = small(lr_cut=6.0, num_interactions=1, **blocks).eval()
     batch = crystal_batch(crystal)
     neighbors = model.neighbors(batch)
     out = model(batch, forces=True, neighbors=neighbors)
