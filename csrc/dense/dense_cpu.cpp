@@ -18,10 +18,7 @@ constexpr int64_t round_up(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
 }
 
-#ifndef MC
-#define MC 48
-#endif
-constexpr int64_t chunk_rows = MC;
+constexpr int64_t chunk_rows = 48;
 constexpr int64_t block_depth = 256;
 
 // The tile of one instruction set: sixteen vector registers hold 6 x 2 sums, two vectors of a panel
@@ -42,11 +39,12 @@ MOLKERN_INLINE V broadcast(Scalar<V> x) {
 }
 
 // Sums of a tile, [rows][columns], over `depth` values of k.
-//   a  the first row of the left factor, others `a_stride` numbers apart
+//   a  the first row of the left factor, others `a_stride` numbers apart; `ahead` asks for the
+//      rows of the next tile
 //   b  a panel [depth][columns]
 //   c  the tile in the output; sums start from it, or from `start` [columns] if that is not null
 template <typename Tile, int rows, int vectors, typename V = typename Tile::V>
-void multiply(const Scalar<V>* a, int64_t a_stride, const Scalar<V>* b, int64_t depth,
+void multiply(const Scalar<V>* a, int64_t a_stride, bool ahead, const Scalar<V>* b, int64_t depth,
               const Scalar<V>* start, Scalar<V>* c, int64_t c_stride, int64_t columns) {
   using T = Scalar<V>;
   constexpr int lanes = Tile::lanes;
@@ -70,7 +68,7 @@ void multiply(const Scalar<V>* a, int64_t a_stride, const Scalar<V>* b, int64_t 
         sum[r][v] = part;
       }
     }
-  for (int64_t k = 0; k < depth; ++k) {
+  const auto add = [&](int64_t k) __attribute__((always_inline)) {
     V panel[vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) panel[v] = load<V>(b + k * Tile::columns + v * lanes);
@@ -80,7 +78,16 @@ void multiply(const Scalar<V>* a, int64_t a_stride, const Scalar<V>* b, int64_t 
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) sum[r][v] += x * panel[v];
     }
+  };
+  constexpr int64_t line = 64 / sizeof(T);
+  int64_t k = 0;
+  for (; k + line <= depth; k += line) {
+    if (ahead)
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) __builtin_prefetch(row[r] + rows * a_stride + k);
+    for (int64_t i = k; i < k + line; ++i) add(i);
   }
+  for (; k < depth; ++k) add(k);
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
@@ -107,14 +114,14 @@ void multiply_rest(int64_t rows, Arguments... arguments) {
 }
 
 template <typename Tile, int vectors, typename T>
-void multiply_panel(int64_t rows, const T* a, int64_t a_stride, const T* b, int64_t depth,
-                    const T* start, T* c, int64_t c_stride, int64_t columns) {
+void multiply_panel(int64_t rows, const T* a, int64_t a_stride, bool ahead, const T* b,
+                    int64_t depth, const T* start, T* c, int64_t c_stride, int64_t columns) {
   int64_t r = 0;
   for (; r + Tile::rows <= rows; r += Tile::rows)
-    multiply<Tile, Tile::rows, vectors>(a + r * a_stride, a_stride, b, depth, start,
+    multiply<Tile, Tile::rows, vectors>(a + r * a_stride, a_stride, ahead, b, depth, start,
                                         c + r * c_stride, c_stride, columns);
-  multiply_rest<Tile, vectors, Tile::rows - 1>(rows - r, a + r * a_stride, a_stride, b, depth,
-                                               start, c + r * c_stride, c_stride, columns);
+  multiply_rest<Tile, vectors, Tile::rows - 1>(rows - r, a + r * a_stride, a_stride, false, b,
+                                               depth, start, c + r * c_stride, c_stride, columns);
 }
 
 // The right factor in panels, [N / columns][1 + K][columns]; the first row is the bias or zero.
@@ -156,8 +163,10 @@ class Panels {
   }
 
   // Rows of the output, from `rows` rows of the left factor at k = first ... first + count - 1.
-  void multiply(int64_t rows, const T* a, int64_t a_stride, int64_t first, int64_t count_k,
-                T* c) const {
+  // Looking ahead pays where rows lie side by side, and only for the first panel: the others find
+  // them in cache. Rows a multiple of a page apart would push each other out.
+  void multiply(int64_t rows, const T* a, int64_t a_stride, bool ahead, int64_t first,
+                int64_t count_k, T* c) const {
     for (int64_t p = 0; p < count(); ++p) {
       const T* panel = data_ + p * size();
       const T* b = panel + (1 + first) * Tile::columns;
@@ -165,9 +174,11 @@ class Panels {
       const int64_t columns = columns_ - p * Tile::columns;
       T* to = c + p * Tile::columns;
       if (columns > Tile::lanes)
-        multiply_panel<Tile, 2>(rows, a, a_stride, b, count_k, start, to, columns_, columns);
+        multiply_panel<Tile, 2>(rows, a, a_stride, ahead && p == 0, b, count_k, start, to, columns_,
+                                columns);
       else
-        multiply_panel<Tile, 1>(rows, a, a_stride, b, count_k, start, to, columns_, columns);
+        multiply_panel<Tile, 1>(rows, a, a_stride, ahead && p == 0, b, count_k, start, to, columns_,
+                                columns);
     }
   }
 
@@ -297,7 +308,8 @@ void dense_cpu(Activation activation, const T* x, const T* w, const T* bias, con
     for_chunks(shape.rows, Tile::rows, threads, [&](int64_t first, int64_t rows) {
       T* to = y + first * shape.columns;
       for_blocks(shape.depth, [&](int64_t k, int64_t count) {
-        panels.multiply(rows, x + first * shape.depth + k, shape.depth, k, count, to);
+        panels.multiply(rows, x + first * shape.depth + k, shape.depth, shape.depth <= block_depth,
+                        k, count, to);
       });
       const int64_t offset = first * shape.columns;
       finish<kind(), V>(to, slope ? slope + offset : nullptr,
@@ -327,7 +339,8 @@ void dense_input_grad_cpu(const T* g, const T* slope, const T* w, T* gx, T* work
         a = product;
         stride = count;
       }
-      panels.multiply(rows, a, stride, k, count, gx + first * shape.columns);
+      panels.multiply(rows, a, stride, !slope && shape.depth <= block_depth, k, count,
+                      gx + first * shape.columns);
     });
   });
 }

@@ -181,7 +181,7 @@ def test_accuracy_of_activations(activation, dtype):
                 exact, exact_slope = x - mpmath.log(2), 1
             bounds = 4 * eps * max(abs(exact), 0.5), 4 * eps * exact_slope
         else:
-            exact, exact_slope = mpmath.tanh(x), 1 - mpmath.tanh(x) ** 2
+            exact, exact_slope = mpmath.tanh(x), mpmath.sech(x) ** 2
             bounds = 4 * eps * abs(exact), 4 * eps * exact_slope
         # What would be denormal is zero.
         smallest = torch.finfo(dtype).tiny * 64
