@@ -99,21 +99,35 @@ struct IncomingEdges {
     first = first_edge;
     count = edges;
     padded = padded_to(edges, lanes);
-    const int64_t rows = sizes.orders * sizes.channels;
-    q.clear(sizes.orders * sizes.padded_channels * padded);
     for (int k = 0; k < 3; ++k)
       if (count < padded) u[k].set(padded - lanes, N{}), v[k].set(padded - lanes, N{});
     for (int64_t a = 0; a < count; ++a) {
-      const int64_t edge = first + a;
-      for (int64_t f = 0; f < sizes.features; ++f)
-        x.set_one(a * sizes.padded_features + f, in.x[edge * sizes.features + f]);
-      for (int64_t l = 0; l < sizes.orders; ++l)
-        for (int64_t p = 0; p < sizes.channels; ++p)
-          q.set_one(place(l, p) + a, in.q[edge * rows + l * sizes.channels + p]);
-      const EdgeDirection<Single<N>> d = edge_direction(in.v, edge);
+      const EdgeDirection<Single<N>> d = edge_direction(in.v, first + a);
       for (int k = 0; k < 3; ++k) u[k].set_one(a, d.u[k]), v[k].set_one(a, d.v[k]);
       inverse_length.set_one(a, d.inverse_length);
     }
+    fetch_features(in.x);
+    fetch_radial(in.q);
+  }
+
+  void fetch_features(Source<N> source) {
+    const int64_t features = sizes.features, row = sizes.padded_features;
+    const View<N> to = x.view();
+    for (int64_t a = 0; a < count; ++a)
+      for (int64_t f = 0; f < row; f += lanes)
+        to.set(a * row + f, source.get((first + a) * features + f, features - f));
+  }
+
+  // Transposed, so that lanes run over the edges.
+  void fetch_radial(Source<N> source) {
+    const int64_t channels = sizes.channels, rows = sizes.orders * channels, edges = count;
+    const View<N> to = q.view();
+    to.clear(sizes.orders * sizes.padded_channels * padded);
+    for (int64_t l = 0; l < sizes.orders; ++l)
+      for (int64_t p = 0; p < channels; ++p) {
+        const int64_t row = place(l, p), from = first * rows + l * channels + p;
+        for (int64_t a = 0; a < edges; ++a) to.set_one(row + a, source[from + a * rows]);
+      }
   }
 
   int64_t place(int64_t l, int64_t p) const { return (l * sizes.padded_channels + p) * padded; }

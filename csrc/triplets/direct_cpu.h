@@ -54,10 +54,11 @@ class DirectTriplets {
   }
 
   void begin_gradient() {
-    for (int64_t f = 0; f < sizes_.features && in_.padded > 0; ++f) {
-      transposed_.set((f + 1) * in_.padded - lanes, N{});
-      for (int64_t a = 0; a < in_.count; ++a)
-        transposed_.set_one(f * in_.padded + a, in_.x.one(a * sizes_.padded_features + f));
+    const int64_t padded = in_.padded, row = sizes_.padded_features, count = in_.count;
+    const View<N> from = in_.x.view(), to = transposed_.view();
+    for (int64_t f = 0; f < sizes_.features && count > 0; ++f) {
+      to.set((f + 1) * padded - lanes, N{});
+      for (int64_t a = 0; a < count; ++a) to.set_one(f * padded + a, from.one(a * row + f));
     }
   }
 
@@ -90,19 +91,21 @@ class DirectTriplets {
 
  private:
   // A of `lanes` incoming edges.
-  MOLKERN_INLINE void coefficients(int64_t a) {
-    for (int64_t p = 0; p < sizes_.padded_channels; p += tile) {
+  MOLKERN_INLINE void coefficients(int64_t a) const {
+    const View<N> q = in_.q.view(), polynomials = p_.view(), to = a_.view();
+    const int64_t padded = in_.padded, channels = sizes_.padded_channels, orders = sizes_.orders;
+    for (int64_t p = 0; p < channels; p += tile) {
       N sum[tile] = {};
-      for (int64_t l = 0; l < sizes_.orders; ++l) {
-        const N polynomial = p_.get(l * in_.padded + a);
-        for (int64_t t = 0; t < tile; ++t)
-          sum[t] += in_.q.get(in_.place(l, p + t) + a) * polynomial;
+      for (int64_t l = 0; l < orders; ++l) {
+        const N polynomial = polynomials.get(l * padded + a);
+        const int64_t place = (l * channels + p) * padded + a;
+        for (int64_t t = 0; t < tile; ++t) sum[t] += q.get(place + t * padded) * polynomial;
       }
-      for (int64_t t = 0; t < tile; ++t) a_.set((p + t) * in_.padded + a, sum[t]);
+      for (int64_t t = 0; t < tile; ++t) to.set((p + t) * padded + a, sum[t]);
     }
   }
 
-  MOLKERN_INLINE void exclude(Planes<N>& coefficients, int64_t a) {
+  MOLKERN_INLINE void exclude(const Planes<N>& coefficients, int64_t a) const {
     if (a < 0) return;
     for (int64_t p = 0; p < sizes_.padded_channels; ++p)
       coefficients.set_one(p * in_.padded + a, Single<N>{});
@@ -110,12 +113,14 @@ class DirectTriplets {
 
   // Sums over the incoming edges for a tile of channels and `wide` vectors of features.
   template <int wide>
-  MOLKERN_INLINE void sum_tile(int64_t p, int64_t f, N (&sum)[tile][wide]) {
-    for (int64_t a = 0; a < in_.count; ++a) {
+  MOLKERN_INLINE void sum_tile(int64_t p, int64_t f, N (&sum)[tile][wide]) const {
+    const int64_t padded = in_.padded, features = sizes_.padded_features, count = in_.count;
+    const View<N> messages = in_.x.view(), factors = a_.view();
+    for (int64_t a = 0; a < count; ++a) {
       N x[wide];
-      for (int k = 0; k < wide; ++k) x[k] = in_.x.get(a * sizes_.padded_features + f + k * lanes);
+      for (int k = 0; k < wide; ++k) x[k] = messages.get(a * features + f + k * lanes);
       for (int64_t t = 0; t < tile; ++t) {
-        const N factor = a_.everywhere((p + t) * in_.padded + a);
+        const N factor = factors.everywhere((p + t) * padded + a);
         for (int k = 0; k < wide; ++k) sum[t][k] += factor * x[k];
       }
     }
@@ -161,35 +166,35 @@ class DirectTriplets {
 
   // g of one outgoing edge for every channel, times the weights if there are any.
   void read_cotangent(const T* g) {
+    const int64_t features = sizes_.features, padded = sizes_.padded_features;
+    const View<N> weights = w_.view(), to = g_.view();
     for (int64_t p = 0; p < sizes_.channels; ++p)
-      for (int64_t f = 0; f < sizes_.padded_features; f += lanes) {
-        const T* row = form_.weighted ? g : g + p * sizes_.features;
-        V cotangent{};
-        if (f + lanes <= sizes_.features)
-          cotangent = load<V>(row + f);
-        else
-          __builtin_memcpy(&cotangent, row + f, (sizes_.features - f) * sizeof(T));
-        const int64_t place = p * sizes_.padded_features + f;
-        g_.set(place, (form_.weighted ? w_.get(place) : constant<N>(1)) * cotangent);
+      for (int64_t f = 0; f < padded; f += lanes) {
+        const T* row = form_.weighted ? g : g + p * features;
+        const V cotangent = load_some<V>(row + f, features - f);
+        const int64_t place = p * padded + f;
+        to.set(place, (form_.weighted ? weights.get(place) : constant<N>(1)) * cotangent);
       }
   }
 
   // G[p, a] = sum over f of g[p, f] x[a, f]
   template <int wide>
-  MOLKERN_INLINE void products_of(int64_t a) {
-    for (int64_t p = 0; p < sizes_.padded_channels; p += tile) {
+  MOLKERN_INLINE void products_of(int64_t a) const {
+    const int64_t padded = in_.padded, row = sizes_.padded_features, features = sizes_.features;
+    const int64_t channels = sizes_.padded_channels;
+    const View<N> messages = transposed_.view(), cotangents = g_.view(), to = product_.view();
+    for (int64_t p = 0; p < channels; p += tile) {
       N sum[tile][wide] = {};
-      for (int64_t f = 0; f < sizes_.features; ++f) {
+      for (int64_t f = 0; f < features; ++f) {
         N x[wide];
-        for (int k = 0; k < wide; ++k) x[k] = transposed_.get(f * in_.padded + a + k * lanes);
+        for (int k = 0; k < wide; ++k) x[k] = messages.get(f * padded + a + k * lanes);
         for (int64_t t = 0; t < tile; ++t) {
-          const N factor = g_.everywhere((p + t) * sizes_.padded_features + f);
+          const N factor = cotangents.everywhere((p + t) * row + f);
           for (int k = 0; k < wide; ++k) sum[t][k] += factor * x[k];
         }
       }
       for (int64_t t = 0; t < tile; ++t)
-        for (int k = 0; k < wide; ++k)
-          product_.set((p + t) * in_.padded + a + k * lanes, sum[t][k]);
+        for (int k = 0; k < wide; ++k) to.set((p + t) * padded + a + k * lanes, sum[t][k]);
     }
   }
 
@@ -200,38 +205,44 @@ class DirectTriplets {
   }
 
   // The derivative by the cosines of `lanes` incoming edges; adds that by q.
-  MOLKERN_INLINE N through_radial(int64_t a, Planes<V>& gq) {
+  MOLKERN_INLINE N through_radial(int64_t a, View<V> gq) const {
+    const int64_t padded = in_.padded, channels = sizes_.channels, orders = sizes_.orders;
+    const int64_t rows = sizes_.padded_channels;
+    const View<N> q = in_.q.view(), products = product_.view();
+    const View<N> polynomials = p_.view(), slopes = slope_.view();
     N by_cosine{};
-    for (int64_t l = 0; l < sizes_.orders; ++l) {
-      const N polynomial = p_.get(l * in_.padded + a), slope = slope_.get(l * in_.padded + a);
+    for (int64_t l = 0; l < orders; ++l) {
+      const N polynomial = polynomials.get(l * padded + a);
       N sum{};
-      for (int64_t p = 0; p < sizes_.channels; ++p) {
-        const int64_t place = in_.place(l, p) + a;
-        const N product = product_.get(p * in_.padded + a);
-        sum += in_.q.get(place) * product;
+      for (int64_t p = 0; p < channels; ++p) {
+        const int64_t place = (l * rows + p) * padded + a;
+        const N product = products.get(p * padded + a);
+        sum += q.get(place) * product;
         gq.set(place, gq.get(place) + result_of(N(polynomial * product)));
       }
-      by_cosine += slope * sum;
+      by_cosine += slopes.get(l * padded + a) * sum;
     }
     return by_cosine;
   }
 
   // gx[a, f] += sum over p of A[p, a] g[p, f]
   template <int channels>
-  MOLKERN_INLINE void add_channels(int64_t p, Planes<V>& gx) {
-    for (int64_t f = 0; f < sizes_.padded_features; f += lanes) {
+  MOLKERN_INLINE void add_channels(int64_t p, View<V> gx) const {
+    const int64_t padded = in_.padded, features = sizes_.padded_features, count = in_.count;
+    const View<N> factors = a_.view(), cotangents = g_.view();
+    for (int64_t f = 0; f < features; f += lanes) {
       N g[channels];
-      for (int t = 0; t < channels; ++t) g[t] = g_.get((p + t) * sizes_.padded_features + f);
-      for (int64_t a = 0; a < in_.count; ++a) {
+      for (int t = 0; t < channels; ++t) g[t] = cotangents.get((p + t) * features + f);
+      for (int64_t a = 0; a < count; ++a) {
         N sum{};
-        for (int t = 0; t < channels; ++t) sum += a_.everywhere((p + t) * in_.padded + a) * g[t];
-        const int64_t place = a * sizes_.padded_features + f;
+        for (int t = 0; t < channels; ++t) sum += factors.everywhere((p + t) * padded + a) * g[t];
+        const int64_t place = a * features + f;
         gx.set(place, gx.get(place) + result_of(sum));
       }
     }
   }
 
-  void add_to_features(Planes<V>& gx) {
+  void add_to_features(View<V> gx) {
     int64_t p = 0;
     for (; p + 2 * tile <= sizes_.padded_channels; p += 2 * tile) add_channels<2 * tile>(p, gx);
     for (; p < sizes_.padded_channels; p += tile) add_channels<tile>(p, gx);
@@ -239,8 +250,7 @@ class DirectTriplets {
 
   void add_to_weights(const T* g, Planes<V>& gw) {
     rows([&](int64_t p, int64_t f, N sum) {
-      V cotangent{};
-      __builtin_memcpy(&cotangent, g + f, std::min(lanes, sizes_.features - f) * sizeof(T));
+      const V cotangent = load_some<V>(g + f, sizes_.features - f);
       const int64_t place = p * sizes_.padded_features + f;
       gw.set(place, gw.get(place) + cotangent * V(result_of(sum)));
     });

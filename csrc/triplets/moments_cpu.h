@@ -258,9 +258,7 @@ class TripletMoments {
     for (int64_t b = 0; b < out.count; ++b) {
       const T* row = g + row_of(out.edges[b], pass);
       for (int64_t f = 0; f < sizes_.padded_features; f += lanes) {
-        V cotangent{};
-        __builtin_memcpy(&cotangent, row + f, std::min(lanes, sizes_.features - f) * sizeof(T));
-        g_.set(b * sizes_.padded_features + f, cotangent);
+        g_.set(b * sizes_.padded_features + f, load_some<V>(row + f, sizes_.features - f));
       }
     }
   }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..models import DimeNet, DimeNetPlusPlus, Potential
-from .schnet import _copy, _count
+from .entries import copy, count
 
 #: Parts of molkern's names and what takes their place, in this order.
 PYG = {
@@ -69,7 +69,7 @@ def fill(
         theirs = their_name(name)
         value = source[theirs]
         matrix = name.endswith(".weight") and not name.endswith("emb.weight")
-        _copy(parameter, value.T if transposed and matrix else value, theirs)
+        copy(parameter, value.T if transposed and matrix else value, theirs)
     return model
 
 
@@ -82,8 +82,8 @@ def _sizes(
         found = tuple(source[their_name(name)].shape)
         return found[::-1] if transposed and not name.endswith("emb.weight") else found
 
-    def count(pattern: str) -> int:
-        return _count(source, their_name(pattern))
+    def number(pattern: str) -> int:
+        return count(source, their_name(pattern))
 
     elements, hidden = shape("embedding.emb.weight")
     (functions,) = shape("basis.frequencies")
@@ -92,10 +92,10 @@ def _sizes(
         "num_elements": elements,
         "num_radial": functions,
         "num_targets": shape("outputs.0.lin.weight")[0],
-        "num_blocks": count("interactions.{i}.lin.weight"),
-        "num_before_skip": count("interactions.0.layers_before_skip.{i}.lin1.weight"),
-        "num_after_skip": count("interactions.0.layers_after_skip.{i}.lin1.weight"),
-        "num_output_layers": count("outputs.0.lins.{i}.weight"),
+        "num_blocks": number("interactions.{i}.lin.weight"),
+        "num_before_skip": number("interactions.0.layers_before_skip.{i}.lin1.weight"),
+        "num_after_skip": number("interactions.0.layers_after_skip.{i}.lin1.weight"),
+        "num_output_layers": number("outputs.0.lins.{i}.weight"),
     }
     if their_name("interactions.0.bilinear") in source:
         bilinear, of_sphere = shape("interactions.0.lin_sbf.weight")

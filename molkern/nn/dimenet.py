@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
-from ..ops._standins import Dense
 from ..ops.triplets import ANGLES
+from .activations import Dense
 from .activations import activation as activation_layer
 
 OUTPUT_INITS = ("zeros", "glorot_orthogonal")

@@ -1,9 +1,10 @@
 """Operations: typed functions over the compiled kernels, with their derivatives."""
 
-from ._standins import dense
-from .cfconv import cfconv, segment_sum
+from .cfconv import cfconv, segment_expand, segment_sum
+from .dense import dense
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis
+from .spherical import spherical_radial
 from .triplets import triplet_sum
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "gather_receivers",
     "gather_senders",
     "radial_basis",
+    "segment_expand",
     "segment_sum",
+    "spherical_radial",
     "sum_edges",
     "triplet_sum",
 ]
