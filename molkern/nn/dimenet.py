@@ -323,7 +323,7 @@ class _Output(nn.Module):
             nn.init.zeros_(self.lin.weight)
 
     def forward(self, messages: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
-        x = self._widen(ops.sum_edges(self.lin_rbf(basis) * messages, graph))
+        x = self._widen(ops.sum_edges(messages, graph, factors=self.lin_rbf(basis)))
         for layer in self.lins:
             x = layer(x)
         return self.lin(x)
