@@ -64,8 +64,12 @@ def gradient_wanted(ctx: Any, argument: int) -> bool:
     nodes = [node for node, _ in ctx.next_functions if node is not None]
     if len(nodes) != sum(needs):
         return True
+    node = nodes[sum(needs[:argument])]
+    leaf = getattr(node, "variable", None)
+    if leaf is not None and not isinstance(leaf, torch.nn.Parameter):
+        return True  # asking would raise an error if it is wanted, which takes long
     try:
-        return torch._C._will_engine_execute_node(nodes[sum(needs[:argument])])
+        return torch._C._will_engine_execute_node(node)
     except (AttributeError, RuntimeError):  # RuntimeError: a leaf whose gradient is asked for
         return True
 

@@ -118,7 +118,8 @@ def _dense_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _dense_backward(ctx: Any, g: Tensor | None, gs: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, bias, slope = ctx.saved_tensors
-    need_x, need_weight, need_bias, need_residual = (gradient_wanted(ctx, k) for k in range(4))
+    need_x, need_weight = gradient_wanted(ctx, 0), gradient_wanted(ctx, 1)
+    need_bias = ctx.needs_input_grad[2] and (need_weight or gradient_wanted(ctx, 2))
     gx = gw = gb = None
     if not ctx.has_slope:
         gs = None
@@ -140,7 +141,7 @@ def _dense_backward(ctx: Any, g: Tensor | None, gs: Tensor | None) -> tuple[Tens
             gx = operators.dense_input_grad(gz, slope, weight) if need_x else None
             gw = gz.t() @ x if need_weight else None
             gb = gz.sum(0) if need_bias else None
-    return gx, gw, gb, g if need_residual else None, None, None
+    return gx, gw, gb, g if ctx.needs_input_grad[3] else None, None, None
 
 
 def _input_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -144,7 +144,8 @@ class Products(torch.utils._python_dispatch.TorchDispatchMode):
 def test_no_gradient_of_parameters_that_nobody_wants():
     """Forces of a model whose parameters could be trained: one product for each layer."""
     x, weight, bias, _ = inputs(9, 5, 6)
-    y = dense(x, weight, bias, activation="silu")
+    weight, bias = torch.nn.Parameter(weight.detach()), torch.nn.Parameter(bias.detach())
+    y = dense(2 * x, weight, bias, activation="silu")
     with Products() as products:
         torch.autograd.grad(y.sum(), x, retain_graph=True)
     assert products.names == ["molkern::dense_input_grad"]
