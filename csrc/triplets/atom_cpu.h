@@ -123,11 +123,12 @@ struct IncomingEdges {
     const int64_t channels = sizes.channels, rows = sizes.orders * channels, edges = count;
     const View<N> to = q.view();
     to.clear(sizes.orders * sizes.padded_channels * padded);
-    for (int64_t l = 0; l < sizes.orders; ++l)
-      for (int64_t p = 0; p < channels; ++p) {
-        const int64_t row = place(l, p), from = first * rows + l * channels + p;
-        for (int64_t a = 0; a < edges; ++a) to.set_one(row + a, source[from + a * rows]);
-      }
+    const int64_t step = padded, skipped = (sizes.padded_channels - channels) * padded;
+    for (int64_t a = 0; a < edges; ++a) {
+      int64_t from = (first + a) * rows, row = a;
+      for (int64_t l = 0; l < sizes.orders; ++l, row += skipped)
+        for (int64_t p = 0; p < channels; ++p, row += step) to.set_one(row, source[from++]);
+    }
   }
 
   int64_t place(int64_t l, int64_t p) const { return (l * sizes.padded_channels + p) * padded; }

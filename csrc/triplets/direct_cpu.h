@@ -165,15 +165,16 @@ class DirectTriplets {
   }
 
   // g of one outgoing edge for every channel, times the weights if there are any.
-  void read_cotangent(const T* g) {
+  void read_cotangent(const T* g) const {
     const int64_t features = sizes_.features, padded = sizes_.padded_features;
+    const int64_t channels = sizes_.channels, step = form_.weighted ? 0 : features;
+    const bool weighted = form_.weighted;
     const View<N> weights = w_.view(), to = g_.view();
-    for (int64_t p = 0; p < sizes_.channels; ++p)
-      for (int64_t f = 0; f < padded; f += lanes) {
-        const T* row = form_.weighted ? g : g + p * features;
-        const V cotangent = load_some<V>(row + f, features - f);
+    for (int64_t f = 0; f < padded; f += lanes)
+      for (int64_t p = 0; p < channels; ++p) {
+        const V cotangent = load_some<V>(g + p * step + f, features - f);
         const int64_t place = p * padded + f;
-        to.set(place, (form_.weighted ? weights.get(place) : constant<N>(1)) * cotangent);
+        to.set(place, (weighted ? weights.get(place) : constant<N>(1)) * cotangent);
       }
   }
 
@@ -226,26 +227,31 @@ class DirectTriplets {
   }
 
   // gx[a, f] += sum over p of A[p, a] g[p, f]
-  template <int channels>
-  MOLKERN_INLINE void add_channels(int64_t p, View<V> gx) const {
+  template <int wide>
+  MOLKERN_INLINE void add_channels(int64_t p, int64_t f, View<V> gx) const {
     const int64_t padded = in_.padded, features = sizes_.padded_features, count = in_.count;
     const View<N> factors = a_.view(), cotangents = g_.view();
-    for (int64_t f = 0; f < features; f += lanes) {
-      N g[channels];
-      for (int t = 0; t < channels; ++t) g[t] = cotangents.get((p + t) * features + f);
-      for (int64_t a = 0; a < count; ++a) {
-        N sum{};
-        for (int t = 0; t < channels; ++t) sum += factors.everywhere((p + t) * padded + a) * g[t];
-        const int64_t place = a * features + f;
-        gx.set(place, gx.get(place) + result_of(sum));
+    N g[tile][wide];
+    for (int64_t t = 0; t < tile; ++t)
+      for (int k = 0; k < wide; ++k) g[t][k] = cotangents.get((p + t) * features + f + k * lanes);
+    for (int64_t a = 0; a < count; ++a) {
+      N sum[wide] = {};
+      for (int64_t t = 0; t < tile; ++t) {
+        const N factor = factors.everywhere((p + t) * padded + a);
+        for (int k = 0; k < wide; ++k) sum[k] += factor * g[t][k];
       }
+      const int64_t place = a * features + f;
+      for (int k = 0; k < wide; ++k)
+        gx.set(place + k * lanes, gx.get(place + k * lanes) + result_of(sum[k]));
     }
   }
 
-  void add_to_features(View<V> gx) {
-    int64_t p = 0;
-    for (; p + 2 * tile <= sizes_.padded_channels; p += 2 * tile) add_channels<2 * tile>(p, gx);
-    for (; p < sizes_.padded_channels; p += tile) add_channels<tile>(p, gx);
+  void add_to_features(View<V> gx) const {
+    for (int64_t p = 0; p < sizes_.padded_channels; p += tile) {
+      int64_t f = 0;
+      for (; f + 2 * lanes <= sizes_.padded_features; f += 2 * lanes) add_channels<2>(p, f, gx);
+      for (; f < sizes_.padded_features; f += lanes) add_channels<1>(p, f, gx);
+    }
   }
 
   void add_to_weights(const T* g, Planes<V>& gw) {

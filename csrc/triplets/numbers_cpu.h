@@ -157,15 +157,30 @@ class Planes : public View<N> {
   View<N> view() const { return *this; }
 };
 
+// (2 l + 1) / (l + 1) and l / (l + 1), the factors of the recursion, for every order there may be.
+template <typename T>
+struct LegendreFactors {
+  static constexpr int most_orders = 16;
+  T up[most_orders], back[most_orders];
+  constexpr LegendreFactors() : up(), back() {
+    for (int l = 0; l < most_orders; ++l) {
+      up[l] = T(2 * l + 1) / T(l + 1);
+      back[l] = T(l) / T(l + 1);
+    }
+  }
+};
+template <typename T>
+constexpr LegendreFactors<T> legendre_factors{};
+
 // Legendre polynomials P_0(c) ... P_{orders - 1}(c), to give(l, P_l).
 template <typename N, typename Give>
 MOLKERN_INLINE void legendre(N c, int orders, Give&& give) {
-  using T = Scalar<ValueOf<N>>;
+  using V = ValueOf<N>;
+  const auto& factors = legendre_factors<Scalar<V>>;
   N before = constant<N>(0), now = constant<N>(1);
   for (int l = 0; l < orders; ++l) {
     give(l, now);
-    const N next = (c * now) * splat<ValueOf<N>>(T(2 * l + 1) / T(l + 1)) -
-                   before * splat<ValueOf<N>>(T(l) / T(l + 1));
+    const N next = (c * now) * splat<V>(factors.up[l]) - before * splat<V>(factors.back[l]);
     before = now;
     now = next;
   }
