@@ -7,6 +7,7 @@
 #include "triplets/triplets.h"
 
 namespace molkern {
+namespace {  // every instruction set has its own
 
 // The arguments of a kernel in numbers N.
 template <typename N>
@@ -240,4 +241,5 @@ struct Angle {
   }
 };
 
+}  // namespace
 }  // namespace molkern

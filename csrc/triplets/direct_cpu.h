@@ -4,6 +4,7 @@
 #include "triplets/atom_cpu.h"
 
 namespace molkern {
+namespace {  // every instruction set has its own
 
 template <typename N>
 class DirectTriplets {
@@ -263,4 +264,5 @@ class DirectTriplets {
   }
 };
 
+}  // namespace
 }  // namespace molkern

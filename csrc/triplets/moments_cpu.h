@@ -13,6 +13,7 @@
 #include "triplets/harmonics.h"
 
 namespace molkern {
+namespace {  // every instruction set has its own
 
 // The outgoing edges of an atom.
 template <typename N>
@@ -440,4 +441,5 @@ class TripletMoments {
   }
 };
 
+}  // namespace
 }  // namespace molkern

@@ -8,6 +8,7 @@
 #include "common/dual.h"
 
 namespace molkern {
+namespace {  // every instruction set has its own
 
 template <typename N>
 struct SingleOf {
@@ -201,4 +202,5 @@ MOLKERN_INLINE void legendre_slopes(N c, int orders, Give&& give) {
   });
 }
 
+}  // namespace
 }  // namespace molkern

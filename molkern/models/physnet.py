@@ -24,6 +24,7 @@ from ..nn.dispersion import BOHR, HARTREE, HARTREE_FOCK
 from ..nn.electrostatics import COULOMB_CONSTANT
 from ..nn.physnet import nonhierarchicality
 from .potential import Potential
+from .readout import Readout
 from .structure import Structure, largest_extent
 
 
@@ -46,6 +47,11 @@ class PhysNet(Potential):
       0.01 there. It is not part of the energy.
 
     All but the penalty are float64, also in a model of float32.
+
+    With another ``prediction`` the charges serve it alone, and nothing has long-range energies:
+    ``"dipole_moment"`` predicts ``{"dipole_moment": [B], "dipole": [B, 3]}`` about the centre of
+    mass, of charges that add up to the total charge, and ``"electronic_spatial_extent"`` that of
+    numbers per atom that are not corrected; both beside the charges and the penalty.
 
     Without ``lr_cut`` electrostatics and dispersion sum over all pairs of atoms; periodic systems
     need one. With the default arguments the model is that of the published code, but that
@@ -81,10 +87,11 @@ class PhysNet(Potential):
         energy_scale, energy_shift, charge_scale, charge_shift: what scales and shifts start from, a
             number or one for each atomic number, ``num_elements`` of them.
         coulomb_constant, bohr, hartree: in the units of energy and length.
+        prediction: ``"energy"``, ``"dipole_moment"`` or ``"electronic_spatial_extent"``.
 
     Raises:
         ValueError: a size out of range, a cutoff that is not positive and finite, scales or shifts
-            of another length, or an unknown basis, cutoff function or activation.
+            of another length, or an unknown basis, cutoff function, activation or prediction.
         ImportError: dispersion without the package tad-dftd3.
 
     >>> import torch, molkern
@@ -133,6 +140,7 @@ class PhysNet(Potential):
         coulomb_constant: float = COULOMB_CONSTANT,
         bohr: float = BOHR,
         hartree: float = HARTREE,
+        prediction: str = "energy",
     ):
         cutoff = float(cutoff)
         lr_cut = None if lr_cut is None else float(lr_cut)
@@ -171,15 +179,17 @@ class PhysNet(Potential):
         self.scaling = ElementScaling(num_elements)
         self._set_scaling((energy_scale, charge_scale), (energy_shift, charge_shift))
         self.charge_correction = ChargeCorrection()
+        self.readout = Readout(prediction)
+        self.differentiated = prediction
         self.electrostatics = self.dispersion = None
-        if use_electrostatics:
+        if use_electrostatics and prediction == "energy":
             self.electrostatics = ShieldedElectrostatics(
                 cutoff / 2 if switch_range is None else switch_range,
                 lr_cut,
                 coulomb_constant=coulomb_constant,
                 shift_shielded=shift_shielded,
             )
-        if use_dispersion:
+        if use_dispersion and prediction == "energy":
             self.dispersion = D3Dispersion(
                 lr_cut,
                 switch_start=dispersion_switch,
@@ -239,7 +249,12 @@ class PhysNet(Potential):
         self, structure: Structure, *, total_charge: Tensor | float = 0.0
     ) -> dict[str, Tensor]:
         energies, charges, penalty = self.atomic_properties(structure)
+        if self.readout.prediction == "electronic_spatial_extent":
+            extent = self.readout(charges, structure)
+            return {**extent, "charges": charges, "nonhierarchicality": penalty}
         charges = self.charge_correction(charges, total_charge, structure.batch.system_ptr)
+        if self.readout.prediction == "dipole_moment":
+            return {**self.readout(charges, structure), "nonhierarchicality": penalty}
         if self._long_range:
             distances = structure.distances()
             if self.electrostatics is not None:

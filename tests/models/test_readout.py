@@ -5,7 +5,7 @@ import torch
 from reference.properties import dipoles_and_extents
 
 from molkern import AtomicBatch
-from molkern.models import SchNet, load
+from molkern.models import PhysNet, SchNet, load
 from molkern.models.readout import Readout
 
 OTHERS = ["dipole_moment", "electronic_spatial_extent"]
@@ -109,3 +109,38 @@ def test_numbers_without_a_mass():
         ValueError, match="atom 1 has number 120, but there are masses for 0 to 118"
     ):
         model(batch)
+
+
+def physnet(prediction):
+    model = PhysNet(8, 6, 2, cutoff=3.5, charge_shift=0.3, prediction=prediction).double().eval()
+    with torch.no_grad():  # the last layers start at zero
+        for output in model.outputs:
+            torch.nn.init.normal_(output.lin.weight)
+    return model
+
+
+def test_physnet_predicts_properties_of_its_charges():
+    batch = molecules()
+    out = physnet("dipole_moment")(batch, total_charge=torch.tensor([1.0, -1.0]))
+    assert set(out) == {"dipole_moment", "dipole", "charges", "nonhierarchicality"}
+    sums = torch.zeros(2, dtype=torch.float64).index_add(0, batch.batch, out["charges"])
+    torch.testing.assert_close(sums, torch.tensor([1.0, -1.0], dtype=torch.float64))
+    dipoles, _ = dipoles_and_extents(out["charges"], batch)
+    torch.testing.assert_close(out["dipole"], dipoles)
+    torch.testing.assert_close(out["dipole_moment"], dipoles.norm(dim=1))
+    out = physnet("electronic_spatial_extent")(batch)
+    assert set(out) == {"electronic_spatial_extent", "charges", "nonhierarchicality"}
+    _, extents = dipoles_and_extents(out["charges"], batch)
+    torch.testing.assert_close(out["electronic_spatial_extent"], extents)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_gradients_and_files_of_physnet(name, tmp_path):
+    model, batch = physnet(name), molecules()
+    out = model(batch, forces=True)
+    moved = batch.positions.clone()
+    moved[2, 1] += 1e-5
+    step = model(AtomicBatch(batch.numbers, moved, batch.batch))[name].sum() - out[name].sum()
+    torch.testing.assert_close(-step / 1e-5, out["forces"][2, 1], rtol=1e-3, atol=1e-3)
+    model.save(tmp_path / "model.safetensors")
+    torch.testing.assert_close(load(tmp_path / "model.safetensors")(batch)[name], out[name])
