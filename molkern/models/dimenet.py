@@ -57,7 +57,10 @@ class _Directional(Potential):
         )
 
     def predict(self, structure: Structure, **conditions: Any) -> dict[str, Tensor]:
-        graph, vectors = structure.neighbors, structure.vectors()
+        graph = structure.neighbors
+        if not torch.compiler.is_compiling():  # edges beyond the cutoff add nothing but time
+            graph = graph.within(self.cutoff, structure.positions, structure.cell)
+        vectors = graph.vectors(structure.positions, structure.cell)
         distances = edge_norm(vectors)
         basis, spherical = self.basis(distances), self.spherical(distances)
         messages = self.embedding(structure.numbers, basis, graph)
