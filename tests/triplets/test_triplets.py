@@ -114,6 +114,23 @@ def test_derivatives(graph, angle, method, weighted, device):
     assert gradgradcheck(function, wanted, fast_mode=True)
 
 
+def test_auto_mixes_the_methods(device):
+    """Two clusters: one whose atoms have more neighbors than moments need, one with fewer."""
+    dense = torch.rand(40, 3, dtype=torch.float64, device=device)
+    positions = torch.cat([dense, torch.rand(6, 3, dtype=torch.float64, device=device) + 9])
+    graph = molkern.neighbor_list(positions, 2.0)
+    inputs = tensors((graph, positions, None), 6, 3, 4, True)
+    results = []
+    for method in ("auto", "direct", "moments"):
+        y = triplet_sum(*inputs[:3], graph, inputs[3], method=method)
+        results.append((y, *torch.autograd.grad(y.sin().sum(), inputs)))
+    edges = 40 * 39
+    assert torch.equal(results[0][0][:edges], results[2][0][:edges])
+    assert torch.equal(results[0][0][edges:], results[1][0][edges:])
+    for a, b in zip(results[0], results[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("angle", ["kji", "plusplus", "at_i"])
 @pytest.mark.parametrize("method", ["direct", "auto"])
 def test_atoms_on_a_line(angle, method, device):
@@ -257,7 +274,11 @@ def test_instruction_sets_agree(tmp_path):
     [
         (lambda x, q, v, w: (x[0], q, v, w), ValueError, "x must have 2 dimension"),
         (lambda x, q, v, w: (x[1:], q, v, w), ValueError, "x must have size .* in dimension 0"),
-        (lambda x, q, v, w: (x, q[:, :, 0], v, w), ValueError, "radial must have 3 dimension"),
+        (
+            lambda x, q, v, w: (x, q[:, :, 0], v, w),
+            ValueError,
+            r"radial must have shape .E, L, P., got",
+        ),
         (lambda x, q, v, w: (x, q[1:], v, w), ValueError, "radial must have size"),
         (lambda x, q, v, w: (x, q, v[:, :2], w), ValueError, "vectors must have size 3"),
         (lambda x, q, v, w: (x, q, v, w[1:]), ValueError, "weight must have size 4"),
