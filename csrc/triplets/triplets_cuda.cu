@@ -1,0 +1,70 @@
+// Entry points: which kernels sum which atoms.
+#include <limits>
+
+#include "triplets/triplets_device.cuh"
+
+namespace molkern {
+namespace {
+
+template <typename T>
+TripletArguments<T> arguments(const TripletForm& form, const TripletGraph& graph,
+                              const TripletInputs<T>& in) {
+  return {form, graph, {in.x, nullptr}, {in.q, nullptr}, {in.v, nullptr}, {in.w, nullptr}};
+}
+
+template <typename T>
+TripletArguments<Dual<T>> arguments(const TripletForm& form, const TripletGraph& graph,
+                                    const TripletInputs<T>& in, const TripletInputs<T>& h) {
+  return {form, graph, {in.x, h.x}, {in.q, h.q}, {in.v, h.v}, {in.w, h.w}};
+}
+
+template <typename N>
+void all_values(const TripletArguments<N>& in, ValueOf<N>* y, Stream stream) {
+  direct_values(in, y, stream);
+}
+
+template <typename N>
+void all_gradients(const TripletArguments<N>& in, const ValueOf<N>* g,
+                   const TripletGradients<ValueOf<N>>& out, Stream stream) {
+  direct_gradients(in, g, out, stream);
+  add_roles(out, in.graph.edges, stream);
+  if (out.w) weight_gradients(in, g, out.w_parts, out.w, stream);
+}
+
+}  // namespace
+
+template <typename T>
+void triplet_sum_cuda(const TripletForm& form, const TripletGraph& graph,
+                      const TripletInputs<T>& inputs, T* y, Stream stream) {
+  all_values(arguments(form, graph, inputs), y, stream);
+}
+
+template <typename T>
+void triplet_sum_grad_cuda(const TripletForm& form, const TripletGraph& graph,
+                           const TripletInputs<T>& inputs, const T* g,
+                           const TripletGradients<T>& gradients, Stream stream) {
+  all_gradients(arguments(form, graph, inputs), g, gradients, stream);
+}
+
+template <typename T>
+void triplet_sum_hvp_cuda(const TripletForm& form, const TripletGraph& graph,
+                          const TripletInputs<T>& inputs, const TripletInputs<T>& direction,
+                          const T* g, T* tg, const TripletGradients<T>& products, Stream stream) {
+  const TripletArguments<Dual<T>> in = arguments(form, graph, inputs, direction);
+  all_values(in, tg, stream);
+  all_gradients(in, g, products, stream);
+}
+
+#define MOLKERN_INSTANTIATE(T)                                                            \
+  template void triplet_sum_cuda<T>(const TripletForm&, const TripletGraph&,              \
+                                    const TripletInputs<T>&, T*, Stream);                 \
+  template void triplet_sum_grad_cuda<T>(const TripletForm&, const TripletGraph&,         \
+                                         const TripletInputs<T>&, const T*,               \
+                                         const TripletGradients<T>&, Stream);             \
+  template void triplet_sum_hvp_cuda<T>(const TripletForm&, const TripletGraph&,          \
+                                        const TripletInputs<T>&, const TripletInputs<T>&, \
+                                        const T*, T*, const TripletGradients<T>&, Stream);
+MOLKERN_INSTANTIATE(float)
+MOLKERN_INSTANTIATE(double)
+
+}  // namespace molkern
