@@ -349,7 +349,7 @@ void direct_gradients(const TripletArguments<N>& in, const ValueOf<N>* g,
   using T = ValueOf<N>;
   constexpr int width = row_numbers<N>;
   const int64_t atoms = in.graph.receivers.rows;
-  if (atoms == 0 || in.form.moments_from <= 0) return;
+  if (atoms == 0) return;
   // Two doubles take so much shared memory that a team has a warp.
   const int least = sizeof(N) == 16 ? warp_lanes : 16;
   const int lanes = std::max(row_shape(in.form.features, width).lanes, least);

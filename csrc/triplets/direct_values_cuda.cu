@@ -225,7 +225,7 @@ bool packed_inputs(const TripletArguments<N>& in, const ValueOf<N>* other) {
 template <typename N>
 void direct_values(const TripletArguments<N>& in, ValueOf<N>* y, Stream stream) {
   const int64_t atoms = in.graph.receivers.rows;
-  if (atoms == 0 || in.form.moments_from <= 0) return;
+  if (atoms == 0) return;
   const int lanes = team_lanes(in.form.features, row_numbers<N>, 64);
   const int threads = std::max(outgoing_group * lanes, 128);
   const auto kernel =

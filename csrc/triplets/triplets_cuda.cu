@@ -18,15 +18,30 @@ TripletArguments<Dual<T>> arguments(const TripletForm& form, const TripletGraph&
   return {form, graph, {in.x, h.x}, {in.q, h.q}, {in.v, h.v}, {in.w, h.w}};
 }
 
+// Whether there may be atoms that are summed directly, or by moments; says in the form which.
 template <typename N>
-void all_values(const TripletArguments<N>& in, ValueOf<N>* y, Stream stream) {
-  direct_values(in, y, stream);
+struct Methods {
+  bool direct, moments;
+  explicit Methods(TripletForm& form) {
+    if (!moments_fit<N>(form)) form.moments_from = std::numeric_limits<int64_t>::max();
+    direct = form.moments_from > 0;
+    moments = form.moments_from <= std::numeric_limits<int32_t>::max() - 1;
+  }
+};
+
+template <typename N>
+void all_values(TripletArguments<N> in, ValueOf<N>* y, Stream stream) {
+  const Methods<N> methods(in.form);
+  if (methods.direct) direct_values(in, y, stream);
+  if (methods.moments) moment_values(in, y, stream);
 }
 
 template <typename N>
-void all_gradients(const TripletArguments<N>& in, const ValueOf<N>* g,
+void all_gradients(TripletArguments<N> in, const ValueOf<N>* g,
                    const TripletGradients<ValueOf<N>>& out, Stream stream) {
-  direct_gradients(in, g, out, stream);
+  const Methods<N> methods(in.form);
+  if (methods.direct) direct_gradients(in, g, out, stream);
+  if (methods.moments) moment_gradients(in, g, out, stream);
   add_roles(out, in.graph.edges, stream);
   if (out.w) weight_gradients(in, g, out.w_parts, out.w, stream);
 }

@@ -54,15 +54,23 @@ size_t shared_size(int count) {
   return (count * sizeof(Item) + 15) / 16 * 16;
 }
 
-// The two kinds of kernels, see direct_*_cuda.cu and moments_cuda.cu. Each takes the atoms whose
-// number of incoming edges is its own, and the gradients write v and v_out apart.
+// The two kinds of kernels. Each takes the atoms whose number of incoming edges is its own; the
+// gradients write v and v_out apart.
 template <typename N>
 void direct_values(const TripletArguments<N>& in, ValueOf<N>* y, Stream stream);
 template <typename N>
 void direct_gradients(const TripletArguments<N>& in, const ValueOf<N>* g,
                       const TripletGradients<ValueOf<N>>& out, Stream stream);
-// The gradient by the weights, of all atoms: [triplet_weight_blocks(atoms), F, P] parts, then their
-// sums.
+template <typename N>
+void moment_values(const TripletArguments<N>& in, ValueOf<N>* y, Stream stream);
+template <typename N>
+void moment_gradients(const TripletArguments<N>& in, const ValueOf<N>* g,
+                      const TripletGradients<ValueOf<N>>& out, Stream stream);
+// Whether the angle factorises and the moments fit in the shared memory that every device has.
+template <typename N>
+bool moments_fit(const TripletForm& form);
+// The gradient by the weights, of all atoms and always pair by pair: parts
+// [triplet_weight_blocks(atoms), F, P], then their sums.
 template <typename N>
 void weight_gradients(const TripletArguments<N>& in, const ValueOf<N>* g, ValueOf<N>* parts,
                       ValueOf<N>* sums, Stream stream);
