@@ -333,14 +333,6 @@ __global__ void __launch_bounds__(gradient_threads, 1)
   }
 }
 
-// v += v_out, the parts of an edge's two roles. Must move: 9 numbers per edge.
-template <typename T>
-__global__ void __launch_bounds__(256)
-    triplet_add_roles(const T* __restrict__ v_out, T* __restrict__ v, int64_t count) {
-  const int64_t k = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (k < count) v[k] += v_out[k];
-}
-
 }  // namespace
 
 template <typename N>
@@ -366,13 +358,6 @@ void direct_gradients(const TripletArguments<N>& in, const ValueOf<N>* g,
          out, lanes);
 }
 
-template <typename T>
-void add_roles(const TripletGradients<T>& out, int64_t edges, Stream stream) {
-  if (edges == 0) return;
-  launch("triplet_add_roles", triplet_add_roles<T>, dim3(blocks_for(3 * edges, 256)), dim3(256), 0,
-         stream, static_cast<const T*>(out.v_out), out.v, 3 * edges);
-}
-
 #define MOLKERN_INSTANTIATE(N)                                                     \
   template void direct_gradients<N>(const TripletArguments<N>&, const ValueOf<N>*, \
                                     const TripletGradients<ValueOf<N>>&, Stream);
@@ -380,7 +365,5 @@ MOLKERN_INSTANTIATE(float)
 MOLKERN_INSTANTIATE(double)
 MOLKERN_INSTANTIATE(Dual<float>)
 MOLKERN_INSTANTIATE(Dual<double>)
-template void add_roles<float>(const TripletGradients<float>&, int64_t, Stream);
-template void add_roles<double>(const TripletGradients<double>&, int64_t, Stream);
 
 }  // namespace molkern

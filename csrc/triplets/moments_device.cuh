@@ -147,8 +147,8 @@ __device__ __forceinline__ T double_factorial(int m) {  // (2 m - 1)!!
   return product;
 }
 
-// The harmonics of `count` edges; `alternate` turns the sign of odd orders. A thread for every edge
-// and m.
+// The harmonics of `count` edges; `alternate` turns the sign of odd orders. An edge of length zero
+// has only that of order zero, in every frame. A thread for every edge and m.
 template <typename N>
 __device__ __forceinline__ void fill_harmonics(const MomentTile<N>& tile, int count,
                                                bool alternate) {
@@ -157,12 +157,14 @@ __device__ __forceinline__ void fill_harmonics(const MomentTile<N>& tile, int co
     const int e = item / tile.orders, m = item % tile.orders;
     const EdgeVector<N>& d = tile.edge[e].d;
     N* row = tile.harmonics + e * tile.chunks * chunk_slots;
+    const bool has_direction = value_of(d.inverse_length) > T(0);
     N re, im;
     complex_power(d.u[0], d.u[1], m, &re, &im);
     N now = constant<N>(double_factorial<T>(m)), before = constant<N>(0);
     for (int l = m; l < tile.orders; ++l) {
       N* slots = row + chunks_before(l) * chunk_slots;
-      const T norm = tile.norm[l * tile.orders + m] * T(alternate && l % 2 ? -1 : 1);
+      T norm = tile.norm[l * tile.orders + m] * T(alternate && l % 2 ? -1 : 1);
+      if (l > 0 && !has_direction) norm = 0;
       const N scaled = now * norm;
       if (m == 0) {
         slots[0] = scaled;

@@ -1,10 +1,12 @@
-// Entry points: which kernels sum which atoms.
+// Sums over triplets on the GPU: which kernels sum which atoms.
 #include <limits>
 
 #include "triplets/triplets_device.cuh"
 
 namespace molkern {
 namespace {
+
+constexpr int role_threads = 256;
 
 template <typename T>
 TripletArguments<T> arguments(const TripletForm& form, const TripletGraph& graph,
@@ -16,6 +18,21 @@ template <typename T>
 TripletArguments<Dual<T>> arguments(const TripletForm& form, const TripletGraph& graph,
                                     const TripletInputs<T>& in, const TripletInputs<T>& h) {
   return {form, graph, {in.x, h.x}, {in.q, h.q}, {in.v, h.v}, {in.w, h.w}};
+}
+
+// v += v_out, the parts of an edge's two roles. Must move: 9 numbers per edge.
+template <typename T>
+__global__ void __launch_bounds__(role_threads)
+    triplet_add_roles(const T* __restrict__ v_out, T* __restrict__ v, int64_t count) {
+  const int64_t k = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (k < count) v[k] += v_out[k];
+}
+
+template <typename T>
+void add_roles(const TripletGradients<T>& out, int64_t edges, Stream stream) {
+  if (edges == 0) return;
+  launch("triplet_add_roles", triplet_add_roles<T>, dim3(blocks_for(3 * edges, role_threads)),
+         dim3(role_threads), 0, stream, static_cast<const T*>(out.v_out), out.v, 3 * edges);
 }
 
 // Whether there may be atoms that are summed directly, or by moments; says in the form which.

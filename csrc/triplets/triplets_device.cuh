@@ -74,8 +74,6 @@ bool moments_fit(const TripletForm& form);
 template <typename N>
 void weight_gradients(const TripletArguments<N>& in, const ValueOf<N>* g, ValueOf<N>* parts,
                       ValueOf<N>* sums, Stream stream);
-template <typename T>
-void add_roles(const TripletGradients<T>& out, int64_t edges, Stream stream);  // v += v_out
 
 // Edges first ... first + count.
 struct EdgeRange {
@@ -175,6 +173,15 @@ __device__ __forceinline__ N sum_eight(N (&x)[8], int lane, int lanes) {
   upper = lane & offset;
   const N one = (upper ? two[1] : two[0]) + exchange_lanes(upper ? two[0] : two[1], offset);
   return sum_numbers(one, 1, offset);
+}
+
+template <typename T>
+__device__ __forceinline__ T value_of(T x) {
+  return x;
+}
+template <typename T>
+__device__ __forceinline__ T value_of(Dual<T> x) {
+  return x.value;
 }
 
 // 1 / sqrt(x), and 0 where x is 0.
