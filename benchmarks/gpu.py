@@ -214,7 +214,7 @@ def cpu_results(water: object) -> dict[str, list[torch.Tensor]]:
     """Of the cases without random inputs."""
     from gpu_cases import flat
 
-    wanted = ("neighbor_list", "distances", "radial_basis")
+    wanted = ("neighbor_list", "distances", "radial_basis", "spherical_radial")
     return {case.name: flat(case.run()) for case in water.cases() if case.name in wanted}
 
 

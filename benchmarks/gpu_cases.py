@@ -13,10 +13,10 @@ import torch
 from systems import water
 
 import molkern
-from molkern.ops import cfconv, radial_basis, triplet_sum
+from molkern.ops import cfconv, radial_basis, spherical_radial, triplet_sum
 
 CUTOFF, FUNCTIONS, FEATURES = 5.0, 50, 128
-ORDERS, CHANNELS = 7, 8
+ORDERS, RADIAL, CHANNELS = 7, 6, 8  # of DimeNet
 # DimeNet's and DimeNet++'s sums over triplets: features, angle, whether channels are contracted.
 TRIPLETS = {"dimenet": (128, "at_i", False), "dimenet_plusplus": (64, "plusplus", True)}
 LISTED_ATOMS = 300  # with more, listing triplets takes too much memory
@@ -92,6 +92,32 @@ class Water:
         h = torch.randn_like(gd)
         twice = 4 * e * (3 + 2 * k)
         yield Case("radial_double", twice, gradient(gd, [d, g], h), gradient(hd, [d, g], h))
+
+    def spherical(self) -> Iterator[Case]:
+        e, k = self.edges, ORDERS * RADIAL
+        d = self.neighbors.distances(self.positions, self.cell).requires_grad_()
+        basis = molkern.nn.SphericalRadialBasis(ORDERS, RADIAL, CUTOFF).to(self.device)
+        zeros, norms = basis.zeros, basis.norms
+
+        def ours(d: torch.Tensor) -> torch.Tensor:
+            return spherical_radial(d, zeros, norms, cutoff=CUTOFF)
+
+        def plain(d: torch.Tensor) -> torch.Tensor:
+            return spherical_recurrence(d, zeros, norms)
+
+        still = d.detach()
+        fast = torch.compile(plain)
+        once = 4 * e * (1 + k)
+        runs = [lambda: ours(still), lambda: plain(still), lambda: fast(still)]
+        yield Case("spherical_radial", once, *runs)
+        y, z = ours(d), plain(d)
+        g = torch.randn_like(y).requires_grad_()
+        once = 4 * e * (2 + k)
+        yield Case("spherical_backward", once, gradient(y, [d], g), gradient(z, [d], g))
+        (gd,), (hd,) = first(y, d, g), first(z, d, g)
+        h = torch.randn_like(gd)
+        twice = 4 * e * (3 + 2 * k)
+        yield Case("spherical_double", twice, gradient(gd, [d, g], h), gradient(hd, [d, g], h))
 
     def convolution(self) -> Iterator[Case]:
         n, e, f, nl = self.atoms, self.edges, FEATURES, self.neighbors
@@ -171,6 +197,7 @@ class Water:
     def cases(self) -> Iterator[Case]:
         yield from self.geometry()
         yield from self.radial()
+        yield from self.spherical()
         yield from self.convolution()
         if self.room_for_triplets():
             yield from self.triplets()
@@ -183,6 +210,21 @@ class Water:
         """DimeNet's sums, their cotangents and derivatives by them are eight times as large."""
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 2**33
         return 6 * 4 * CHANNELS * FEATURES * self.edges < 0.8 * free
+
+
+def spherical_recurrence(d: torch.Tensor, zeros: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """DimeNet's spherical radial functions in the type of the distances, by the recurrence from
+    sine and cosine, which loses the digits of high orders at short range; exponent 6."""
+    x = (d / CUTOFF).unsqueeze(1)
+    u = (1 - 28 * x**6 + 48 * x**7 - 21 * x**8) / x * (x < 1)
+    rows = []
+    for order, (zero, norm) in enumerate(zip(zeros.to(d), norms.to(d), strict=True)):
+        a = zero * x
+        low, high = a.cos() / a, a.sin() / a
+        for k in range(order):
+            low, high = high, (2 * k + 1) / a * high - low
+        rows.append(norm * u * high)
+    return torch.cat(rows, 1)
 
 
 def first(y: torch.Tensor, x: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, ...]:

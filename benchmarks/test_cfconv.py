@@ -8,6 +8,7 @@ two passes that read them and one that writes their gradient.
 
 import pytest
 import torch
+from measure import peak_memory
 from systems import water
 
 import molkern
@@ -79,13 +80,7 @@ def test_extra_memory(benchmark, implementation, case):
     """Largest memory in use during forward and backward, beyond what was there before."""
     functions, x, w, g = case
     benchmark.group = "convolution, extra memory (see extra_info, MB)"
-    with torch.profiler.profile(profile_memory=True) as profile:
-        torch.autograd.grad(functions[implementation](x, w), (x, w), g)
-    current = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            current += event.nbytes()
-            peak = max(peak, current)
+    peak = peak_memory(lambda: torch.autograd.grad(functions[implementation](x, w), (x, w), g))
     benchmark.extra_info["peak_MB"] = round(peak / 1e6, 1)
     benchmark.extra_info["filter_MB"] = round(w.nbytes / 1e6, 1)
     if implementation == "molkern":  # the gradient of the filters, and tensors of atoms

@@ -133,6 +133,34 @@ class NeighborList:
         ends = before[self.row_ptr.long()]
         return ends[1:] - ends[:-1]
 
+    def within(self, cutoff: float, positions: Tensor, cell: Tensor | None = None) -> NeighborList:
+        """The edges shorter than ``cutoff``, as a list of their own.
+
+        Edges and their reverse stay together, so one a rounding error longer may stay too. A list
+        with a capacity or without ``reverse``, or with no longer edges, is returned as it is.
+        """
+        if self.padded or self.reverse is None:
+            return self
+        if self.cutoff is not None and self.cutoff <= cutoff:
+            return self
+        with torch.no_grad():
+            keep = self.distances(positions, cell) < cutoff
+        keep = keep | keep[self.reverse.long()]
+        if bool(keep.all()):
+            return self
+        counts = self.counts(keep).int()
+        place = keep.cumsum(0) - 1
+        return replace(
+            self,
+            row_ptr=torch.cat([counts.new_zeros(1), counts.cumsum(0).int()]),
+            senders=self.senders[keep],
+            receivers=self.receivers[keep],
+            shifts=None if self.shifts is None else self.shifts[keep],
+            reverse=place[self.reverse[keep].long()].int(),
+            cutoff=cutoff,
+            permutation=None if self.permutation is None else self.permutation[keep],
+        )
+
     def check(self) -> None:
         """For lists with a capacity: raises what the search found wrong. Waits for the device."""
         if self.status is not None:

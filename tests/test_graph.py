@@ -198,3 +198,39 @@ def test_capacity():
     assert not padded.distances(positions)[-5:].any()
     with pytest.raises(ValueError, match=f"{exact.num_edges} edges are needed"):
         molkern.neighbor_list(positions, 2.0, capacity=exact.num_edges - 1).check()  # CUDA: here
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_shorter_edges_of_a_list(crystal, periodic, device):
+    _, positions, cell = (t.to(device) for t in crystal)
+    cell = cell if periodic else None
+    long, short = (molkern.neighbor_list(positions, cutoff, cell) for cutoff in (6.0, 3.5))
+    found = long.within(3.5, positions, cell)
+    for name in ("row_ptr", "senders", "receivers", "reverse", *(["shifts"] if periodic else [])):
+        expected = getattr(short, name)
+        assert torch.equal(getattr(found, name), expected), name
+        assert getattr(found, name).dtype == expected.dtype
+    assert found.cutoff == 3.5
+    given = NeighborList.from_edge_index(long.edge_index.flip(1), 10, _flipped(long.shifts))
+    values = given.sort_edges(torch.arange(long.num_edges, device=device))
+    kept = given.within(3.5, positions, cell)
+    assert torch.equal(kept.senders, short.senders)
+    d = given.distances(positions, cell)
+    assert torch.equal(
+        kept.sort_edges(torch.arange(long.num_edges, device=device)), values[d < 3.5]
+    )
+
+
+def _flipped(values):
+    return None if values is None else values.flip(0)
+
+
+def test_lists_without_longer_edges_stay_as_they_are(crystal):
+    _, positions, cell = crystal
+    made = molkern.neighbor_list(positions, 3.5, cell)
+    assert made.within(3.5, positions, cell) is made
+    assert made.within(9.0, positions, cell) is made
+    padded = molkern.neighbor_list(positions, 3.5, cell, capacity=2000)
+    assert padded.within(1.0, positions, cell) is padded
+    directed = NeighborList.from_edge_index(torch.tensor([[0, 1], [1, 2]]), 10)
+    assert directed.within(0.1, positions) is directed

@@ -51,7 +51,8 @@ void tell_profiler(void* data, int64_t bytes) {
 
 Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
   const int64_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
-  if (options.device().is_cuda() || bytes < static_cast<int64_t>(large_page))
+  // From half a large page on: malloc may hand such memory back to the system each time.
+  if (options.device().is_cuda() || bytes < static_cast<int64_t>(large_page / 2))
     return at::empty(sizes, options);
   void* const block = block_pool().take(bytes);
   tell_profiler(block, bytes);

@@ -42,10 +42,10 @@ struct VectorOf {
 template <typename T, int lanes>
 using Vector = typename VectorOf<T, lanes>::type;
 
-// The number in every lane.
+// The number in every lane. Not a sum with 0: that would be an addition, for it turns -0 to 0.
 template <typename V>
 MOLKERN_INLINE V splat(Scalar<V> x) {
-  return V{} + x;
+  return x - V{};
 }
 
 // The lanes of one vector register.

@@ -7,6 +7,7 @@
 #include "triplets/triplets.h"
 
 namespace molkern {
+namespace {  // every instruction set has its own
 
 // The arguments of a kernel in numbers N.
 template <typename N>
@@ -99,20 +100,35 @@ struct IncomingEdges {
     first = first_edge;
     count = edges;
     padded = padded_to(edges, lanes);
-    const int64_t rows = sizes.orders * sizes.channels;
-    q.clear(sizes.orders * sizes.padded_channels * padded);
     for (int k = 0; k < 3; ++k)
       if (count < padded) u[k].set(padded - lanes, N{}), v[k].set(padded - lanes, N{});
     for (int64_t a = 0; a < count; ++a) {
-      const int64_t edge = first + a;
-      for (int64_t f = 0; f < sizes.features; ++f)
-        x.set_one(a * sizes.padded_features + f, in.x[edge * sizes.features + f]);
-      for (int64_t l = 0; l < sizes.orders; ++l)
-        for (int64_t p = 0; p < sizes.channels; ++p)
-          q.set_one(place(l, p) + a, in.q[edge * rows + l * sizes.channels + p]);
-      const EdgeDirection<Single<N>> d = edge_direction(in.v, edge);
+      const EdgeDirection<Single<N>> d = edge_direction(in.v, first + a);
       for (int k = 0; k < 3; ++k) u[k].set_one(a, d.u[k]), v[k].set_one(a, d.v[k]);
       inverse_length.set_one(a, d.inverse_length);
+    }
+    fetch_features(in.x);
+    fetch_radial(in.q);
+  }
+
+  void fetch_features(Source<N> source) {
+    const int64_t features = sizes.features, row = sizes.padded_features;
+    const View<N> to = x.view();
+    for (int64_t a = 0; a < count; ++a)
+      for (int64_t f = 0; f < row; f += lanes)
+        to.set(a * row + f, source.get((first + a) * features + f, features - f));
+  }
+
+  // Transposed, so that lanes run over the edges.
+  void fetch_radial(Source<N> source) {
+    const int64_t channels = sizes.channels, rows = sizes.orders * channels, edges = count;
+    const View<N> to = q.view();
+    to.clear(sizes.orders * sizes.padded_channels * padded);
+    const int64_t step = padded, skipped = (sizes.padded_channels - channels) * padded;
+    for (int64_t a = 0; a < edges; ++a) {
+      int64_t from = (first + a) * rows, row = a;
+      for (int64_t l = 0; l < sizes.orders; ++l, row += skipped)
+        for (int64_t p = 0; p < channels; ++p, row += step) to.set_one(row, source[from++]);
     }
   }
 
@@ -123,6 +139,46 @@ struct IncomingEdges {
     for (int k = 0; k < 3; ++k) d.u[k] = u[k].one(a), d.v[k] = v[k].one(a);
     d.inverse_length = inverse_length.one(a);
     return d;
+  }
+};
+
+// The derivatives by what belongs to the incoming edges.
+template <typename N>
+struct IncomingGradient {
+  using V = ValueOf<N>;
+  using T = Scalar<V>;
+  const IncomingEdges<N>& in;
+  Planes<V> x, q;  // laid out as in IncomingEdges
+  Planes<N> v[3];  // by the unit vectors, at_i: by the vectors
+
+  explicit IncomingGradient(const IncomingEdges<N>& in)
+      : in(in),
+        x(in.sizes.incoming * in.sizes.padded_features),
+        q(in.sizes.orders * in.sizes.padded_channels * in.sizes.incoming) {
+    for (auto& g : v) g = Planes<N>(in.sizes.incoming);
+  }
+
+  void clear() {
+    x.clear(in.count * in.sizes.padded_features);
+    q.clear(in.sizes.orders * in.sizes.padded_channels * in.padded);
+    for (auto& g : v) g.clear(in.padded);
+  }
+
+  void write(const TripletGradients<T>& out) const {
+    const TripletSizes<N>& sizes = in.sizes;
+    for (int64_t a = 0; a < in.count; ++a) {
+      const int64_t edge = in.first + a;
+      for (int64_t f = 0; f < sizes.features; f += TripletSizes<N>::lanes)
+        store_in_row(out.x + edge * sizes.features, f, sizes.features,
+                     x.get(a * sizes.padded_features + f));
+      for (int64_t l = 0; l < sizes.orders; ++l)
+        for (int64_t p = 0; p < sizes.channels; ++p)
+          out.q[(edge * sizes.orders + l) * sizes.channels + p] = q.one(in.place(l, p) + a);
+      Single<N> g[3];
+      for (int k = 0; k < 3; ++k) g[k] = v[k].one(a);
+      if (in.form.angle != TripletAngle::at_i) through_unit_vector(in.direction(a), g);
+      for (int k = 0; k < 3; ++k) out.v[3 * edge + k] = result_of(g[k]);
+    }
   }
 };
 
@@ -185,4 +241,5 @@ struct Angle {
   }
 };
 
+}  // namespace
 }  // namespace molkern

@@ -4,6 +4,7 @@
 #include "triplets/atom_cpu.h"
 
 namespace molkern {
+namespace {  // every instruction set has its own
 
 template <typename N>
 class DirectTriplets {
@@ -21,8 +22,6 @@ class DirectTriplets {
   Planes<N> transposed_;  // [features, padded] of x
   Planes<N> g_;           // [padded channels, padded features] cotangent of one outgoing edge
   Planes<N> product_;     // [padded channels, padded] G, the products of g and x
-  Planes<V> gx_, gq_;
-  Planes<N> gv_[3];
 
  public:
   DirectTriplets(const TripletForm& form, const TripletSizes<N>& sizes, const IncomingEdges<N>& in,
@@ -36,9 +35,6 @@ class DirectTriplets {
     transposed_ = Planes<N>(sizes.features * edges);
     g_ = Planes<N>(channels * sizes.padded_features);
     product_ = Planes<N>(channels * edges);
-    gx_ = Planes<V>(edges * sizes.padded_features);
-    gq_ = Planes<V>(sizes.orders * channels * edges);
-    for (auto& g : gv_) g = Planes<N>(edges);
   }
 
   // The row of y that belongs to the edge b; `excluded` counts from the first incoming edge.
@@ -59,20 +55,18 @@ class DirectTriplets {
   }
 
   void begin_gradient() {
-    gx_.clear(in_.count * sizes_.padded_features);
-    gq_.clear(sizes_.orders * sizes_.padded_channels * in_.padded);
-    for (auto& g : gv_) g.clear(in_.padded);
-    for (int64_t f = 0; f < sizes_.features && in_.padded > 0; ++f) {
-      transposed_.set((f + 1) * in_.padded - lanes, N{});
-      for (int64_t a = 0; a < in_.count; ++a)
-        transposed_.set_one(f * in_.padded + a, in_.x.one(a * sizes_.padded_features + f));
+    const int64_t padded = in_.padded, row = sizes_.padded_features, count = in_.count;
+    const View<N> from = in_.x.view(), to = transposed_.view();
+    for (int64_t f = 0; f < sizes_.features && count > 0; ++f) {
+      to.set((f + 1) * padded - lanes, N{});
+      for (int64_t a = 0; a < count; ++a) to.set_one(f * padded + a, from.one(a * row + f));
     }
   }
 
   // Adds what one outgoing edge contributes; its own derivative goes to gv_b [3], that of the
   // weights to gw [padded channels, padded features] if it is wanted.
-  void add_gradient(const EdgeDirection<Single<N>>& b, int64_t excluded, const T* g, T* gv_b,
-                    Planes<V>* gw) {
+  void add_gradient(const EdgeDirection<Single<N>>& b, int64_t excluded, const T* g,
+                    IncomingGradient<N>& sums, T* gv_b, Planes<V>* gw) {
     read_cotangent(g);
     products();
     exclude(product_, excluded);
@@ -84,10 +78,10 @@ class DirectTriplets {
         slope_.set(l * in_.padded + a, slope);
       });
       coefficients(a);
-      angle.backward(through_radial(a), gv_, a, by_unit, by_vector);
+      angle.backward(through_radial(a, sums.q), sums.v, a, by_unit, by_vector);
     }
     exclude(a_, excluded);
-    add_to_features();
+    add_to_features(sums.x);
     if (gw) add_to_weights(g, *gw);
     Single<N> total[3];
     for (int k = 0; k < 3; ++k) total[k] = sum_of_lanes(by_unit[k]);
@@ -96,37 +90,23 @@ class DirectTriplets {
       gv_b[k] = result_of(Single<N>(total[k] + sum_of_lanes(by_vector[k])));
   }
 
-  void write_gradient(const TripletGradients<T>& out) {
-    const int64_t features = sizes_.features, channels = sizes_.channels;
-    for (int64_t a = 0; a < in_.count; ++a) {
-      const int64_t edge = in_.first + a;
-      for (int64_t f = 0; f < features; f += lanes)
-        store_in_row(out.x + edge * features, f, features, gx_.get(a * sizes_.padded_features + f));
-      for (int64_t l = 0; l < sizes_.orders; ++l)
-        for (int64_t p = 0; p < channels; ++p)
-          out.q[(edge * sizes_.orders + l) * channels + p] = gq_.one(in_.place(l, p) + a);
-      Single<N> g[3];
-      for (int k = 0; k < 3; ++k) g[k] = gv_[k].one(a);
-      if (form_.angle != TripletAngle::at_i) through_unit_vector(in_.direction(a), g);
-      for (int k = 0; k < 3; ++k) out.v[3 * edge + k] = result_of(g[k]);
-    }
-  }
-
  private:
   // A of `lanes` incoming edges.
-  MOLKERN_INLINE void coefficients(int64_t a) {
-    for (int64_t p = 0; p < sizes_.padded_channels; p += tile) {
+  MOLKERN_INLINE void coefficients(int64_t a) const {
+    const View<N> q = in_.q.view(), polynomials = p_.view(), to = a_.view();
+    const int64_t padded = in_.padded, channels = sizes_.padded_channels, orders = sizes_.orders;
+    for (int64_t p = 0; p < channels; p += tile) {
       N sum[tile] = {};
-      for (int64_t l = 0; l < sizes_.orders; ++l) {
-        const N polynomial = p_.get(l * in_.padded + a);
-        for (int64_t t = 0; t < tile; ++t)
-          sum[t] += in_.q.get(in_.place(l, p + t) + a) * polynomial;
+      for (int64_t l = 0; l < orders; ++l) {
+        const N polynomial = polynomials.get(l * padded + a);
+        const int64_t place = (l * channels + p) * padded + a;
+        for (int64_t t = 0; t < tile; ++t) sum[t] += q.get(place + t * padded) * polynomial;
       }
-      for (int64_t t = 0; t < tile; ++t) a_.set((p + t) * in_.padded + a, sum[t]);
+      for (int64_t t = 0; t < tile; ++t) to.set((p + t) * padded + a, sum[t]);
     }
   }
 
-  MOLKERN_INLINE void exclude(Planes<N>& coefficients, int64_t a) {
+  MOLKERN_INLINE void exclude(const Planes<N>& coefficients, int64_t a) const {
     if (a < 0) return;
     for (int64_t p = 0; p < sizes_.padded_channels; ++p)
       coefficients.set_one(p * in_.padded + a, Single<N>{});
@@ -134,12 +114,14 @@ class DirectTriplets {
 
   // Sums over the incoming edges for a tile of channels and `wide` vectors of features.
   template <int wide>
-  MOLKERN_INLINE void sum_tile(int64_t p, int64_t f, N (&sum)[tile][wide]) {
-    for (int64_t a = 0; a < in_.count; ++a) {
+  MOLKERN_INLINE void sum_tile(int64_t p, int64_t f, N (&sum)[tile][wide]) const {
+    const int64_t padded = in_.padded, features = sizes_.padded_features, count = in_.count;
+    const View<N> messages = in_.x.view(), factors = a_.view();
+    for (int64_t a = 0; a < count; ++a) {
       N x[wide];
-      for (int k = 0; k < wide; ++k) x[k] = in_.x.get(a * sizes_.padded_features + f + k * lanes);
+      for (int k = 0; k < wide; ++k) x[k] = messages.get(a * features + f + k * lanes);
       for (int64_t t = 0; t < tile; ++t) {
-        const N factor = a_.everywhere((p + t) * in_.padded + a);
+        const N factor = factors.everywhere((p + t) * padded + a);
         for (int k = 0; k < wide; ++k) sum[t][k] += factor * x[k];
       }
     }
@@ -184,36 +166,37 @@ class DirectTriplets {
   }
 
   // g of one outgoing edge for every channel, times the weights if there are any.
-  void read_cotangent(const T* g) {
-    for (int64_t p = 0; p < sizes_.channels; ++p)
-      for (int64_t f = 0; f < sizes_.padded_features; f += lanes) {
-        const T* row = form_.weighted ? g : g + p * sizes_.features;
-        V cotangent{};
-        if (f + lanes <= sizes_.features)
-          cotangent = load<V>(row + f);
-        else
-          __builtin_memcpy(&cotangent, row + f, (sizes_.features - f) * sizeof(T));
-        const int64_t place = p * sizes_.padded_features + f;
-        g_.set(place, (form_.weighted ? w_.get(place) : constant<N>(1)) * cotangent);
+  void read_cotangent(const T* g) const {
+    const int64_t features = sizes_.features, padded = sizes_.padded_features;
+    const int64_t channels = sizes_.channels, step = form_.weighted ? 0 : features;
+    const bool weighted = form_.weighted;
+    const View<N> weights = w_.view(), to = g_.view();
+    for (int64_t f = 0; f < padded; f += lanes)
+      for (int64_t p = 0; p < channels; ++p) {
+        const V cotangent = load_some<V>(g + p * step + f, features - f);
+        const int64_t place = p * padded + f;
+        to.set(place, (weighted ? weights.get(place) : constant<N>(1)) * cotangent);
       }
   }
 
   // G[p, a] = sum over f of g[p, f] x[a, f]
   template <int wide>
-  MOLKERN_INLINE void products_of(int64_t a) {
-    for (int64_t p = 0; p < sizes_.padded_channels; p += tile) {
+  MOLKERN_INLINE void products_of(int64_t a) const {
+    const int64_t padded = in_.padded, row = sizes_.padded_features, features = sizes_.features;
+    const int64_t channels = sizes_.padded_channels;
+    const View<N> messages = transposed_.view(), cotangents = g_.view(), to = product_.view();
+    for (int64_t p = 0; p < channels; p += tile) {
       N sum[tile][wide] = {};
-      for (int64_t f = 0; f < sizes_.features; ++f) {
+      for (int64_t f = 0; f < features; ++f) {
         N x[wide];
-        for (int k = 0; k < wide; ++k) x[k] = transposed_.get(f * in_.padded + a + k * lanes);
+        for (int k = 0; k < wide; ++k) x[k] = messages.get(f * padded + a + k * lanes);
         for (int64_t t = 0; t < tile; ++t) {
-          const N factor = g_.everywhere((p + t) * sizes_.padded_features + f);
+          const N factor = cotangents.everywhere((p + t) * row + f);
           for (int k = 0; k < wide; ++k) sum[t][k] += factor * x[k];
         }
       }
       for (int64_t t = 0; t < tile; ++t)
-        for (int k = 0; k < wide; ++k)
-          product_.set((p + t) * in_.padded + a + k * lanes, sum[t][k]);
+        for (int k = 0; k < wide; ++k) to.set((p + t) * padded + a + k * lanes, sum[t][k]);
     }
   }
 
@@ -224,51 +207,62 @@ class DirectTriplets {
   }
 
   // The derivative by the cosines of `lanes` incoming edges; adds that by q.
-  MOLKERN_INLINE N through_radial(int64_t a) {
+  MOLKERN_INLINE N through_radial(int64_t a, View<V> gq) const {
+    const int64_t padded = in_.padded, channels = sizes_.channels, orders = sizes_.orders;
+    const int64_t rows = sizes_.padded_channels;
+    const View<N> q = in_.q.view(), products = product_.view();
+    const View<N> polynomials = p_.view(), slopes = slope_.view();
     N by_cosine{};
-    for (int64_t l = 0; l < sizes_.orders; ++l) {
-      const N polynomial = p_.get(l * in_.padded + a), slope = slope_.get(l * in_.padded + a);
+    for (int64_t l = 0; l < orders; ++l) {
+      const N polynomial = polynomials.get(l * padded + a);
       N sum{};
-      for (int64_t p = 0; p < sizes_.channels; ++p) {
-        const int64_t place = in_.place(l, p) + a;
-        const N product = product_.get(p * in_.padded + a);
-        sum += in_.q.get(place) * product;
-        gq_.set(place, gq_.get(place) + result_of(N(polynomial * product)));
+      for (int64_t p = 0; p < channels; ++p) {
+        const int64_t place = (l * rows + p) * padded + a;
+        const N product = products.get(p * padded + a);
+        sum += q.get(place) * product;
+        gq.set(place, gq.get(place) + result_of(N(polynomial * product)));
       }
-      by_cosine += slope * sum;
+      by_cosine += slopes.get(l * padded + a) * sum;
     }
     return by_cosine;
   }
 
   // gx[a, f] += sum over p of A[p, a] g[p, f]
-  template <int channels>
-  MOLKERN_INLINE void add_channels(int64_t p) {
-    for (int64_t f = 0; f < sizes_.padded_features; f += lanes) {
-      N g[channels];
-      for (int t = 0; t < channels; ++t) g[t] = g_.get((p + t) * sizes_.padded_features + f);
-      for (int64_t a = 0; a < in_.count; ++a) {
-        N sum{};
-        for (int t = 0; t < channels; ++t) sum += a_.everywhere((p + t) * in_.padded + a) * g[t];
-        const int64_t place = a * sizes_.padded_features + f;
-        gx_.set(place, gx_.get(place) + result_of(sum));
+  template <int wide>
+  MOLKERN_INLINE void add_channels(int64_t p, int64_t f, View<V> gx) const {
+    const int64_t padded = in_.padded, features = sizes_.padded_features, count = in_.count;
+    const View<N> factors = a_.view(), cotangents = g_.view();
+    N g[tile][wide];
+    for (int64_t t = 0; t < tile; ++t)
+      for (int k = 0; k < wide; ++k) g[t][k] = cotangents.get((p + t) * features + f + k * lanes);
+    for (int64_t a = 0; a < count; ++a) {
+      N sum[wide] = {};
+      for (int64_t t = 0; t < tile; ++t) {
+        const N factor = factors.everywhere((p + t) * padded + a);
+        for (int k = 0; k < wide; ++k) sum[k] += factor * g[t][k];
       }
+      const int64_t place = a * features + f;
+      for (int k = 0; k < wide; ++k)
+        gx.set(place + k * lanes, gx.get(place + k * lanes) + result_of(sum[k]));
     }
   }
 
-  void add_to_features() {
-    int64_t p = 0;
-    for (; p + 2 * tile <= sizes_.padded_channels; p += 2 * tile) add_channels<2 * tile>(p);
-    for (; p < sizes_.padded_channels; p += tile) add_channels<tile>(p);
+  void add_to_features(View<V> gx) const {
+    for (int64_t p = 0; p < sizes_.padded_channels; p += tile) {
+      int64_t f = 0;
+      for (; f + 2 * lanes <= sizes_.padded_features; f += 2 * lanes) add_channels<2>(p, f, gx);
+      for (; f < sizes_.padded_features; f += lanes) add_channels<1>(p, f, gx);
+    }
   }
 
   void add_to_weights(const T* g, Planes<V>& gw) {
     rows([&](int64_t p, int64_t f, N sum) {
-      V cotangent{};
-      __builtin_memcpy(&cotangent, g + f, std::min(lanes, sizes_.features - f) * sizeof(T));
+      const V cotangent = load_some<V>(g + f, sizes_.features - f);
       const int64_t place = p * sizes_.padded_features + f;
       gw.set(place, gw.get(place) + cotangent * V(result_of(sum)));
     });
   }
 };
 
+}  // namespace
 }  // namespace molkern

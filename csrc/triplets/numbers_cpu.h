@@ -8,6 +8,7 @@
 #include "common/dual.h"
 
 namespace molkern {
+namespace {  // every instruction set has its own
 
 template <typename N>
 struct SingleOf {
@@ -58,6 +59,15 @@ MOLKERN_INLINE Dual<V> inverse_root(Dual<V> x) {
   return {root, (root * root) * (root * x.slope) * Scalar<V>(-0.5)};
 }
 
+// The first `count` lanes from memory, zeros after them.
+template <typename V>
+MOLKERN_INLINE V load_some(const Scalar<V>* from, int64_t count) {
+  if (count * sizeof(Scalar<V>) >= sizeof(V)) return load<V>(from);
+  V x{};
+  __builtin_memcpy(&x, from, count * sizeof(Scalar<V>));
+  return x;
+}
+
 // Numbers read from outside: values, and slopes where N is dual.
 template <typename N>
 struct Source {
@@ -71,76 +81,107 @@ struct Source {
     else
       return values[i];
   }
+  // Numbers i, i + 1, ... in the lanes, of which `count` exist; zeros after them.
+  MOLKERN_INLINE N get(int64_t i, int64_t count) const {
+    if constexpr (NumberTraits<N>::dual)
+      return {load_some<ValueOf<N>>(values + i, count), load_some<ValueOf<N>>(slopes + i, count)};
+    else
+      return load_some<N>(values + i, count);
+  }
 };
 
-// Numbers in memory, one plane of values and one of slopes; all zero at first.
+// Numbers in memory, one plane of values and one of slopes. A view knows where they are and owns
+// nothing. Hot loops hold views in local variables: what they store could otherwise be any object's
+// pointer, which would have to be read again.
 template <typename N>
-class Planes {
+struct View {
   using V = ValueOf<N>;
   using T = Scalar<V>;
-  static constexpr int64_t lanes = sizeof(V) / sizeof(T);
-  std::vector<T> memory_;
-  T* data_ = nullptr;  // aligned to a vector
-  int64_t plane_ = 0;  // in numbers
-
-  T* data() { return data_; }
-  const T* data() const { return data_; }
-
- public:
-  Planes() = default;
-  explicit Planes(int64_t count) : plane_((count + lanes - 1) / lanes * lanes) {
-    memory_.resize(plane_ * (NumberTraits<N>::dual ? 2 : 1) + lanes);
-    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-    data_ = memory_.data() + (sizeof(V) - address % sizeof(V)) % sizeof(V) / sizeof(T);
-  }
-  Planes(Planes&&) = default;  // the memory stays where it is
-  Planes& operator=(Planes&&) = default;
+  T* data = nullptr;
+  int64_t plane = 0;  // from a value to its slope
 
   // Numbers i, i + 1, ... in the lanes.
   MOLKERN_INLINE N get(int64_t i) const {
     if constexpr (NumberTraits<N>::dual)
-      return {load<V>(data() + i), load<V>(data() + plane_ + i)};
+      return {load<V>(data + i), load<V>(data + plane + i)};
     else
-      return load<V>(data() + i);
+      return load<V>(data + i);
   }
-  MOLKERN_INLINE void set(int64_t i, N x) {
+  MOLKERN_INLINE void set(int64_t i, N x) const {
     if constexpr (NumberTraits<N>::dual) {
-      store<V>(data() + i, x.value);
-      store<V>(data() + plane_ + i, x.slope);
+      store<V>(data + i, x.value);
+      store<V>(data + plane + i, x.slope);
     } else {
-      store<V>(data() + i, x);
+      store<V>(data + i, x);
     }
   }
   // Number i alone.
   MOLKERN_INLINE Single<N> one(int64_t i) const {
     if constexpr (NumberTraits<N>::dual)
-      return {data()[i], data()[plane_ + i]};
+      return {data[i], data[plane + i]};
     else
-      return data()[i];
+      return data[i];
   }
-  MOLKERN_INLINE void set_one(int64_t i, Single<N> x) {
+  MOLKERN_INLINE void set_one(int64_t i, Single<N> x) const {
     if constexpr (NumberTraits<N>::dual) {
-      data()[i] = x.value;
-      data()[plane_ + i] = x.slope;
+      data[i] = x.value;
+      data[plane + i] = x.slope;
     } else {
-      data()[i] = x;
+      data[i] = x;
     }
   }
   MOLKERN_INLINE N everywhere(int64_t i) const { return in_every_lane<N>(one(i)); }
-  MOLKERN_INLINE void clear(int64_t count) {
-    for (int64_t i = 0; i < count; i += lanes) set(i, N{});
+  MOLKERN_INLINE void clear(int64_t count) const {
+    for (int64_t i = 0; i < count; i += sizeof(V) / sizeof(T)) set(i, N{});
   }
 };
+
+// The owner of such numbers, all zero at first; it is a view of them too.
+template <typename N>
+class Planes : public View<N> {
+  using V = ValueOf<N>;
+  using T = Scalar<V>;
+  static constexpr int64_t lanes = sizeof(V) / sizeof(T);
+  std::vector<T> memory_;
+
+ public:
+  Planes() = default;
+  explicit Planes(int64_t count) {
+    this->plane = (count + lanes - 1) / lanes * lanes;
+    memory_.resize(this->plane * (NumberTraits<N>::dual ? 2 : 1) + lanes);
+    const auto address = reinterpret_cast<uintptr_t>(memory_.data());  // aligned to a vector
+    this->data = memory_.data() + (sizeof(V) - address % sizeof(V)) % sizeof(V) / sizeof(T);
+  }
+  Planes(Planes&&) = default;  // the memory stays where it is
+  Planes& operator=(Planes&&) = default;
+
+  View<N> view() const { return *this; }
+};
+
+// (2 l + 1) / (l + 1) and l / (l + 1), the factors of the recursion, for every order there may be.
+template <typename T>
+struct LegendreFactors {
+  static constexpr int most_orders = 16;
+  T up[most_orders], back[most_orders];
+  constexpr LegendreFactors() : up(), back() {
+    for (int l = 0; l < most_orders; ++l) {
+      up[l] = T(2 * l + 1) / T(l + 1);
+      back[l] = T(l) / T(l + 1);
+    }
+  }
+};
+template <typename T>
+constexpr LegendreFactors<T> legendre_factors{};
 
 // Legendre polynomials P_0(c) ... P_{orders - 1}(c), to give(l, P_l).
 template <typename N, typename Give>
 MOLKERN_INLINE void legendre(N c, int orders, Give&& give) {
-  using T = Scalar<ValueOf<N>>;
+  using V = ValueOf<N>;
+  const auto& factors = legendre_factors<Scalar<V>>;
   N before = constant<N>(0), now = constant<N>(1);
   for (int l = 0; l < orders; ++l) {
     give(l, now);
-    const N next = (c * now) * splat<ValueOf<N>>(T(2 * l + 1) / T(l + 1)) -
-                   before * splat<ValueOf<N>>(T(l) / T(l + 1));
+    const N next = (c * now) * splat<V>(factors.up[l]) - before * splat<V>(factors.back[l]);
     before = now;
     now = next;
   }
@@ -161,4 +202,5 @@ MOLKERN_INLINE void legendre_slopes(N c, int orders, Give&& give) {
   });
 }
 
+}  // namespace
 }  // namespace molkern

@@ -1,7 +1,10 @@
 // Loops over atoms. Every atom's triplets are summed by matrix products or by moments, whichever is
 // cheaper for its number of neighbors.
+#include <optional>
+
 #include "common/parallel.h"
 #include "triplets/direct_cpu.h"
+#include "triplets/moments_cpu.h"
 #include "triplets/triplets.h"
 
 namespace molkern {
@@ -44,48 +47,79 @@ struct Worker {
   const TripletForm& form;
   const TripletGraph& graph;
   const TripletSources<N>& in;
+  const int64_t row;  // numbers of y for each edge
   IncomingEdges<N> incoming;
-  DirectTriplets<N> direct;
+  OutgoingEdges<N> outgoing;
+  IncomingGradient<N> sums;
+  std::optional<DirectTriplets<N>> direct;  // made when first needed
+  std::optional<TripletMoments<N>> moments;
+  const Planes<N>& w;
+  const int64_t most_outgoing;
+  const bool with_gradient;
 
   Worker(const TripletForm& form, const TripletGraph& graph, const TripletSources<N>& in,
          const TripletSizes<N>& sizes, const Planes<N>& w, bool gradient)
       : form(form),
         graph(graph),
         in(in),
+        row(form.features * (form.weighted ? 1 : form.channels)),
         incoming(form, sizes),
-        direct(form, sizes, incoming, w, gradient) {}
+        sums(incoming),
+        w(w),
+        most_outgoing(longest_row(graph.senders)),
+        with_gradient(gradient) {}
 
-  // Fetches what the atom receives and calls visit(edge, direction, excluded) for all that it
-  // sends.
-  template <typename Visit>
-  void visit_outgoing(int64_t atom, Visit&& visit) {
-    for (int64_t k = graph.senders.row_ptr[atom]; k < graph.senders.row_ptr[atom + 1]; ++k) {
-      const int64_t edge = graph.senders.edge(k);
-      const int64_t back = graph.excluded[edge];
-      visit(edge, edge_direction(in.v, edge), back < 0 ? -1 : back - incoming.first);
-    }
-  }
   void fetch(int64_t atom) {
     const int32_t* ends = graph.receivers.row_ptr + atom;
     incoming.fetch(in, ends[0], ends[1] - ends[0]);
+    const int64_t first = graph.senders.row_ptr[atom], last = graph.senders.row_ptr[atom + 1];
+    outgoing.count = last - first;
+    outgoing.padded = padded_to(outgoing.count, TripletSizes<N>::lanes);
+    outgoing.edges.resize(outgoing.count);
+    outgoing.excluded.resize(outgoing.count);
+    outgoing.directions.resize(outgoing.count);
+    for (int64_t b = 0; b < outgoing.count; ++b) {
+      const int64_t edge = graph.senders.edge(first + b), back = graph.excluded[edge];
+      outgoing.edges[b] = edge;
+      outgoing.excluded[b] = back < 0 ? -1 : back - incoming.first;
+      outgoing.directions[b] = edge_direction(in.v, edge);
+    }
+  }
+
+  bool by_moments() {
+    const bool factorises = form.angle != TripletAngle::at_i;
+    return factorises && incoming.count >= std::max<int64_t>(form.moments_from, 1);
+  }
+  DirectTriplets<N>& use_direct() {
+    if (!direct) direct.emplace(form, incoming.sizes, incoming, w, with_gradient);
+    return *direct;
+  }
+  TripletMoments<N>& use_moments() {
+    if (!moments) moments.emplace(form, incoming.sizes, most_outgoing, incoming, w, with_gradient);
+    return *moments;
   }
 
   void value(int64_t atom, T* y) {
     fetch(atom);
-    const int64_t row = form.features * (form.weighted ? 1 : form.channels);
-    visit_outgoing(atom, [&](int64_t edge, const auto& b, int64_t excluded) {
-      direct.value(b, excluded, y + edge * row);
-    });
+    if (by_moments()) return use_moments().value(outgoing, y);
+    for (int64_t b = 0; b < outgoing.count; ++b)
+      use_direct().value(outgoing.directions[b], outgoing.excluded[b], y + outgoing.edges[b] * row);
   }
 
   void gradient(int64_t atom, const T* g, const TripletGradients<T>& out, Planes<V>* gw) {
     fetch(atom);
-    const int64_t row = form.features * (form.weighted ? 1 : form.channels);
-    direct.begin_gradient();
-    visit_outgoing(atom, [&](int64_t edge, const auto& b, int64_t excluded) {
-      direct.add_gradient(b, excluded, g + edge * row, out.v_out + 3 * edge, gw);
-    });
-    direct.write_gradient(out);
+    sums.clear();
+    if (by_moments()) {
+      use_moments().gradient(outgoing, g, sums, out.v_out, gw);
+    } else {
+      use_direct().begin_gradient();
+      for (int64_t b = 0; b < outgoing.count; ++b) {
+        const int64_t edge = outgoing.edges[b];
+        use_direct().add_gradient(outgoing.directions[b], outgoing.excluded[b], g + edge * row,
+                                  sums, out.v_out + 3 * edge, gw);
+      }
+    }
+    sums.write(out);
   }
 };
 

@@ -1,19 +1,21 @@
 """SchNet weights of other codes: where each tensor stands under their names.
 
-A layout maps molkern's parameter names to theirs; ``{i}`` counts interactions, ``{k}`` the layers
-of the head.
+A layout maps molkern's parameter names to theirs; ``{i}`` counts interactions, and ``{k}`` stands
+for the numbers of all layers of the head that there are.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..models import SchNet
+from .entries import copy, count
 
 
 @dataclass(frozen=True)
@@ -52,30 +54,15 @@ SCHNETPACK = Layout(
     filters=tuple(f"representation.interactions.{{i}}.filter_network.{k}" for k in (0, 1)),
     lin_in="representation.interactions.{i}.in2f",
     lin_out=("representation.interactions.{i}.f2out.0", "representation.interactions.{i}.f2out.1"),
-    head=("output_modules.0.outnet.0", "output_modules.0.outnet.1"),
+    head=("output_modules.0.outnet.{k}",),
 )
 MLCG = Layout(
     embedding="embedding_layer.weight",
     filters=tuple(f"interaction_blocks.{{i}}.conv.filter_network.layers.{k}" for k in (0, 2)),
     lin_in="interaction_blocks.{i}.conv.lin1",
     lin_out=("interaction_blocks.{i}.conv.lin2", "interaction_blocks.{i}.lin"),
-    head=("output_network.layers.0", "output_network.layers.2", "output_network.layers.4"),
+    head=("output_network.layers.{k}",),
 )
-
-
-class Entries(dict[str, Any]):
-    """Values by name that says which one is missing, and knows which were read."""
-
-    def __init__(self, values: Mapping[str, Any], where: str):
-        super().__init__(values)
-        self.where = where
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self:
-            raise ValueError(f"no {name!r} in {self.where}")
-        self.read.add(name)
-        return super().__getitem__(name)
 
 
 def fill(model: SchNet, source: Mapping[str, Tensor], layout: Layout) -> SchNet:
@@ -94,31 +81,27 @@ def fill(model: SchNet, source: Mapping[str, Tensor], layout: Layout) -> SchNet:
         ]
         for layer, name in pairs:
             _fill_layer(layer, source, name.format(i=index), layout)
-    for layer, name in zip(list(model.head.layers)[::2], layout.head, strict=True):
+    for layer, name in zip(list(model.head.layers)[::2], _head(source, layout), strict=True):
         _fill_layer(layer, source, name, layout)
-    _copy(model.embedding.weight, embedding, layout.embedding)
+    copy(model.embedding.weight, embedding, layout.embedding)
     return model
 
 
 def _fill_layer(layer: Any, source: Mapping[str, Tensor], name: str, layout: Layout) -> None:
     weight = source[name + layout.weight]
-    _copy(layer.weight, weight.T if layout.transposed else weight, name)
+    copy(layer.weight, weight.T if layout.transposed else weight, name)
     if layer.bias is not None:
-        _copy(layer.bias, source[name + layout.bias], name)
+        copy(layer.bias, source[name + layout.bias], name)
 
 
-def _copy(target: Tensor, value: Tensor, name: str) -> None:
-    if target.shape != value.shape:
-        raise ValueError(f"{name} has shape {list(value.shape)}, expected {list(target.shape)}")
-    with torch.no_grad():
-        target.copy_(value)
-
-
-def _count(source: Mapping[str, Tensor], pattern: str) -> int:
-    count = 0
-    while pattern.format(i=count) in source:
-        count += 1
-    return count
+def _head(source: Mapping[str, Tensor], layout: Layout) -> list[str]:
+    """Names of the head's layers, in order."""
+    if "{k}" not in layout.head[0]:
+        return list(layout.head)
+    before, after = layout.head[0].split("{k}")
+    pattern = re.escape(before) + r"(\d+)" + re.escape(after + layout.weight)
+    found = sorted(int(match[1]) for name in source if (match := re.fullmatch(pattern, name)))
+    return [f"{before}{k}{after}" for k in found or [0]]
 
 
 def _sizes(source: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
@@ -127,13 +110,13 @@ def _sizes(source: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
     filters_in = source[layout.filters[0].format(i=0) + layout.weight]
     if layout.transposed:
         filters_in = filters_in.T
-    heads = [source[name + layout.weight] for name in layout.head[:-1]]
+    heads = [source[name + layout.weight] for name in _head(source, layout)[:-1]]
     return {
         "num_elements": elements,
         "hidden_channels": hidden,
         "num_filters": filters_in.shape[0],
         "num_basis": filters_in.shape[1],
-        "num_interactions": _count(source, layout.lin_in + layout.weight),
+        "num_interactions": count(source, layout.lin_in + layout.weight),
         "head_hidden": [w.shape[1] if layout.transposed else w.shape[0] for w in heads],
     }
 
@@ -160,8 +143,11 @@ def from_schnetpack_weights(source: Mapping[str, Tensor], meta: dict[str, Any]) 
     Mean and atomic references of an ``AddOffsets`` are those of an extensive energy, per atom.
     """
     mean, reference = _postprocessor(source, "mean"), _postprocessor(source, "atomref")
+    heads = (re.fullmatch(r"(output_modules\.\d+\.outnet\.)\d+\.weight", name) for name in source)
+    first = next((match[1] for match in heads if match), "output_modules.0.outnet.")
+    layout = replace(SCHNETPACK, head=(first + "{k}",))
     model = SchNet(
-        **_sizes(source, SCHNETPACK),
+        **_sizes(source, layout),
         cutoff=float(source["representation.cutoff_fn.cutoff"]),
         head_activation="silu",
         mean=0.0 if mean is None else float(mean),
@@ -171,7 +157,7 @@ def from_schnetpack_weights(source: Mapping[str, Tensor], meta: dict[str, Any]) 
         model.basis.centers.copy_(source["representation.radial_basis.offsets"])
         widths = source["representation.radial_basis.widths"].double()
         model.basis.widths.copy_(0.5 / widths**2)
-    return fill(model, source, SCHNETPACK)
+    return fill(model, source, layout)
 
 
 def _postprocessor(source: Mapping[str, Tensor], kind: str) -> Tensor | None:
@@ -187,8 +173,8 @@ def from_mlcg_weights(source: Mapping[str, Tensor], meta: dict[str, Any]) -> Sch
         cutoff=meta["cutoff_upper"],
         basis="exponential",
         activation="tanh",
-        filter_bias=False,
-        head_bias=False,
+        filter_bias=MLCG.filters[1].format(i=0) + MLCG.bias in source,
+        head_bias=_head(source, MLCG)[-1] + MLCG.bias in source,
     )
     with torch.no_grad():
         model.basis.centers.copy_(source["rbf_layer.means"])
@@ -209,17 +195,21 @@ RECIPES: dict[str, Recipe] = {
 def from_pyg_schnet(module: Any) -> SchNet:
     """PyTorch Geometric's ``SchNet`` with its weights, see :func:`molkern.interop.from_pyg`."""
     readout = type(module.readout).__name__
-    if module.dipole or readout != "SumAggregation":
-        found = "dipole=True" if module.dipole else f"readout {readout}"
-        raise ValueError(f"from_pyg converts SchNet with a summed energy, this one has {found}")
+    if readout != "SumAggregation":
+        raise ValueError(
+            f"from_pyg converts SchNet with a sum over atoms, this one has readout {readout}"
+        )
     state = module.state_dict()
     factor = 1.0 if module.scale is None else float(module.scale)
+    if module.dipole and factor < 0:
+        raise ValueError(f"from_pyg converts dipoles of a positive scale, this one has {factor}")
     scale = factor * (1.0 if module.std is None else float(module.std))
     mean = factor * (0.0 if module.mean is None else float(module.mean))
-    if (module.mean is None) != (module.std is None):
-        scale, mean = factor, 0.0  # PyTorch Geometric applies the two only together
+    # PyTorch Geometric applies the two only together, and neither they nor references to a dipole
+    if module.dipole or (module.mean is None) != (module.std is None):
+        scale, mean = factor, 0.0
     reference = None
-    if module.atomref is not None:
+    if module.atomref is not None and not module.dipole:
         reference = (factor * module.atomref.weight.detach().double().flatten()).tolist()
     model = SchNet(
         **_sizes(state, PYG),
@@ -229,8 +219,11 @@ def from_pyg_schnet(module: Any) -> SchNet:
         mean=mean,
         reference=reference,
         trainable_reference=reference is not None,
+        prediction="dipole_moment" if module.dipole else "energy",
     )
     with torch.no_grad():
+        if model.readout.layer is not None:
+            copy(model.readout.layer.masses, state["atomic_mass"], "atomic_mass")
         model.basis.centers.copy_(state["distance_expansion.offset"])
         model.basis.widths.fill_(-float(module.distance_expansion.coeff))
     return fill(model, state, PYG)

@@ -39,7 +39,7 @@ class ASECalculator(Calculator):
         super().__init__(**options)
         self.model = model.eval()
         self.energy_unit = energy_unit
-        self.neighbors = VerletList(model.cutoff, skin)
+        self.neighbors = VerletList(model.list_cutoff, skin)
         self._weight = next(model.parameters())
 
     def calculate(

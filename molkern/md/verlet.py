@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,13 +17,15 @@ class VerletList:
     as long as no atom has moved farther than skin / 2 and the cell is the same.
 
     Args:
-        cutoff, skin: in the unit of the positions; a skin of 0 makes a list every time.
+        cutoff: in the unit of the positions, or a function of the batch that gives it (a model's
+            ``list_cutoff``).
+        skin: in the same unit; a skin of 0 makes a list every time.
 
     Attributes:
         builds: how often a list was made.
     """
 
-    def __init__(self, cutoff: float, skin: float):
+    def __init__(self, cutoff: float | Callable[[AtomicBatch], float], skin: float):
         if not skin >= 0:
             raise ValueError(f"skin must not be negative, got {skin}")
         self.cutoff, self.skin = cutoff, skin
@@ -32,7 +36,8 @@ class VerletList:
     def __call__(self, batch: AtomicBatch) -> NeighborList:
         """A list that holds every pair of ``batch`` within the cutoff."""
         if self._neighbors is None or not self._valid(batch):
-            self._neighbors = batch.neighbors(self.cutoff + self.skin)
+            cutoff = self.cutoff(batch) if callable(self.cutoff) else self.cutoff
+            self._neighbors = batch.neighbors(cutoff + self.skin)
             self._made_for = _geometry(batch)
             self.builds += 1
         return self._neighbors

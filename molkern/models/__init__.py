@@ -1,10 +1,29 @@
 """Neural-network potentials assembled from molkern's layers."""
 
+from .dimenet import DimeNet, DimeNetPlusPlus
+from .dtnn import DTNN
+from .physnet import PhysNet
 from .potential import Potential, load
 from .schnet import SchNet
 from .structure import Structure
 
 #: Models by the name that saved files carry.
-MODELS: dict[str, type[Potential]] = {"SchNet": SchNet}
+MODELS: dict[str, type[Potential]] = {
+    "DTNN": DTNN,
+    "DimeNet": DimeNet,
+    "DimeNetPlusPlus": DimeNetPlusPlus,
+    "PhysNet": PhysNet,
+    "SchNet": SchNet,
+}
 
-__all__ = ["MODELS", "Potential", "SchNet", "Structure", "load"]
+__all__ = [
+    "DTNN",
+    "MODELS",
+    "DimeNet",
+    "DimeNetPlusPlus",
+    "PhysNet",
+    "Potential",
+    "SchNet",
+    "Structure",
+    "load",
+]

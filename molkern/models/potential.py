@@ -39,9 +39,13 @@ class Potential(nn.Module):
         """What the model predicts, by name; ``"energy"`` ``[B]``, summed in float64, for most."""
         raise NotImplementedError(f"{type(self).__name__} does not define predict")
 
+    def list_cutoff(self, batch: AtomicBatch) -> float:
+        """How far a neighbor list must reach for this batch; for most models their cutoff."""
+        return self.cutoff
+
     def neighbors(self, batch: AtomicBatch) -> NeighborList:
         """The neighbor list that the model needs of a batch."""
-        return batch.neighbors(self.cutoff)
+        return batch.neighbors(self.list_cutoff(batch))
 
     def forward(
         self,
@@ -148,11 +152,6 @@ class Potential(nn.Module):
                 "the batch is periodic but the neighbor list has no shifts: make the list with the "
                 "cell, or leave the cell out of the batch"
             )
-        if neighbors.cutoff is not None and neighbors.cutoff < self.cutoff:
-            raise ValueError(
-                f"the neighbor list's cutoff {neighbors.cutoff} is shorter than the model's "
-                f"{self.cutoff}: make it with neighbor_list(positions, {self.cutoff}, ...)"
-            )
         # A search would have refused these; on a GPU looking would wait for it.
         if batch.positions.is_cpu and not bool(batch.positions.isfinite().all()):
             atom = int((~batch.positions.isfinite()).any(1).nonzero()[0])
@@ -161,6 +160,19 @@ class Potential(nn.Module):
             )
         if not (batch.positions.is_cuda and torch.cuda.is_current_stream_capturing()):
             neighbors.check()  # a list that overflowed has no edges
+        self._check_reach(batch, neighbors)
+
+    def _check_reach(self, batch: AtomicBatch, neighbors: NeighborList) -> None:
+        """Refuses a list that leaves out edges that the model needs."""
+        self._require_cutoff(neighbors, self.list_cutoff(batch))
+
+    @staticmethod
+    def _require_cutoff(neighbors: NeighborList, needed: float) -> None:
+        if neighbors.cutoff is not None and neighbors.cutoff < needed:
+            raise ValueError(
+                f"the neighbor list's cutoff {neighbors.cutoff} is shorter than the model's "
+                f"{needed}: make it with neighbor_list(positions, {needed}, ...)"
+            )
 
     def save(self, path: str | Path) -> None:
         """Writes weights and configuration to one safetensors file, for :func:`load`."""

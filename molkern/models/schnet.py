@@ -16,7 +16,9 @@ from ..nn import (
     GaussianBasis,
     SchNetInteraction,
 )
+from .checks import check_sizes
 from .potential import Potential
+from .readout import Readout
 from .structure import Structure
 
 
@@ -51,10 +53,18 @@ class SchNet(Potential):
         scale, mean, reference: see :class:`molkern.nn.AtomicReference`; ``reference`` here is the
             list of energies by atomic number, at least ``num_elements`` of them.
         trainable_reference: whether the references are parameters.
+        prediction: ``"energy"``, ``"dipole_moment"`` or ``"electronic_spatial_extent"``. The last
+            two, for molecules, take the number of each atom for a charge q_i, see
+            :class:`molkern.nn.DipoleMoment` and :class:`molkern.nn.ElectronicSpatialExtent`; then
+            the model returns ``{"dipole_moment": [B], "dipole": [B, 3], "charges": [N]}`` or
+            ``{"electronic_spatial_extent": [B]}``, and ``forces=True`` adds minus its gradient.
+        trainable_basis: whether centres and widths of the basis are parameters.
+        basis_cutoff_function: of the basis itself; by default ``"none"`` for the Gaussians and
+            ``"cosine"`` for the exponential basis.
 
     Raises:
         ValueError: a size below 1, a cutoff that is not positive and finite, too few references,
-            or an unknown basis, cutoff function, activation or aggregation.
+            or an unknown basis, cutoff function, activation, aggregation or prediction.
 
     >>> import torch, molkern
     >>> model = molkern.models.SchNet(hidden_channels=16, num_filters=16, num_interactions=2)
@@ -89,6 +99,9 @@ class SchNet(Potential):
         mean: float = 0.0,
         reference: Sequence[float] | None = None,
         trainable_reference: bool = False,
+        prediction: str = "energy",
+        trainable_basis: bool = False,
+        basis_cutoff_function: str | None = None,
     ):
         cutoff, scale, mean = float(cutoff), float(scale), float(mean)
         head_hidden = None if head_hidden is None else list(head_hidden)
@@ -97,11 +110,20 @@ class SchNet(Potential):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
         self.remember(**config)
-        _check_sizes(config)
+        check_sizes(
+            config,
+            "hidden_channels",
+            "num_filters",
+            "num_interactions",
+            "num_basis",
+            "num_elements",
+        )
         self.cutoff, self.num_elements = cutoff, num_elements
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         nn.init.normal_(self.embedding.weight, std=hidden_channels**-0.25)
-        self.basis = _radial_basis(basis, num_basis, cutoff, gaussian_coefficient)
+        self.basis = _radial_basis(
+            basis, num_basis, cutoff, gaussian_coefficient, basis_cutoff_function, trainable_basis
+        )
         self.interactions = nn.ModuleList(
             SchNetInteraction(
                 hidden_channels,
@@ -127,6 +149,8 @@ class SchNet(Potential):
             final_bias=head_bias,
         )
         self.reference = AtomicReference(scale, mean, reference, trainable=trainable_reference)
+        self.readout = Readout(prediction)
+        self.differentiated = prediction
 
     @classmethod
     def official(
@@ -165,31 +189,34 @@ class SchNet(Potential):
         basis = self.basis(distances)
         for interaction in self.interactions:
             x = interaction(x, basis, distances, structure.neighbors)
-        energies = self.reference(self.head(x), structure.numbers)
-        return {"energy": structure.sum_atoms(energies)}
+        return self.readout(self.reference(self.head(x), structure.numbers), structure)
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"
 
 
-def _check_sizes(config: dict[str, Any]) -> None:
-    for name in ("hidden_channels", "num_filters", "num_interactions", "num_basis", "num_elements"):
-        if config[name] < 1:
-            raise ValueError(f"{name} must be at least 1, got {config[name]}")
-    energies, count = config["reference"], config["num_elements"]
-    if energies is not None and len(energies) < count:
-        raise ValueError(
-            f"reference has {len(energies)} energies, but num_elements is {count}: pass one for "
-            f"each atomic number (0 to {count - 1}), or a smaller num_elements"
-        )
-
-
 def _radial_basis(
-    name: str, num_basis: int, cutoff: float, coefficient: float | None
+    name: str,
+    num_basis: int,
+    cutoff: float,
+    coefficient: float | None,
+    cutoff_function: str | None,
+    trainable: bool,
 ) -> GaussianBasis | ExponentialBasis:
     if name == "gaussian":
-        return GaussianBasis(num_basis, cutoff, coefficient=coefficient)
+        return GaussianBasis(
+            num_basis,
+            cutoff,
+            coefficient=coefficient,
+            cutoff_function=cutoff_function or "none",
+            trainable=trainable,
+        )
     if name == "exponential":
-        alpha = 5.0 / cutoff if cutoff else 1.0  # the basis refuses a cutoff of 0
-        return ExponentialBasis(num_basis, cutoff, alpha=alpha, cutoff_function="cosine")
+        return ExponentialBasis(
+            num_basis,
+            cutoff,
+            alpha=5.0 / cutoff if cutoff else 1.0,  # the basis refuses a cutoff of 0
+            cutoff_function=cutoff_function or "cosine",
+            trainable=trainable,
+        )
     raise ValueError(f"basis must be 'gaussian' or 'exponential', got {name!r}")

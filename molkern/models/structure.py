@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..graph import AtomicBatch, NeighborList
@@ -43,3 +45,21 @@ class Structure:
         if values.dim() == 1:
             return segment_sum(values.unsqueeze(1), self.batch.system_ptr).squeeze(1)
         return segment_sum(values, self.batch.system_ptr)
+
+
+def largest_extent(batch: AtomicBatch) -> float:
+    """A length beyond every distance within a system that is not periodic; 0 if there is none."""
+    positions, count = batch.positions.detach().double(), batch.num_systems
+    if batch.num_atoms == 0:
+        return 0.0
+    owner = torch.zeros_like(batch.numbers) if batch.batch is None else batch.batch.long()
+    owner = owner.unsqueeze(1).expand(-1, 3)
+    ends = positions.new_zeros(count, 3)
+    high = ends.scatter_reduce(0, owner, positions, "amax", include_self=False)
+    low = ends.scatter_reduce(0, owner, positions, "amin", include_self=False)
+    diagonals = (high - low).norm(dim=1)
+    if batch.pbc is not None:
+        diagonals = diagonals.masked_fill(batch.pbc.any(1), 0.0)
+    longest = float(diagonals.max())
+    # With positions that are not finite the search is to find them
+    return 1.001 * longest if math.isfinite(longest) else 0.0

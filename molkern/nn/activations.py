@@ -1,10 +1,13 @@
-"""Activation functions by name."""
+"""Activation functions by name, and dense layers."""
 
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from .. import ops
+from ..ops.dense import DENSE_ACTIVATIONS
 
 
 class ShiftedSoftplus(nn.Module):
@@ -30,6 +33,7 @@ class ShiftedSoftplus(nn.Module):
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "ssp": ShiftedSoftplus,
+    "ssp_exact": lambda: ShiftedSoftplus(threshold=35.0),
     "ssp_official": lambda: ShiftedSoftplus(threshold=14.0),
     "ssp_pyg": lambda: ShiftedSoftplus(shift=float(torch.tensor(2.0).log())),
     "silu": nn.SiLU,
@@ -40,8 +44,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 def activation(name: str) -> nn.Module:
     """The activation of that name.
 
-    ``"ssp"`` (shifted softplus), ``"silu"`` (swish) or ``"tanh"``; ``"ssp_official"`` and
-    ``"ssp_pyg"`` are the shifted softplus as SchNet's 2018 code and PyTorch Geometric round it.
+    ``"ssp"`` (shifted softplus), ``"silu"`` (swish) or ``"tanh"``; ``"ssp_exact"`` is
+    the first without a visible threshold (TensorFlow's, PhysNet's code), ``"ssp_official"`` and
+    ``"ssp_pyg"`` as SchNet's 2018 code and PyTorch Geometric round it.
 
     Raises:
         ValueError: another name.
@@ -51,19 +56,80 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+class Dense(nn.Linear):
+    """A linear layer with its activation and a residual: ``residual + a(W x + b)``, fused.
+
+    Glorot-uniform weights and zero bias, as in SchNet's published code; names and shapes of the
+    parameters are those of :class:`torch.nn.Linear`. See :func:`molkern.ops.dense`. Tensors of
+    other shapes than ``[M, K]`` and of other types than float32 and float64 are taken too, by
+    torch's operators, and so are the activations that have no fused form (``"ssp_official"`` and
+    ``"ssp_pyg"``).
+
+    Args:
+        inputs, outputs: widths K and N.
+        bias: whether there is one.
+        activation: ``"none"``, or a name for :func:`activation`.
+
+    Raises:
+        ValueError: no inputs or no outputs, or an unknown activation.
+
+    >>> import torch, molkern
+    >>> layer = molkern.nn.Dense(4, 4, activation="silu")
+    >>> x = torch.rand(3, 4)
+    >>> layer(x, residual=x).shape
+    torch.Size([3, 4])
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, activation: str = "none"):
+        _check_widths(inputs, outputs)
+        super().__init__(inputs, outputs, bias=bias)
+        self.activation = activation
+        self.unfused = _activation_or_none(activation)
+
+    def reset_parameters(self) -> None:
+        _initialize(self)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x ``[M, K]``, residual ``[M, N]`` → ``[M, N]``."""
+        fused = self.activation in DENSE_ACTIVATIONS
+        if x.dim() == 2 and x.dtype in (torch.float32, torch.float64):
+            if fused:
+                return ops.dense(
+                    x, self.weight, self.bias, activation=self.activation, residual=residual
+                )
+            y = self.unfused(ops.dense(x, self.weight, self.bias))
+        else:
+            y = self.unfused(super().forward(x))
+        return y if residual is None else residual + y
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation!r}"
+
+
+def _activation_or_none(name: str) -> nn.Module:
+    return nn.Identity() if name == "none" else activation(name)
+
+
+def _check_widths(inputs: int, outputs: int) -> None:
+    if inputs < 1 or outputs < 1:
+        raise ValueError(
+            f"widths of a layer must be at least 1, got {inputs} inputs and {outputs} outputs"
+        )
+
+
+def _initialize(layer: nn.Linear) -> None:
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 def dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     """A linear layer with Glorot-uniform weights and zero bias, as in SchNet's published code.
 
     Raises:
         ValueError: no inputs or no outputs.
     """
-    if inputs < 1 or outputs < 1:
-        raise ValueError(
-            f"widths of a layer must be at least 1, got {inputs} inputs and {outputs} outputs"
-        )
+    _check_widths(inputs, outputs)
     layer = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.xavier_uniform_(layer.weight)
-    if bias:
-        with torch.no_grad():
-            layer.bias.zero_()
+    _initialize(layer)
     return layer

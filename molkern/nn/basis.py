@@ -10,22 +10,67 @@ from ..ops.radial import CUTOFF_FUNCTIONS
 from .precision import Float64Module
 
 
+def softplus(x: Tensor) -> Tensor:
+    """``ln(1 + eˣ)``, exact in float64 (torch's own takes x from 20 on, off by 2e-9)."""
+    return torch.nn.functional.softplus(x, threshold=35.0)
+
+
+def softplus_inverse(y: Tensor) -> Tensor:
+    """``ln(eʸ − 1)`` for positive y."""
+    return y + torch.log(-torch.expm1(-y))
+
+
 class RadialBasis(Float64Module):
-    """What the bases with two parameters per function share: centres and widths."""
+    """What the bases with two parameters per function share: centres and widths.
+
+    Positive ones are trained as ``raw_centers`` and ``raw_widths``, of which a softplus is used.
+    """
 
     centers: Tensor
     widths: Tensor
+    raw_centers: Tensor
+    raw_widths: Tensor
 
-    def __init__(self, centers: Tensor, width: float, trainable: bool):
+    def __init__(self, centers: Tensor, width: float, trainable: bool, positive: bool = False):
         super().__init__()
-        self.keeps_float64 = not trainable
+        if positive and not trainable:
+            raise ValueError("positive is about training: it needs trainable=True")
+        self.keeps_float64, self.positive = not trainable, positive
         values = {"centers": centers, "widths": torch.full_like(centers, width)}
         for name, value in values.items():
-            if trainable:
+            if positive:
+                raw = softplus_inverse(value).to(torch.get_default_dtype())
+                self.register_parameter(f"raw_{name}", nn.Parameter(raw))
+            elif trainable:
                 parameter = nn.Parameter(value.to(torch.get_default_dtype()))
                 self.register_parameter(name, parameter)
             else:
                 self.register_buffer(name, value)
+
+    def functions(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Centres and coefficients ``[K]`` as they stand in the formula."""
+        if self.positive:
+            centers, widths = softplus(self.raw_centers), softplus(self.raw_widths)
+        else:
+            centers, widths = self.centers, self.widths
+        return centers.to(dtype=dtype), widths.to(dtype=dtype)
+
+    @torch.no_grad()
+    def set_functions(self, centers: Tensor, widths: Tensor) -> None:
+        """Takes these values, both ``[K]``, as centres and coefficients.
+
+        Raises:
+            ValueError: another shape, or a value that is not positive where it has to be.
+        """
+        for name, value in (("centers", centers), ("widths", widths)):
+            target = getattr(self, f"raw_{name}" if self.positive else name)
+            if value.shape != target.shape:
+                raise ValueError(
+                    f"{name} must have shape {list(target.shape)}, got {list(value.shape)}"
+                )
+            if self.positive and not bool((value > 0).all()):
+                raise ValueError(f"{name} must be positive, got {float(value.min())}")
+            target.copy_(softplus_inverse(value.double()) if self.positive else value)
 
 
 class GaussianBasis(RadialBasis):
@@ -73,8 +118,7 @@ class GaussianBasis(RadialBasis):
     def forward(self, distances: Tensor) -> Tensor:
         return ops.radial_basis(
             distances,
-            self.centers.to(distances.dtype),
-            self.widths.to(distances.dtype),
+            *self.functions(distances.dtype),
             basis="gaussian",
             cutoff_function=self.cutoff_function,
             cutoff=self.cutoff,
@@ -94,10 +138,12 @@ class ExponentialBasis(RadialBasis):
         alpha: α.
         cutoff_function: ``"physnet"``, ``"cosine"``, ``"envelope"`` or ``"none"``.
         trainable: whether μ and β are parameters.
+        positive: whether they are trained through a softplus, which keeps them positive, as in
+            PhysNet's published code; needs ``trainable``.
 
     Raises:
-        ValueError: no functions, a cutoff or α that is not positive and finite, or an unknown
-            cutoff function.
+        ValueError: no functions, a cutoff or α that is not positive and finite, an unknown
+            cutoff function, or ``positive`` without ``trainable``.
 
     >>> import torch, molkern
     >>> molkern.nn.ExponentialBasis(64, cutoff=10.0)(torch.rand(7)).shape
@@ -112,20 +158,21 @@ class ExponentialBasis(RadialBasis):
         alpha: float = 1.0,
         cutoff_function: str = "physnet",
         trainable: bool = False,
+        positive: bool = False,
     ):
         _check(num_functions, cutoff, cutoff_function)
         if not 0 < alpha < math.inf:
             raise ValueError(f"alpha must be positive and finite, got {alpha}")
         last = math.exp(-alpha * cutoff)
         centers = torch.linspace(1.0, last, num_functions, dtype=torch.float64)
-        super().__init__(centers, (num_functions / (2.0 * (1.0 - last))) ** 2, trainable)
+        width = (num_functions / (2.0 * (1.0 - last))) ** 2
+        super().__init__(centers, width, trainable, positive)
         self.cutoff, self.alpha, self.cutoff_function = float(cutoff), float(alpha), cutoff_function
 
     def forward(self, distances: Tensor) -> Tensor:
         return ops.radial_basis(
             distances,
-            self.centers.to(distances.dtype),
-            self.widths.to(distances.dtype),
+            *self.functions(distances.dtype),
             basis="exponential",
             cutoff_function=self.cutoff_function,
             cutoff=self.cutoff,

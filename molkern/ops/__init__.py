@@ -1,16 +1,21 @@
 """Operations: typed functions over the compiled kernels, with their derivatives."""
 
-from .cfconv import cfconv, segment_sum
+from .cfconv import cfconv, segment_expand, segment_sum
+from .dense import dense
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis
+from .spherical import spherical_radial
 from .triplets import triplet_sum
 
 __all__ = [
     "cfconv",
+    "dense",
     "gather_receivers",
     "gather_senders",
     "radial_basis",
+    "segment_expand",
     "segment_sum",
+    "spherical_radial",
     "sum_edges",
     "triplet_sum",
 ]

@@ -1,6 +1,6 @@
 """Loads the extension, which registers the operators, and the types they share."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ class Graph(Protocol):
     def by_sender(self) -> Adjacency: ...
 
     @property
+    def receivers(self) -> Tensor: ...
+
+    @property
     def padded(self) -> bool: ...
 
     def reverse_edges(self) -> Tensor: ...
@@ -43,6 +46,32 @@ def full_precision(*names: str) -> None:
     for name in names:
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(f"molkern::{name}", device, torch.float32)
+
+
+def gradient_wanted(ctx: Any, argument: int) -> bool:
+    """Whether a backward pass that is running will use the gradient of an operator's argument.
+
+    ``ctx.needs_input_grad`` says only whether one may be taken: true for the parameters of a model
+    whose forces are computed, whose gradients nobody wants then. Arguments are counted without
+    those that are no tensors, for which it is false; lists of tensors are not foreseen.
+    """
+    needs = ctx.needs_input_grad
+    if not needs[argument]:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    # Nodes are kept for tensors only, so they are looked up by those that need a gradient.
+    nodes = [node for node, _ in ctx.next_functions if node is not None]
+    if len(nodes) != sum(needs):
+        return True
+    node = nodes[sum(needs[:argument])]
+    leaf = getattr(node, "variable", None)
+    if leaf is not None and not isinstance(leaf, torch.nn.Parameter):
+        return True  # asking would raise an error if it is wanted, which takes long
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except (AttributeError, RuntimeError):  # RuntimeError: a leaf whose gradient is asked for
+        return True
 
 
 def no_third_derivative(name: str) -> None:

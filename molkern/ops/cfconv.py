@@ -101,33 +101,32 @@ def segment_sum(values: Tensor, segment_ptr: Tensor) -> Tensor:
                 "with .float()"
             )
         values = values.float()
-    _check_segments(segment_ptr, values)
+    _check_segments("segment_sum", segment_ptr, values, values.shape[0])
     return _sum_segments(values, segment_ptr)
 
 
-def _check_segments(segment_ptr: Tensor, values: Tensor) -> None:
+def _check_segments(name: str, segment_ptr: Tensor, values: Tensor, count: int) -> None:
     if segment_ptr.dtype != torch.int32:
         raise TypeError(
-            f"segment_sum: segment_ptr must be int32, got {segment_ptr.dtype}; convert it with "
-            ".int()"
+            f"{name}: segment_ptr must be int32, got {segment_ptr.dtype}; convert it with .int()"
         )
     if segment_ptr.dim() != 1 or segment_ptr.shape[0] == 0:
         raise ValueError(
-            f"segment_sum: segment_ptr must have shape [B + 1], got {list(segment_ptr.shape)}"
+            f"{name}: segment_ptr must have shape [B + 1], got {list(segment_ptr.shape)}"
         )
     if segment_ptr.device != values.device:
         raise ValueError(
-            f"segment_sum: segment_ptr is on {segment_ptr.device} but values is on "
+            f"{name}: segment_ptr is on {segment_ptr.device} but values is on "
             f"{values.device}; move one of them with .to()"
         )
     # The values cannot be read while a compiler traces, and on CUDA they would have to be awaited.
     if segment_ptr.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    first_rows, count = segment_ptr.numpy(), values.shape[0]
+    first_rows = segment_ptr.numpy()
     if first_rows[0] != 0 or first_rows[-1] != count:
         raise ValueError(
-            f"segment_sum: segment_ptr must begin with 0 and end with {count}, the number of rows "
-            f"of values, got {first_rows[0]} and {first_rows[-1]}"
+            f"{name}: segment_ptr must begin with 0 and end with {count}, the number of "
+            f"rows, got {first_rows[0]} and {first_rows[-1]}"
         )
     if len(first_rows) == 2:
         return
@@ -135,7 +134,7 @@ def _check_segments(segment_ptr: Tensor, values: Tensor) -> None:
     if falls.any():
         k = int(falls.argmax())
         raise ValueError(
-            f"segment_sum: segment_ptr must not decrease, but segment_ptr[{k + 1}] is "
+            f"{name}: segment_ptr must not decrease, but segment_ptr[{k + 1}] is "
             f"{first_rows[k + 1]} after {first_rows[k]}; sort the rows by segment"
         )
 
@@ -147,22 +146,72 @@ def _sum_segments(values: Tensor, segment_ptr: Tensor) -> Tensor:
         if device.type != "cpu" or values.numel() < _ONE_THREAD:
             return values.sum(0, keepdim=True)
         if count > _CHUNK:
-            starts = torch.arange(0, count + _CHUNK, _CHUNK, dtype=torch.int32).clamp(max=count)
+            starts = _chunk_starts(count)
             chunks = _sum_segments(values, starts)
             ends = torch.tensor([0, chunks.shape[0]], dtype=torch.int32)
             return _sum_segments(chunks, ends)
+    by_segment, by_row = _segment_graph(segment_ptr, count)
+    ones = torch.ones_like(values, memory_format=torch.contiguous_format)
+    return operators.cfconv(values.contiguous(), ones, *by_segment, *by_row, False)
+
+
+def segment_expand(values: Tensor, segment_ptr: Tensor, count: int) -> Tensor:
+    """Gives every row of consecutive segments its segment's value: :func:`segment_sum` transposed.
+
+    Differentiable to any order; its backward pass sums in a fixed order.
+
+    Args:
+        values: ``[B, F]``, float32 or float64.
+        segment_ptr: first row of each segment, then N: ``[B + 1]``, int32, not decreasing.
+        count: the number of rows N.
+
+    Returns:
+        ``[N, F]``.
+
+    Raises:
+        ValueError: shapes or devices that do not fit together, or pointers other than above.
+        TypeError: types other than those above.
+
+    >>> import torch, molkern
+    >>> pointers = torch.tensor([0, 1, 3], dtype=torch.int32)
+    >>> molkern.ops.segment_expand(torch.tensor([[1.0], [2.0]]), pointers, 3)
+    tensor([[1.],
+            [2.],
+            [2.]])
+    """
+    if values.dim() != 2 or values.shape[0] + 1 != segment_ptr.shape[0]:
+        raise ValueError(
+            f"segment_expand: values must have shape [{segment_ptr.shape[0] - 1}, F], one row for "
+            f"each segment, got {list(values.shape)}"
+        )
+    _check_segments("segment_expand", segment_ptr, values, count)
+    device = values.device
+    if values.shape[0] == 1:
+        if device.type != "cpu" or count * values.shape[1] < _ONE_THREAD:
+            return values.expand(count, values.shape[1])
+        if count > _CHUNK:  # in two steps, whose transposes sum in chunks
+            starts = _chunk_starts(count)
+            ends = torch.tensor([0, starts.shape[0] - 1], dtype=torch.int32)
+            chunks = segment_expand(values, ends, starts.shape[0] - 1)
+            return segment_expand(chunks, starts, count)
+    by_segment, by_row = _segment_graph(segment_ptr, count)
+    ones = values.new_ones(count, values.shape[1])
+    return operators.cfconv(values.contiguous(), ones, *by_row, *by_segment, False)
+
+
+def _chunk_starts(count: int) -> Tensor:
+    return torch.arange(0, count + _CHUNK, _CHUNK, dtype=torch.int32).clamp(max=count)
+
+
+def _segment_graph(segment_ptr: Tensor, count: int) -> tuple[Any, Any]:
+    """The graph whose edges join each row to its segment, by segments and by rows."""
+    device = segment_ptr.device
     rows = torch.arange(count, dtype=torch.int32, device=device)
     lengths = segment_ptr[1:] - segment_ptr[:-1]
     segments = torch.arange(lengths.shape[0], dtype=torch.int32, device=device)
     owner = torch.repeat_interleave(segments, lengths, output_size=count)
     one_each = torch.arange(count + 1, dtype=torch.int32, device=device)
-    return operators.cfconv(
-        values.contiguous(),
-        torch.ones_like(values, memory_format=torch.contiguous_format),
-        *(segment_ptr.contiguous(), rows, None),
-        *(one_each, owner, None),
-        False,
-    )
+    return (segment_ptr.contiguous(), rows, None), (one_each, owner, None)
 
 
 @torch.library.register_fake("molkern::cfconv")

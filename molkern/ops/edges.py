@@ -43,7 +43,7 @@ def _gather(x: Tensor, graph: Graph, receivers: bool) -> Tensor:
     return operators.edge_product(*pair, *graph.by_receiver, *graph.by_sender, graph.padded)
 
 
-def sum_edges(values: Tensor, graph: Graph) -> Tensor:
+def sum_edges(values: Tensor, graph: Graph, *, factors: Tensor | None = None) -> Tensor:
     """The sum over the edges that each atom receives, ``[E, F]`` → ``[N, F]``.
 
     Differentiable to any order; the same bits on every run.
@@ -51,6 +51,7 @@ def sum_edges(values: Tensor, graph: Graph) -> Tensor:
     Args:
         values: ``[E, F]`` in the graph's order, float32 or float64.
         graph: the :class:`molkern.NeighborList` to sum over.
+        factors: what the values are multiplied by before, ``[E, F]``; the product is not stored.
 
     Raises:
         ValueError: shapes or devices that do not fit together.
@@ -64,10 +65,23 @@ def sum_edges(values: Tensor, graph: Graph) -> Tensor:
             [4.],
             [0.]])
     """
-    if values.dim() != 2:
-        raise ValueError(f"values must have shape [E, F], got {list(values.shape)}")
-    atoms = graph.by_receiver[0].shape[0] - 1
-    ones = values.new_ones(atoms, values.shape[1])
+    for name, tensor in (("values", values), ("factors", factors)):
+        if tensor is not None and tensor.dim() != 2:
+            raise ValueError(f"{name} must have shape [E, F], got {list(tensor.shape)}")
+    row_ptr = graph.by_receiver[0]
+    if factors is None:
+        ones = values.new_ones(row_ptr.shape[0] - 1, values.shape[1])
+        return operators.cfconv(
+            ones, values.contiguous(), *graph.by_receiver, *graph.by_sender, graph.padded
+        )
+    # A convolution over a graph in which the edges are the senders, each of one receiver.
+    edges = graph.receivers.shape[0]
+    places = torch.arange(edges + 1, dtype=torch.int32, device=row_ptr.device)
+    once = torch.minimum(places, row_ptr[-1]) if graph.padded else places
     return operators.cfconv(
-        ones, values.contiguous(), *graph.by_receiver, *graph.by_sender, graph.padded
+        values.contiguous(),
+        factors.contiguous(),
+        *(row_ptr, places[:-1], None),
+        *(once, graph.receivers, None),
+        graph.padded,
     )

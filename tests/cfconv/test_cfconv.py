@@ -4,7 +4,7 @@ from reference.cfconv import cfconv as reference_cfconv
 from torch.autograd import gradcheck, gradgradcheck
 
 import molkern
-from molkern.ops import cfconv, segment_sum
+from molkern.ops import cfconv, segment_expand, segment_sum
 
 
 def random_graph(atoms, edges, symmetric, device="cpu"):
@@ -216,6 +216,42 @@ def test_second_derivative_of_a_sum_in_chunks():
     x, square = values.detach(), values.detach().square().sum()
     torch.testing.assert_close(first.detach(), 4 * square * x)
     torch.testing.assert_close(second, 4 * square + 8 * x.sum() * x)
+
+
+def test_segment_expand_is_the_transpose(device):
+    values = torch.randn(3, 2, dtype=torch.float64, device=device, requires_grad=True)
+    pointers = torch.tensor([0, 3, 3, 7], dtype=torch.int32, device=device)
+    expanded = segment_expand(values, pointers, 7)
+    assert torch.equal(expanded, values[torch.tensor([0] * 3 + [2] * 4, device=device)])
+    for last, rows in ((pointers, values), (pointers[[0, 3]], values[:1].detach())):
+        argument = rows.detach().requires_grad_()
+        assert gradcheck(lambda v, p=last: segment_expand(v, p, 7), (argument,))
+        assert gradgradcheck(lambda v, p=last: segment_expand(v, p, 7).sin(), (argument,))
+
+
+@pytest.mark.parametrize("rows", [0, 5, 33_000])
+def test_one_value_for_many_rows_has_the_same_gradient_bits_for_every_number_of_threads(
+    rows, threads
+):
+    value, direction = torch.randn(1, 1, requires_grad=True), torch.randn(rows, 1)
+    gradients = []
+    for count in (1, 2, 3):
+        threads(count)
+        expanded = segment_expand(value, pointers_of(0, rows), rows)
+        assert torch.equal(expanded, value.expand(rows, 1))
+        gradients.append(torch.autograd.grad(expanded, value, direction)[0])
+    expected = direction.double().sum().reshape(1, 1)
+    torch.testing.assert_close(gradients[0].double(), expected, rtol=1e-5, atol=1e-3)
+    assert all(torch.equal(gradients[0], other) for other in gradients[1:])
+
+
+def test_wrong_rows_of_segments():
+    with pytest.raises(ValueError, match=r"values must have shape \[2, F\], .* got \[3, 1\]"):
+        segment_expand(torch.ones(3, 1), pointers_of(0, 1, 4), 4)
+    with pytest.raises(ValueError, match=r"segment_expand: .* end with 5, the number of rows"):
+        segment_expand(torch.ones(2, 1), pointers_of(0, 1, 4), 5)
+    with pytest.raises(TypeError, match="segment_expand: segment_ptr must be int32"):
+        segment_expand(torch.ones(2, 1), pointers_of(0, 1, 4).long(), 4)
 
 
 def test_segment_sum_under_autocast(device):

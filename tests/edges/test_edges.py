@@ -31,6 +31,9 @@ def test_equals_indexing(kind, dtype, device):
     expected = torch.zeros(6, 5, dtype=dtype, device=device)
     expected.index_add_(0, receivers, values[:edges])
     torch.testing.assert_close(sum_edges(values, graph), expected)
+    factors = torch.randn_like(values)
+    expected = torch.zeros_like(expected).index_add_(0, receivers, (factors * values)[:edges])
+    torch.testing.assert_close(sum_edges(values, graph, factors=factors), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,6 +49,9 @@ def test_derivatives(kind, device):
     ):
         assert gradcheck(lambda t, f=function: f(t, graph), (argument,))
         assert gradgradcheck(lambda t, f=function: f(t, graph).sin(), (argument,))
+    factors = torch.randn_like(values).requires_grad_()
+    assert gradcheck(lambda v, f: sum_edges(v, graph, factors=f), (values, factors))
+    assert gradgradcheck(lambda v, f: sum_edges(v, graph, factors=f), (values, factors))
 
 
 def test_wrong_shapes():
@@ -54,7 +60,11 @@ def test_wrong_shapes():
         gather_senders(torch.ones(6), graph)
     with pytest.raises(ValueError, match=r"values must have shape \[E, F\], got \[24\]"):
         sum_edges(torch.ones(24), graph)
-    with pytest.raises(ValueError, match="size 24 in dimension 0"):
-        sum_edges(torch.ones(23, 2), graph)
+    with pytest.raises(ValueError, match=r"factors must have shape \[E, F\], got \[24\]"):
+        sum_edges(torch.ones(24, 2), graph, factors=torch.ones(24))
+    for values, factors in (((23, 2), None), ((23, 2), (24, 2)), ((24, 2), (23, 2))):
+        factors = None if factors is None else torch.ones(factors)
+        with pytest.raises(ValueError, match="size 24 in dimension 0"):
+            sum_edges(torch.ones(values), graph, factors=factors)
     with pytest.raises(ValueError, match="size 6 in dimension 0"):
         gather_receivers(torch.ones(7, 2), graph)

@@ -74,36 +74,59 @@ def test_coarse_grained_chignolin(reference):
     check(model(batch, forces=True), data["E_f64"][:, 0], data["F_f64"][:, 0], 1e-9)
 
 
-@pytest.mark.parametrize("shifts", [False, True])
-def test_pytorch_geometric(shifts):
+def geometric_model(**options):
+    """A small, perturbed SchNet of PyTorch Geometric in float64, and two molecules for it."""
     geometric = pytest.importorskip("torch_geometric.nn")
-    options = {}
-    if shifts:
-        options = {"mean": -0.5, "std": 2.0, "atomref": torch.randn(100, 1)}
 
     def all_pairs(positions, batch):  # PyTorch Geometric's own search needs torch_cluster
         neighbors = molkern.neighbor_list(positions.detach(), 4.0, batch=batch)
         return neighbors.edge_index, neighbors.distances(positions)
 
-    theirs = geometric.SchNet(
+    model = geometric.SchNet(
         hidden_channels=32, num_filters=24, num_interactions=3, num_gaussians=20, cutoff=4.0,
         interaction_graph=all_pairs, **options,
     ).double()  # fmt: skip
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     numbers = torch.randint(1, 10, (20,))
     positions = 4 * torch.rand(20, 3, dtype=torch.float64)
-    system = torch.tensor([0] * 9 + [1] * 11)
-    moving = positions.clone().requires_grad_()
-    energies = theirs(numbers, moving, system).squeeze(1)
-    (gradient,) = torch.autograd.grad(energies.sum(), moving)
-    ours = from_pyg(theirs.eval())
-    out = ours(AtomicBatch(numbers, positions, system), forces=True)
-    torch.testing.assert_close(out["energy"], energies.detach(), rtol=1e-10, atol=0)
-    torch.testing.assert_close(out["forces"], -gradient, rtol=1e-10, atol=1e-12)
+    return model.eval(), numbers, positions, torch.tensor([0] * 9 + [1] * 11)
+
+
+@pytest.mark.parametrize("shifts", [False, True])
+@pytest.mark.parametrize("name", ["energy", "dipole_moment"])
+def test_pytorch_geometric(name, shifts):
+    options = {"dipole": name == "dipole_moment"}
     if shifts:
+        options |= {"mean": -0.5, "std": 2.0, "atomref": torch.randn(100, 1)}
+    theirs, numbers, positions, system = geometric_model(**options)
+    if shifts:
+        theirs.scale = 1.7
+    if name == "dipole_moment":
+        # Not in place: the buffer is ase's own array
+        theirs.atomic_mass = theirs.atomic_mass + torch.rand_like(theirs.atomic_mass)
+    moving = positions.clone().requires_grad_()
+    values = theirs(numbers, moving, system).squeeze(1)
+    (gradient,) = torch.autograd.grad(values.sum(), moving)
+    ours = from_pyg(theirs)
+    out = ours(AtomicBatch(numbers, positions, system), forces=True)
+    torch.testing.assert_close(out[name], values.detach(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(out["forces"], -gradient, rtol=1e-10, atol=1e-12)
+    if shifts and name == "energy":
         assert ours.reference.reference.requires_grad
+
+
+def test_converted_dipoles_keep_their_masses(tmp_path):
+    theirs, numbers, positions, system = geometric_model(dipole=True)
+    theirs.atomic_mass = theirs.atomic_mass.clone()
+    theirs.atomic_mass[1] = 2.014
+    ours = from_pyg(theirs)
+    ours.save(tmp_path / "dipole.safetensors")
+    again = molkern.models.load(tmp_path / "dipole.safetensors")
+    batch = AtomicBatch(numbers, positions, system)
+    assert torch.equal(again(batch)["dipole"], ours(batch)["dipole"])
+    assert float(again.readout.layer.masses[1]) == 2.014
 
 
 def schnetpack_arrays():
@@ -205,7 +228,9 @@ def test_files_that_are_no_archive(tmp_path):
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(TypeError, match=r"from_pyg converts torch_geometric.nn.SchNet, got torch"):
+    with pytest.raises(
+        TypeError, match=r"from_pyg converts torch_geometric.nn.SchNet.*, got torch"
+    ):
         from_pyg(torch.nn.Linear(1, 1))
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
     with pytest.raises(ValueError, match="no model recognised"):
@@ -213,5 +238,11 @@ def test_refusals(tmp_path):
     geometric = pytest.importorskip("torch_geometric.nn")
     with pytest.raises(ValueError, match="readout MeanAggregation"):
         from_pyg(geometric.SchNet(readout="mean"))
-    with pytest.raises(ValueError, match="dipole=True"):
-        from_pyg(geometric.SchNet(dipole=True))
+    module = geometric.SchNet(dipole=True)
+    module.scale = -1.0
+    with pytest.raises(ValueError, match=r"dipoles of a positive scale, this one has -1.0"):
+        from_pyg(module)
+    module = geometric.SchNet()
+    del module.scale
+    with pytest.raises(ValueError, match=r"schnet\.SchNet is of a version that is not known"):
+        from_pyg(module)

@@ -284,6 +284,8 @@ def test_wrong_input(crystal):
         ({"head_activation": "relu"}, "activation must be one of"),
         ({"cutoff_function": "foo"}, "cutoff_function must be one of .* got 'foo'"),
         ({"aggregation": "foo"}, "aggregation must be 'sum' or 'mean', got 'foo'"),
+        ({"prediction": "foo"}, "prediction must be one of 'energy', .* got 'foo'"),
+        ({"basis_cutoff_function": "foo"}, "cutoff_function must be one of .* got 'foo'"),
         ({"cutoff": 0.0}, "cutoff must be positive and finite, got 0"),
         ({"cutoff": -1.0, "cutoff_function": "none"}, "cutoff must be positive and finite, got -1"),
         ({"cutoff": 0.0, "basis": "exponential"}, "cutoff must be positive and finite, got 0"),
@@ -329,6 +331,9 @@ def test_configuration_is_plain():
         ("mean", 1.0),
         ("reference", [0.0, -0.5]),
         ("trainable_reference", False),
+        ("prediction", "energy"),
+        ("trainable_basis", False),
+        ("basis_cutoff_function", None),
     ]
     assert json.loads(json.dumps(model.config)) == model.config
 

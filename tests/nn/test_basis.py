@@ -9,6 +9,7 @@ from reference.radial import cutoff_value, radial_basis
 from molkern.nn import BesselBasis, CutoffFunction, ExponentialBasis, GaussianBasis
 
 BASES = {"gaussian": GaussianBasis, "exponential": ExponentialBasis, "bessel": BesselBasis}
+POSITIVE = {"trainable": True, "positive": True}
 
 
 @pytest.mark.parametrize("cutoff_function", ["none", "cosine", "physnet", "envelope"])
@@ -28,6 +29,31 @@ def test_gradients_of_trainable_parameters(device, name, cutoff_function):
     )  # fmt: skip
     expected = torch.autograd.grad((weights * plain).sum(), parameters)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_positive_parameters_go_through_a_softplus():
+    plain, layer = (ExponentialBasis(6, 4.0, **o).double() for o in ({}, POSITIVE))
+    assert [name for name, _ in layer.named_parameters()] == ["raw_centers", "raw_widths"]
+    distances = torch.linspace(0.1, 4.5, 30, dtype=torch.float64)
+    torch.testing.assert_close(layer(distances), plain(distances), rtol=1e-5, atol=1e-7)
+    raw = torch.randn(6, dtype=torch.float64) * 3, torch.linspace(-2, 40, 6, dtype=torch.float64)
+    with torch.no_grad():
+        layer.raw_centers.copy_(raw[0])
+        layer.raw_widths.copy_(raw[1])
+    used = [torch.log1p(torch.exp(value)) for value in raw]
+    torch.testing.assert_close(list(layer.functions()), used, rtol=1e-15, atol=0)
+    value = radial_basis(
+        distances, *used, basis="exponential", cutoff_function="physnet", cutoff=4.0
+    )
+    torch.testing.assert_close(layer(distances), value, rtol=1e-12, atol=1e-14)
+    layer.set_functions(*used)
+    torch.testing.assert_close(layer.raw_centers.detach(), raw[0], rtol=1e-12, atol=1e-13)
+    with pytest.raises(ValueError, match="centers must be positive, got -1"):
+        layer.set_functions(-torch.ones(6), torch.ones(6))
+    with pytest.raises(ValueError, match=r"widths must have shape \[6\], got \[5\]"):
+        layer.set_functions(torch.ones(6), torch.ones(5))
+    with pytest.raises(ValueError, match="positive is about training"):
+        ExponentialBasis(6, 4.0, positive=True)
 
 
 @pytest.mark.parametrize("name", BASES)

@@ -282,9 +282,9 @@ def test_wrong_input(change, error, message):
 def test_wrong_names():
     case = molecule()
     x, q, v, w = tensors(case, 4, 3, 2, True)
-    with pytest.raises(ValueError, match="angle must be one of 'kji', .*, got 'ijk'"):
+    with pytest.raises(ValueError, match=r"angle must be one of 'kji', .*, got 'ijk'"):
         triplet_sum(x, q, v, case[0], w, angle="ijk")
-    with pytest.raises(ValueError, match="method must be 'auto', .*, got 'fast'"):
+    with pytest.raises(ValueError, match=r"method must be 'auto', .*, got 'fast'"):
         triplet_sum(x, q, v, case[0], w, method="fast")
     with pytest.raises(ValueError, match="at_i does not factorise"):
         triplet_sum(x, q, v, case[0], w, angle="at_i", method="moments")

@@ -1,0 +1,205 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/softplus.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/where.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <tuple>
+
+#include "common/torch_utils.h"
+#include "dense/dense.h"
+
+namespace molkern {
+
+// Rows of panels are at most 32 numbers wide.
+int64_t dense_workspace(const DenseShape& shape) {
+  return (shape.columns + 31) / 32 * 32 * (shape.depth + 1);
+}
+
+namespace {
+
+constexpr double softplus_threshold = 20;
+
+template <typename T>
+const T* data(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr<T>() : nullptr;
+}
+
+// Threads that share the multiplications, sixteen of which take as long as one number of memory.
+int dense_threads(const DenseShape& shape) {
+  return threads_for(shape.rows * (shape.columns * shape.depth / 16 + shape.columns + shape.depth));
+}
+
+// The arguments of the product, checked and contiguous.
+struct Arguments {
+  Tensor x, weight;
+  OptionalTensor bias, residual;
+  Activation activation;
+  bool with_slope;
+  DenseShape shape;
+
+  Arguments(const char* op, const Tensor& x_in, const Tensor& weight_in,
+            const OptionalTensor& bias_in, const OptionalTensor& residual_in, int64_t activation_in,
+            bool need_slope)
+      : x(x_in.contiguous()), weight(weight_in.contiguous()) {
+    TORCH_CHECK_VALUE(activation_in >= 0 && activation_in <= 3, op,
+                      ": activation must be 0, 1, 2 or 3, got ", activation_in);
+    activation = static_cast<Activation>(activation_in);
+    with_slope = need_slope && activation != Activation::none;
+    check_real(op, "x", x, 2);
+    check_real(op, "weight", weight, 2);
+    check_like(op, "weight", weight, "x", x);
+    check_size(op, "weight", weight, 1, x.size(1));
+    shape = {x.size(0), weight.size(0), x.size(1)};
+    if (bias_in) {
+      bias = bias_in->contiguous();
+      check_real(op, "bias", *bias, 1);
+      check_like(op, "bias", *bias, "x", x);
+      check_size(op, "bias", *bias, 0, shape.columns);
+    }
+    if (residual_in) {
+      residual = residual_in->contiguous();
+      check_real(op, "residual", *residual, 2);
+      check_like(op, "residual", *residual, "x", x);
+      check_size(op, "residual", *residual, 0, shape.rows);
+      check_size(op, "residual", *residual, 1, shape.columns);
+    }
+  }
+
+  // Slopes [M, N], or [0] where they are not needed.
+  Tensor new_slope() const {
+    return with_slope ? empty_result({shape.rows, shape.columns}, x.options())
+                      : at::empty({0}, x.options());
+  }
+};
+
+// x [M, K], weight [N, K], bias [N], residual [M, N] -> y [M, N], slope [M, N] or [0]
+std::tuple<Tensor, Tensor> dense(const Tensor& x_in, const Tensor& weight_in,
+                                 const OptionalTensor& bias_in, const OptionalTensor& residual_in,
+                                 int64_t activation, bool need_slope) {
+  const Arguments in("dense", x_in, weight_in, bias_in, residual_in, activation, need_slope);
+  const Tensor y = empty_result({in.shape.rows, in.shape.columns}, in.x.options());
+  const Tensor slope = in.new_slope();
+  const Tensor workspace = at::empty({dense_workspace(in.shape)}, in.x.options());
+  with_real(in.x, [&](auto zero) {
+    using T = decltype(zero);
+    T* slope_data = in.with_slope ? slope.mutable_data_ptr<T>() : nullptr;
+    with_isa([&](auto isa) {
+      dense_cpu<isa(), T>(in.activation, in.x.const_data_ptr<T>(), in.weight.const_data_ptr<T>(),
+                          data<T>(in.bias), data<T>(in.residual), y.mutable_data_ptr<T>(),
+                          slope_data, workspace.mutable_data_ptr<T>(), in.shape,
+                          dense_threads(in.shape));
+    });
+  });
+  return {y, slope};
+}
+
+std::tuple<Tensor, Tensor> activate_composed(Activation activation, const Tensor& z,
+                                             bool with_slope) {
+  const Tensor none = at::empty({0}, z.options());
+  switch (activation) {
+    case Activation::none:
+      break;
+    case Activation::silu: {
+      if (!with_slope) return {at::silu(z), none};
+      const Tensor sigma = at::sigmoid(z);
+      return {z * sigma, sigma * (1 + z * (1 - sigma))};
+    }
+    case Activation::ssp: {
+      const Tensor value = at::softplus(z, 1, softplus_threshold) - std::log(2.0);
+      if (!with_slope) return {value, none};
+      return {value, at::where(z > softplus_threshold, 1.0, at::sigmoid(z)).to(z.scalar_type())};
+    }
+    case Activation::tanh: {
+      const Tensor value = at::tanh(z);
+      return {value, with_slope ? 1 - value * value : none};
+    }
+  }
+  return {z, none};
+}
+
+// The same for any device, composed of torch's operators.
+std::tuple<Tensor, Tensor> dense_composed(const Tensor& x_in, const Tensor& weight_in,
+                                          const OptionalTensor& bias_in,
+                                          const OptionalTensor& residual_in, int64_t activation,
+                                          bool need_slope) {
+  const Arguments in("dense", x_in, weight_in, bias_in, residual_in, activation, need_slope);
+  const Tensor transposed = in.weight.t();
+  const Tensor z = in.bias ? at::addmm(*in.bias, in.x, transposed) : at::mm(in.x, transposed);
+  const auto [value, slope] = activate_composed(in.activation, z, in.with_slope);
+  return {in.residual ? *in.residual + value : value, slope};
+}
+
+// The arguments of the gradient, checked and contiguous.
+struct GradArguments {
+  Tensor g, weight;
+  OptionalTensor slope;
+  DenseShape shape;
+
+  GradArguments(const char* op, const Tensor& g_in, const OptionalTensor& slope_in,
+                const Tensor& weight_in)
+      : g(g_in.contiguous()), weight(weight_in.contiguous()) {
+    check_real(op, "g", g, 2);
+    check_real(op, "weight", weight, 2);
+    check_like(op, "weight", weight, "g", g);
+    check_size(op, "weight", weight, 0, g.size(1));
+    shape = {g.size(0), weight.size(1), g.size(1)};
+    if (slope_in) {
+      slope = slope_in->contiguous();
+      check_real(op, "slope", *slope, 2);
+      check_like(op, "slope", *slope, "g", g);
+      check_size(op, "slope", *slope, 0, g.size(0));
+      check_size(op, "slope", *slope, 1, g.size(1));
+    }
+  }
+};
+
+// g [M, N], slope [M, N] or none for 1, weight [N, K] -> [M, K]
+Tensor dense_input_grad(const Tensor& g_in, const OptionalTensor& slope_in,
+                        const Tensor& weight_in) {
+  const GradArguments in("dense_input_grad", g_in, slope_in, weight_in);
+  const Tensor gx = empty_result({in.shape.rows, in.shape.columns}, in.g.options());
+  const Tensor workspace = at::empty({dense_workspace(in.shape)}, in.g.options());
+  with_real(in.g, [&](auto zero) {
+    using T = decltype(zero);
+    with_isa([&](auto isa) {
+      dense_input_grad_cpu<isa(), T>(in.g.const_data_ptr<T>(), data<T>(in.slope),
+                                     in.weight.const_data_ptr<T>(), gx.mutable_data_ptr<T>(),
+                                     workspace.mutable_data_ptr<T>(), in.shape,
+                                     dense_threads(in.shape));
+    });
+  });
+  return gx;
+}
+
+Tensor dense_input_grad_composed(const Tensor& g_in, const OptionalTensor& slope_in,
+                                 const Tensor& weight_in) {
+  const GradArguments in("dense_input_grad", g_in, slope_in, weight_in);
+  return at::mm(in.slope ? in.g * *in.slope : in.g, in.weight);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(molkern, library) {
+  library.def(
+      "dense(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int activation, "
+      "bool need_slope) -> (Tensor, Tensor)");
+  library.def("dense_input_grad(Tensor g, Tensor? slope, Tensor weight) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(molkern, CPU, library) {
+  library.impl("dense", dense);
+  library.impl("dense_input_grad", dense_input_grad);
+}
+
+TORCH_LIBRARY_IMPL(molkern, CompositeExplicitAutograd, library) {
+  library.impl("dense", dense_composed);
+  library.impl("dense_input_grad", dense_input_grad_composed);
+}
+
+}  // namespace molkern

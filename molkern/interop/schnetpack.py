@@ -1,0 +1,120 @@
+"""SchNetPack 2's SchNet as a module, see :func:`molkern.interop.from_schnetpack`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import SchNet
+from .modules import activation_name, common_activation, is_one_of, kind, require
+from .schnet import SCHNETPACK, _sizes, fill
+
+PACKAGE = "schnetpack"
+
+
+def from_schnetpack_module(module: Any) -> SchNet:
+    """SchNetPack's potential with its weights; what has no counterpart is refused by name."""
+    version = getattr(module, "spk_version", None)
+    if version is not None and not str(version).startswith("2."):
+        raise ValueError(f"the model is of SchNetPack {version}, version 2 is needed")
+    for inputs in module.input_modules if hasattr(module, "input_modules") else ():
+        require(inputs, PACKAGE, ("PairwiseDistances", "Strain"), "an input module")
+    representation = module.representation
+    require(representation, PACKAGE, ("SchNet",), "the representation")
+    index, atomwise = _atomwise(module.output_modules)
+    scalars = _representation_options(representation) | _head_options(atomwise.outnet)
+    if getattr(module, "do_postprocessing", True):
+        scalars |= _offsets(module.postprocessors, atomwise.output_key)
+    state = module.state_dict()
+    layout = replace(SCHNETPACK, head=(f"output_modules.{index}.outnet.{{k}}",))
+    model = SchNet(**_sizes(state, layout), **scalars)
+    fill(model, state, layout)
+    basis = representation.radial_basis
+    with torch.no_grad():  # as stored, also where they were trained
+        model.basis.centers.copy_(basis.offsets)
+        model.basis.widths.copy_(0.5 / basis.widths.double() ** 2)
+    return model
+
+
+def _representation_options(representation: Any) -> dict[str, Any]:
+    require(representation.embedding, "torch", ("Embedding",), "the nuclear embedding")
+    for embedding in getattr(representation, "electronic_embeddings", ()):
+        raise ValueError(f"an electronic embedding ({kind(embedding)}) has no counterpart")
+    basis = representation.radial_basis
+    require(basis, PACKAGE, ("GaussianRBF", "GaussianRBFCentered"), "the radial basis")
+    require(representation.cutoff_fn, PACKAGE, ("CosineCutoff",), "the cutoff function")
+    activations = {}
+    for i, block in enumerate(representation.interactions):
+        role = f"interaction {i}"
+        require(block, PACKAGE, ("SchNetInteraction",), role)
+        activations[f"{role}, filter_network.0"] = block.filter_network[0].activation
+        activations[f"{role}, f2out.0"] = block.f2out[0].activation
+        linear = {"in2f": block.in2f, "filter_network.1": block.filter_network[1]}
+        for name, layer in (linear | {"f2out.1": block.f2out[1]}).items():
+            if activation_name(layer.activation, f"{role}, {name}") is not None:
+                raise ValueError(f"{role}, {name} has an activation, which has no counterpart")
+    return {
+        "cutoff": float(representation.cutoff_fn.cutoff),
+        "activation": common_activation(activations),
+        "trainable_basis": bool(basis.offsets.requires_grad),
+    }
+
+
+def _head_options(layers: Any) -> dict[str, Any]:
+    names = [activation_name(layer.activation, f"outnet.{k}") for k, layer in enumerate(layers)]
+    if names[-1] is not None:
+        raise ValueError(f"the last layer of outnet has the activation {names[-1]!r}, not none")
+    if len(set(names[:-1])) > 1 or None in names[:-1]:
+        raise ValueError(f"the layers of outnet need one activation, but have {names[:-1]}")
+    return {
+        "head_activation": names[0] if len(names) > 1 else None,
+        "head_bias": layers[-1].bias is not None,
+    }
+
+
+def _atomwise(output_modules: Any) -> tuple[int, Any]:
+    """The one module that predicts the energy, and its place."""
+    found = []
+    for index, output in enumerate(output_modules):
+        require(output, PACKAGE, ("Atomwise", "Forces"), f"output module {index}")
+        if is_one_of(output, PACKAGE, "Atomwise"):
+            found.append((index, output))
+    if len(found) != 1:
+        raise ValueError(f"a model with one Atomwise is needed, this one has {len(found)}")
+    index, atomwise = found[0]
+    if atomwise.aggregation_mode != "sum":
+        raise ValueError(
+            f"Atomwise with aggregation_mode {atomwise.aggregation_mode!r} has no counterpart; "
+            "'sum' is needed"
+        )
+    if atomwise.n_out != 1:
+        raise ValueError(f"Atomwise with {atomwise.n_out} outputs has no counterpart; 1 is needed")
+    for output in output_modules:
+        if is_one_of(output, PACKAGE, "Forces") and output.energy_key != atomwise.output_key:
+            raise ValueError(
+                f"Forces differentiates {output.energy_key!r}, but Atomwise predicts "
+                f"{atomwise.output_key!r}"
+            )
+    return index, atomwise
+
+
+def _offsets(postprocessors: Any, key: str) -> dict[str, Any]:
+    """Mean and references that postprocessors add to the energy ``key``."""
+    mean, reference = 0.0, None
+    for step in postprocessors:
+        require(step, PACKAGE, ("AddOffsets", "CastTo32", "CastTo64", "CastMap"), "a postprocessor")
+        if not is_one_of(step, PACKAGE, "AddOffsets"):
+            continue  # a type, which molkern's energies have in float64 anyway
+        if step._property != key:
+            raise ValueError(f"AddOffsets for {step._property!r}, but the model predicts {key!r}")
+        if not step.is_extensive:
+            raise ValueError("AddOffsets with is_extensive=False has no counterpart")
+        if step.add_mean:
+            mean += float(step.mean)
+        if step.add_atomrefs:
+            added: Tensor = step.atomref.detach().double().flatten()
+            reference = added if reference is None else reference + added
+    return {"mean": mean, "reference": None if reference is None else reference.tolist()}

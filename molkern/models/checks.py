@@ -1,0 +1,20 @@
+"""Checks that the models' constructors share."""
+
+from typing import Any
+
+
+def check_sizes(config: dict[str, Any], *names: str) -> None:
+    """Refuses sizes below 1, and a list of references too short for the table of elements.
+
+    Raises:
+        ValueError: saying which one.
+    """
+    for name in names:
+        if config[name] < 1:
+            raise ValueError(f"{name} must be at least 1, got {config[name]}")
+    energies, count = config["reference"], config["num_elements"]
+    if energies is not None and len(energies) < count:
+        raise ValueError(
+            f"reference has {len(energies)} energies, but num_elements is {count}: pass one for "
+            f"each atomic number (0 to {count - 1}), or a smaller num_elements"
+        )

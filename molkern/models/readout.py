@@ -1,0 +1,66 @@
+"""From a number per atom to what a model predicts for each system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.properties import DipoleMoment, ElectronicSpatialExtent
+from .structure import Structure
+
+#: Properties that a number per atom can be summed to.
+PREDICTIONS = ("energy", "dipole_moment", "electronic_spatial_extent")
+
+
+class Readout(nn.Module):
+    """Sums a number per atom to the energy, the dipole moment or the electronic spatial extent.
+
+    A model holds one as a submodule, calls it at the end of ``predict``, and sets
+    ``self.differentiated = readout.prediction``, so that ``forces=True`` gives minus the gradient
+    of what it predicts. For the energy it has no tensors.
+
+    Args:
+        prediction: ``"energy"``, ``"dipole_moment"`` or ``"electronic_spatial_extent"``.
+        masses: for the last two, see :class:`molkern.nn.DipoleMoment`.
+
+    Raises:
+        ValueError: another prediction.
+    """
+
+    def __init__(self, prediction: str = "energy", masses: Tensor | Sequence[float] | None = None):
+        super().__init__()
+        if prediction not in PREDICTIONS:
+            allowed = ", ".join(repr(name) for name in PREDICTIONS)
+            raise ValueError(f"prediction must be one of {allowed}, got {prediction!r}")
+        self.prediction = prediction
+        self.layer: DipoleMoment | ElectronicSpatialExtent | None = None
+        if prediction == "dipole_moment":
+            self.layer = DipoleMoment(masses)
+        elif prediction == "electronic_spatial_extent":
+            self.layer = ElectronicSpatialExtent(masses)
+
+    def forward(self, values: Tensor, structure: Structure) -> dict[str, Tensor]:
+        """values ``[N]``: energies of the atoms, or their charges.
+
+        Returns:
+            ``{"energy": [B]}``, ``{"dipole_moment": [B], "dipole": [B, 3], "charges": [N]}`` (the
+            magnitude first) or ``{"electronic_spatial_extent": [B]}``.
+
+        Raises:
+            ValueError: a dipole or an extent of a periodic system, which has no centre.
+        """
+        batch, positions = structure.batch, structure.positions
+        if self.layer is None:
+            return {"energy": structure.sum_atoms(values)}
+        if not torch.compiler.is_compiling() and batch.pbc is not None and bool(batch.pbc.any()):
+            system = int(batch.pbc.any(1).nonzero()[0])
+            raise ValueError(
+                f"system {system} is periodic, where {self.prediction} depends on the choice of "
+                "the cell: it is for molecules only"
+            )
+        if isinstance(self.layer, DipoleMoment):
+            vector, magnitude = self.layer(values, batch, positions)
+            return {"dipole_moment": magnitude, "dipole": vector, "charges": values}
+        return {self.prediction: self.layer(values, batch, positions)}
