@@ -19,7 +19,6 @@ CUTOFF, FUNCTIONS, FEATURES = 5.0, 50, 128
 ORDERS, RADIAL, CHANNELS = 7, 6, 8  # of DimeNet
 # DimeNet's and DimeNet++'s sums over triplets: features, angle, whether channels are contracted.
 TRIPLETS = {"dimenet": (128, "at_i", False), "dimenet_plusplus": (64, "plusplus", True)}
-LISTED_ATOMS = 300  # with more, listing triplets takes too much memory
 Run = Callable[[], object]
 
 
@@ -142,9 +141,12 @@ class Water:
 
     def triplets(self) -> Iterator[Case]:
         """Of the two models' shapes. The peer lists all triplets: only where they are few."""
-        listed = TripletList(self.neighbors) if self.atoms <= LISTED_ATOMS else None
+        triplets = self.edges * (self.edges // max(self.atoms, 1))
         vectors = self.neighbors.vectors(self.positions, self.cell).detach()
         for name, (features, angle, weighted) in TRIPLETS.items():
+            rows = features if weighted else CHANNELS * features
+            fits = self.has_room(12 * 4 * rows * triplets)
+            listed = TripletList(self.neighbors) if fits else None
             yield from self.triplet_cases(name, vectors, features, angle, weighted, listed)
 
     def triplet_cases(
@@ -199,17 +201,18 @@ class Water:
         yield from self.radial()
         yield from self.spherical()
         yield from self.convolution()
-        if self.room_for_triplets():
+        # DimeNet's sums, their cotangents and derivatives by them.
+        if self.has_room(6 * 4 * CHANNELS * FEATURES * self.edges):
             yield from self.triplets()
 
     def memory(self) -> int:
         """Bytes that the largest case needs, about: filters, products and gradients in torch."""
         return 6 * 4 * FEATURES * self.edges
 
-    def room_for_triplets(self) -> bool:
-        """DimeNet's sums, their cotangents and derivatives by them are eight times as large."""
+    def has_room(self, needed: int) -> bool:
+        """For so many bytes beside what is there, with some to spare."""
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 2**33
-        return 6 * 4 * CHANNELS * FEATURES * self.edges < 0.8 * free
+        return needed < 0.8 * free
 
 
 def spherical_recurrence(d: torch.Tensor, zeros: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
