@@ -7,16 +7,18 @@ are counted once, for neighbors find them in the L2 cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from systems import water
 
 import molkern
-from molkern.ops import cfconv, radial_basis, spherical_radial
+from molkern.ops import cfconv, radial_basis, spherical_radial, triplet_sum
 
 CUTOFF, FUNCTIONS, FEATURES = 5.0, 50, 128
-ORDERS, RADIAL = 7, 6  # of DimeNet
+ORDERS, RADIAL, CHANNELS = 7, 6, 8  # of DimeNet
+# DimeNet's and DimeNet++'s sums over triplets: features, angle, whether channels are contracted.
+TRIPLETS = {"dimenet": (128, "at_i", False), "dimenet_plusplus": (64, "plusplus", True)}
 Run = Callable[[], object]
 
 
@@ -137,15 +139,80 @@ class Water:
         both = 2 * once + 4 * e
         yield Case("cfconv_backward", both, gradient(y, [x, w], g), gradient(z, [x, w], g))
 
+    def triplets(self) -> Iterator[Case]:
+        """Of the two models' shapes. The peer lists all triplets: only where they are few."""
+        triplets = self.edges * (self.edges // max(self.atoms, 1))
+        vectors = self.neighbors.vectors(self.positions, self.cell).detach()
+        for name, (features, angle, weighted) in TRIPLETS.items():
+            rows = features if weighted else CHANNELS * features
+            fits = self.has_room(12 * 4 * rows * triplets)
+            listed = TripletList(self.neighbors) if fits else None
+            yield from self.triplet_cases(name, vectors, features, angle, weighted, listed)
+
+    def triplet_cases(
+        self, name: str, v: torch.Tensor, f: int, angle: str, weighted: bool, listed: Any
+    ) -> Iterator[Case]:
+        e, size = self.edges, {"device": self.device}
+        x = torch.randn(e, f, **size)
+        q = torch.randn(e, ORDERS, CHANNELS, **size)
+        w = torch.randn(f, CHANNELS, **size) if weighted else None
+        inputs = [t for t in (x, q, v, w) if t is not None]
+        rows = f if weighted else CHANNELS * f
+        methods = ["direct"] if angle == "at_i" else ["direct", "moments"]
+        for method in methods:
+            last = method == methods[-1]
+
+            def ours(*inputs: torch.Tensor, method: str = method) -> torch.Tensor:
+                weight = inputs[3] if weighted else None
+                return triplet_sum(*inputs[:3], self.neighbors, weight, angle=angle, method=method)
+
+            def plain(*inputs: torch.Tensor) -> torch.Tensor:
+                return listed(*inputs[:3], inputs[3] if weighted else None, angle)
+
+            full = f"triplet_sum_{name}_{method}"
+            read = 4 * e * (f + ORDERS * CHANNELS + 3)
+            once = read + 4 * e * rows
+            beside = listed is not None and last
+            # The peer is not compiled: its number of triplets is what the run is about.
+            yield Case(
+                full, once, lambda o=ours: o(*inputs), (lambda: plain(*inputs)) if beside else None
+            )
+            leaves = [t.clone().requires_grad_() for t in inputs]
+            y = ours(*leaves)
+            g = torch.randn_like(y).requires_grad_()
+            z = plain(*leaves) if beside else None
+            both = 2 * read + 4 * e * rows
+            yield Case(
+                f"{full}_backward",
+                both,
+                gradient(y, leaves, g),
+                gradient(z, leaves, g) if z is not None else None,
+            )
+            h = [torch.randn_like(t) for t in leaves]
+            yield Case(
+                f"{full}_double",
+                3 * read + 8 * e * rows,
+                product(y, leaves, g, h),
+                product(z, leaves, g, h) if z is not None else None,
+            )
+
     def cases(self) -> Iterator[Case]:
         yield from self.geometry()
         yield from self.radial()
         yield from self.spherical()
         yield from self.convolution()
+        # DimeNet's sums, their cotangents and derivatives by them.
+        if self.has_room(6 * 4 * CHANNELS * FEATURES * self.edges):
+            yield from self.triplets()
 
     def memory(self) -> int:
         """Bytes that the largest case needs, about: filters, products and gradients in torch."""
         return 6 * 4 * FEATURES * self.edges
+
+    def has_room(self, needed: int) -> bool:
+        """For so many bytes beside what is there, with some to spare."""
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 2**33
+        return needed < 0.8 * free
 
 
 def spherical_recurrence(d: torch.Tensor, zeros: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
@@ -169,6 +236,44 @@ def first(y: torch.Tensor, x: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tens
 
 def gradient(y: torch.Tensor, inputs: list[torch.Tensor], g: torch.Tensor) -> Run:
     return lambda: torch.autograd.grad(y, inputs, g, retain_graph=True)
+
+
+def product(y: Any, inputs: list[torch.Tensor], g: torch.Tensor, h: list[torch.Tensor]) -> Run:
+    """The derivative of <h, gradient> by the inputs and g."""
+    grads = torch.autograd.grad(y, inputs, g, create_graph=True)
+    return lambda: torch.autograd.grad(grads, [*inputs, g], h, retain_graph=True)
+
+
+class TripletList:
+    """All triplets of a neighbor list, and the sum over them in torch."""
+
+    def __init__(self, neighbors: molkern.NeighborList):
+        senders = neighbors.senders.long()
+        row_ptr = neighbors.row_ptr.long()
+        counts = (row_ptr[1:] - row_ptr[:-1])[senders]
+        ji = torch.arange(len(senders), device=senders.device).repeat_interleave(counts)
+        before = counts.cumsum(0) - counts
+        kj = torch.arange(len(ji), device=ji.device) - before[ji] + row_ptr[senders][ji]
+        kept = kj != neighbors.reverse_edges().long()[ji]
+        self.kj, self.ji = kj[kept], ji[kept]
+
+    def __call__(
+        self, x: torch.Tensor, q: torch.Tensor, v: torch.Tensor, w: torch.Tensor | None, angle: str
+    ) -> torch.Tensor:
+        to_k, to_j = v[self.kj], v[self.ji]
+        if angle == "at_i":
+            to_k = to_j + to_k
+        c = torch.nn.functional.cosine_similarity(to_j, to_k, dim=1)
+        polynomials = [torch.ones_like(c), c]
+        for order in range(2, q.shape[1]):
+            before, last = polynomials[-2:]
+            polynomials.append(((2 * order - 1) * c * last - (order - 1) * before) / order)
+        factors = torch.einsum("tlp,tl->tp", q[self.kj], torch.stack(polynomials, 1))
+        if w is not None:
+            y = (factors @ w.T) * x[self.kj]
+        else:
+            y = factors.unsqueeze(2) * x[self.kj].unsqueeze(1)
+        return y.new_zeros(len(x), *y.shape[1:]).index_add(0, self.ji, y)
 
 
 def flat(result: object) -> list[torch.Tensor]:
