@@ -135,18 +135,28 @@ class TripletMoments {
       give_harmonics<slopes>(w[0].get(b), w[1].get(b), w[2].get(b), b, out.padded, y_out_, dy_out_);
   }
 
+  // An edge of length zero has no direction: of its harmonics only that of order 0 is not zero.
   template <bool slopes>
   MOLKERN_INLINE void give_harmonics(N x, N y, N z, int64_t edge, int64_t padded, Planes<N>& value,
                                      Planes<N>* derivative) {
+    const N length = constant<N>(-0.25) + x * x + y * y + z * z;
     harmonics(x, y, z, form_.orders, norms_.data(),
               [&](int64_t lm, N harmonic, N by_x, N by_y, N by_z) {
-                value.set(lm * padded + edge, harmonic);
+                const int64_t place = lm * padded + edge;
+                value.set(place, lm == 0 ? harmonic : where_positive(length, harmonic));
                 if constexpr (slopes) {
-                  derivative[0].set(lm * padded + edge, by_x);
-                  derivative[1].set(lm * padded + edge, by_y);
-                  derivative[2].set(lm * padded + edge, by_z);
+                  derivative[0].set(place, where_positive(length, by_x));
+                  derivative[1].set(place, where_positive(length, by_y));
+                  derivative[2].set(place, where_positive(length, by_z));
                 }
               });
+  }
+
+  static MOLKERN_INLINE N where_positive(N x, N yes) {
+    if constexpr (NumberTraits<N>::dual)
+      return {x.value > T(0) ? yes.value : V{}, x.value > T(0) ? yes.slope : V{}};
+    else
+      return x > T(0) ? yes : V{};
   }
 
   // c and z of one pass.

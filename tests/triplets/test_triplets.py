@@ -216,6 +216,21 @@ def test_coincident_atoms_spoil_nothing_else(device):
         assert all(t.isfinite().all() for t in (y, *grads, *second))
 
 
+@pytest.mark.parametrize(("angle", "method"), FORMS)
+def test_coincident_atoms_do_not_point_anywhere(angle, method, device):
+    positions = torch.rand(6, 3, dtype=torch.float64, device=device)
+    positions[1] = positions[0]
+    graph = molkern.neighbor_list(positions, 3.0)
+    inputs = tensors((graph, positions, None), 3, 5, 2, True)
+    turn, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))
+    vectors = inputs[2].detach()
+    y, z = (
+        triplet_sum(*inputs[:2], v, graph, inputs[3], angle=angle, method=method)
+        for v in (vectors, vectors @ turn.to(device))
+    )
+    torch.testing.assert_close(y, z, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("atoms", [0, 1, 2])
 def test_no_triplets(atoms, device):
     graph, positions, _ = molecule(atoms, device)
