@@ -1,16 +1,18 @@
 // Dense layers: a matrix product with bias, activation and residual in one pass over the output.
 //
 //   dense:             z = x W^T + b,  y = residual + a(z),  slope = a'(z)
-//   dense_input_grad:  gx = (g * slope) W,  * by element
+//   with a gate:       q = e V^T,  y = residual + a(z) * q,  slope = a'(z) * q,  value = a(z)
+//   dense_input_grad:  gx = (g * slope) W;  with the gate ge = (g * value) V;  * by element
 //
-//   activation      a(z)                                                      a'(z)
-//   none            z                                                         1, never stored
-//   silu            z sigma(z)                                                sigma (1 + z (1 -
-//   sigma)) ssp             ln(exp(z) / 2 + 1 / 2), and z - ln 2 for z > 20           sigma, and 1
-//   tanh            tanh(z)                                                   1 - tanh(z)^2
+//   activation   a(z)                                          a'(z)
+//   none         z                                             1, stored only as the gate
+//   silu         z sigma(z)                                    sigma (1 + z (1 - sigma))
+//   ssp          ln(exp(z) / 2 + 1 / 2), z - ln 2 for z > 20   sigma, and 1
+//   tanh         tanh(z)                                       1 - tanh(z)^2
 //
 // A number of the product is a sum over k in order, started from the bias, whatever rows it is
-// computed with: results are the same bits for every number of threads and every batch of rows.
+// computed with: results are the same bits for every number of threads and every batch of rows. The
+// gate is such a product too; it exists for a few rows at a time only.
 //
 // Cost: 2 M N K FLOP, which the CPU does at about 0.9 of its peak, and one exponential and one
 // division (two for ssp) per number of the output; the weights are rearranged once per call.
@@ -31,18 +33,29 @@ struct DenseShape {
   int64_t depth;    // K; of dense_input_grad N
 };
 
-// Numbers of workspace that either needs for the rearranged weights.
+// The gate of a layer: e V^T.
+template <typename T>
+struct DenseGate {
+  const T* basis;   // e [M, R]
+  const T* weight;  // V [N, R]
+  int64_t depth;    // R
+};
+
+// Numbers of workspace that a product needs for the rearranged weights, that of a gate included.
 int64_t dense_workspace(const DenseShape& shape);
 
 template <Isa isa, typename T>
 void dense_cpu(Activation activation,
-               const T* x,         // [M, K]
-               const T* w,         // [N, K]
-               const T* bias,      // [N] or null
-               const T* residual,  // [M, N] or null
-               T* y,               // [M, N]
-               T* slope,           // [M, N] or null
-               T* workspace, const DenseShape& shape, int threads);
+               const T* x,                // [M, K]
+               const T* w,                // [N, K]
+               const T* bias,             // [N] or null
+               const T* residual,         // [M, N] or null
+               const DenseGate<T>* gate,  // or null
+               T* y,                      // [M, N]
+               T* slope,                  // [M, N] or null
+               T* value,                  // [M, N] or null, null without a gate
+               T* workspace,              // of the product, then of the gate
+               const DenseShape& shape, int threads);
 
 template <Isa isa, typename T>
 void dense_input_grad_cpu(const T* g,      // [M, N]

@@ -5,6 +5,7 @@
 // taken in blocks of k, continued from the output. When the numbers of a chunk are complete, the
 // activation goes over them while they are still in cache.
 #include <algorithm>
+#include <memory>
 
 #include "common/parallel.h"
 #include "common/vector_math.h"
@@ -244,6 +245,14 @@ void for_blocks(int64_t depth, Run&& run) {
   }
 }
 
+// Rows of the output, from as many of the left factor [rows, depth].
+template <typename Tile, typename T>
+void multiply_rows(const Panels<Tile, T>& panels, const T* a, int64_t rows, int64_t depth, T* c) {
+  for_blocks(depth, [&](int64_t k, int64_t count) {
+    panels.multiply(rows, a + k, depth, depth <= block_depth, k, count, c);
+  });
+}
+
 // Compiled once, not again for arguments that are known somewhere: compilers choose anew each time
 // which multiplications and additions to fuse.
 #ifdef __clang__
@@ -252,33 +261,53 @@ void for_blocks(int64_t depth, Run&& run) {
 #define MOLKERN_COMPILED_ONCE __attribute__((noinline, noclone))
 #endif
 
-// y = residual + a(y) and slope = a'(y) for whole vectors. Every number comes from the same
-// instructions, wherever it lies.
-template <Activation activation, typename V, typename T = Scalar<V>>
-MOLKERN_COMPILED_ONCE void finish_vectors(T* y, T* slope, const T* residual, int64_t count) {
+// What the rows of a chunk are finished with; all but y may be null.
+template <typename T>
+struct Rows {
+  T *y, *slope, *value;
+  const T *residual, *gate;
+};
+
+// y = residual + a(y) * gate, slope = a'(y) * gate and value = a(y) for whole vectors. Every number
+// comes from the same instructions, wherever it lies.
+template <Activation activation, bool gated, typename V, typename T = Scalar<V>>
+MOLKERN_COMPILED_ONCE void finish_vectors(Rows<T> rows, int64_t count) {
   constexpr int lanes = sizeof(V) / sizeof(T);
   for (int64_t i = 0; i < count; i += lanes) {
-    const ValueSlope<V> result = activate<activation>(load<V>(y + i));
-    if (slope) store<V>(slope + i, result.slope);
-    store<V>(y + i, residual ? V(result.value + load<V>(residual + i)) : result.value);
+    ValueSlope<V> result = activate<activation>(load<V>(rows.y + i));
+    if constexpr (gated) {
+      const V gate = load<V>(rows.gate + i);
+      if (rows.value) store<V>(rows.value + i, result.value);
+      if constexpr (activation == Activation::none)
+        result = {result.value * gate, gate};
+      else
+        result = {result.value * gate, result.slope * gate};
+    }
+    if (rows.slope) store<V>(rows.slope + i, result.slope);
+    store<V>(rows.y + i,
+             rows.residual ? V(result.value + load<V>(rows.residual + i)) : result.value);
   }
 }
 
 // The same for any count; the last vector goes through a buffer.
-template <Activation activation, typename V, typename T = Scalar<V>>
-void finish(T* y, T* slope, const T* residual, int64_t count) {
-  if (activation == Activation::none && !residual) return;
+template <Activation activation, bool gated, typename V, typename T = Scalar<V>>
+void finish(const Rows<T>& rows, int64_t count) {
+  if (activation == Activation::none && !gated && !rows.residual) return;
   constexpr int lanes = sizeof(V) / sizeof(T);
-  const int64_t whole = count / lanes * lanes;
-  finish_vectors<activation, V>(y, slope, residual, whole);
-  if (whole == count) return;
-  T last[3][lanes] = {};
-  std::copy(y + whole, y + count, last[0]);
-  if (residual) std::copy(residual + whole, residual + count, last[2]);
-  finish_vectors<activation, V>(last[0], slope ? last[1] : nullptr, residual ? last[2] : nullptr,
-                                lanes);
-  std::copy_n(last[0], count - whole, y + whole);
-  if (slope) std::copy_n(last[1], count - whole, slope + whole);
+  const int64_t whole = count / lanes * lanes, rest = count - whole;
+  finish_vectors<activation, gated, V>(rows, whole);
+  if (rest == 0) return;
+  T last[5][lanes] = {};
+  std::copy_n(rows.y + whole, rest, last[0]);
+  if (rows.residual) std::copy_n(rows.residual + whole, rest, last[3]);
+  if (gated) std::copy_n(rows.gate + whole, rest, last[4]);
+  finish_vectors<activation, gated, V>(
+      Rows<T>{last[0], rows.slope ? last[1] : nullptr, rows.value ? last[2] : nullptr,
+              rows.residual ? last[3] : nullptr, last[4]},
+      lanes);
+  std::copy_n(last[0], rest, rows.y + whole);
+  if (rows.slope) std::copy_n(last[1], rest, rows.slope + whole);
+  if (rows.value) std::copy_n(last[2], rest, rows.value + whole);
 }
 
 template <typename Function>
@@ -299,21 +328,27 @@ void with_activation(Activation activation, Function&& function) {
 
 template <Isa isa, typename T>
 void dense_cpu(Activation activation, const T* x, const T* w, const T* bias, const T* residual,
-               T* y, T* slope, T* workspace, const DenseShape& shape, int threads) {
+               const DenseGate<T>* gate, T* y, T* slope, T* value, T* workspace,
+               const DenseShape& shape, int threads) {
   using Tile = Tile<isa, T>;
   using V = typename Tile::V;
   Panels<Tile, T> panels(workspace, shape);
   panels.pack_transposed(w, bias, threads);
+  const DenseShape gate_shape{shape.rows, shape.columns, gate ? gate->depth : 0};
+  Panels<Tile, T> gate_panels(workspace + dense_workspace(shape), gate_shape);
+  if (gate) gate_panels.pack_transposed(gate->weight, nullptr, threads);
   with_activation(activation, [&](auto kind) {
     for_chunks(shape.rows, Tile::rows, threads, [&](int64_t first, int64_t rows) {
-      T* to = y + first * shape.columns;
-      for_blocks(shape.depth, [&](int64_t k, int64_t count) {
-        panels.multiply(rows, x + first * shape.depth + k, shape.depth, shape.depth <= block_depth,
-                        k, count, to);
-      });
-      const int64_t offset = first * shape.columns;
-      finish<kind(), V>(to, slope ? slope + offset : nullptr,
-                        residual ? residual + offset : nullptr, rows * shape.columns);
+      const int64_t offset = first * shape.columns, count = rows * shape.columns;
+      const auto at = [&](auto* data) { return data ? data + offset : nullptr; };
+      Rows<T> chunk{y + offset, at(slope), at(value), at(residual), nullptr};
+      multiply_rows(panels, x + first * shape.depth, rows, shape.depth, chunk.y);
+      if (!gate) return finish<kind(), false, V>(chunk, count);
+      const std::unique_ptr<T[]> product(new T[count]);
+      multiply_rows(gate_panels, gate->basis + first * gate->depth, rows, gate->depth,
+                    product.get());
+      chunk.gate = product.get();
+      finish<kind(), true, V>(chunk, count);
     });
   });
 }
@@ -347,7 +382,8 @@ void dense_input_grad_cpu(const T* g, const T* slope, const T* w, T* gx, T* work
 
 #define MOLKERN_INSTANTIATE(T)                                                                     \
   template void dense_cpu<Isa::MOLKERN_ISA, T>(Activation, const T*, const T*, const T*, const T*, \
-                                               T*, T*, T*, const DenseShape&, int);                \
+                                               const DenseGate<T>*, T*, T*, T*, T*,                \
+                                               const DenseShape&, int);                            \
   template void dense_input_grad_cpu<Isa::MOLKERN_ISA, T>(const T*, const T*, const T*, T*, T*,    \
                                                           const DenseShape&, int);
 MOLKERN_INSTANTIATE(float)

@@ -38,19 +38,23 @@ int dense_threads(const DenseShape& shape) {
 // The arguments of the product, checked and contiguous.
 struct Arguments {
   Tensor x, weight;
-  OptionalTensor bias, residual;
+  OptionalTensor bias, residual, gate_basis, gate_weight;
   Activation activation;
-  bool with_slope;
+  bool with_slope, with_value;
   DenseShape shape;
 
   Arguments(const char* op, const Tensor& x_in, const Tensor& weight_in,
-            const OptionalTensor& bias_in, const OptionalTensor& residual_in, int64_t activation_in,
-            bool need_slope)
+            const OptionalTensor& bias_in, const OptionalTensor& residual_in,
+            const OptionalTensor& gate_basis_in, const OptionalTensor& gate_weight_in,
+            int64_t activation_in, bool need_slope, bool need_value)
       : x(x_in.contiguous()), weight(weight_in.contiguous()) {
     TORCH_CHECK_VALUE(activation_in >= 0 && activation_in <= 3, op,
                       ": activation must be 0, 1, 2 or 3, got ", activation_in);
     activation = static_cast<Activation>(activation_in);
-    with_slope = need_slope && activation != Activation::none;
+    TORCH_CHECK_VALUE(gate_basis_in.has_value() == gate_weight_in.has_value(), op,
+                      ": gate_basis and gate_weight must be given together");
+    with_slope = need_slope && (activation != Activation::none || gate_basis_in);
+    with_value = need_value && gate_basis_in;
     check_real(op, "x", x, 2);
     check_real(op, "weight", weight, 2);
     check_like(op, "weight", weight, "x", x);
@@ -69,34 +73,60 @@ struct Arguments {
       check_size(op, "residual", *residual, 0, shape.rows);
       check_size(op, "residual", *residual, 1, shape.columns);
     }
+    if (gate_basis_in) {
+      gate_basis = gate_basis_in->contiguous();
+      gate_weight = gate_weight_in->contiguous();
+      check_real(op, "gate_basis", *gate_basis, 2);
+      check_like(op, "gate_basis", *gate_basis, "x", x);
+      check_size(op, "gate_basis", *gate_basis, 0, shape.rows);
+      check_real(op, "gate_weight", *gate_weight, 2);
+      check_like(op, "gate_weight", *gate_weight, "x", x);
+      check_size(op, "gate_weight", *gate_weight, 0, shape.columns);
+      check_size(op, "gate_weight", *gate_weight, 1, gate_basis->size(1));
+    }
   }
 
-  // Slopes [M, N], or [0] where they are not needed.
-  Tensor new_slope() const {
-    return with_slope ? empty_result({shape.rows, shape.columns}, x.options())
-                      : at::empty({0}, x.options());
+  // An output [M, N], or [0] where it is not needed.
+  Tensor new_output(bool needed) const {
+    return needed ? empty_result({shape.rows, shape.columns}, x.options())
+                  : at::empty({0}, x.options());
+  }
+
+  Tensor new_workspace() const {
+    int64_t size = dense_workspace(shape);
+    if (gate_basis) size += dense_workspace({shape.rows, shape.columns, gate_basis->size(1)});
+    return at::empty({size}, x.options());
   }
 };
 
-// x [M, K], weight [N, K], bias [N], residual [M, N] -> y [M, N], slope [M, N] or [0]
-std::tuple<Tensor, Tensor> dense(const Tensor& x_in, const Tensor& weight_in,
-                                 const OptionalTensor& bias_in, const OptionalTensor& residual_in,
-                                 int64_t activation, bool need_slope) {
-  const Arguments in("dense", x_in, weight_in, bias_in, residual_in, activation, need_slope);
-  const Tensor y = empty_result({in.shape.rows, in.shape.columns}, in.x.options());
-  const Tensor slope = in.new_slope();
-  const Tensor workspace = at::empty({dense_workspace(in.shape)}, in.x.options());
+// x [M, K], weight [N, K], bias [N], residual [M, N], gate_basis [M, R], gate_weight [N, R]
+// -> y [M, N], slope [M, N] or [0], value [M, N] or [0]
+std::tuple<Tensor, Tensor, Tensor> dense(const Tensor& x_in, const Tensor& weight_in,
+                                         const OptionalTensor& bias_in,
+                                         const OptionalTensor& residual_in,
+                                         const OptionalTensor& gate_basis,
+                                         const OptionalTensor& gate_weight, int64_t activation,
+                                         bool need_slope, bool need_value) {
+  const Arguments in("dense", x_in, weight_in, bias_in, residual_in, gate_basis, gate_weight,
+                     activation, need_slope, need_value);
+  const Tensor y = in.new_output(true);
+  const Tensor slope = in.new_output(in.with_slope), value = in.new_output(in.with_value);
+  const Tensor workspace = in.new_workspace();
   with_real(in.x, [&](auto zero) {
     using T = decltype(zero);
+    DenseGate<T> gate{};
+    if (in.gate_basis)
+      gate = {data<T>(in.gate_basis), data<T>(in.gate_weight), in.gate_basis->size(1)};
     T* slope_data = in.with_slope ? slope.mutable_data_ptr<T>() : nullptr;
+    T* value_data = in.with_value ? value.mutable_data_ptr<T>() : nullptr;
     with_isa([&](auto isa) {
       dense_cpu<isa(), T>(in.activation, in.x.const_data_ptr<T>(), in.weight.const_data_ptr<T>(),
-                          data<T>(in.bias), data<T>(in.residual), y.mutable_data_ptr<T>(),
-                          slope_data, workspace.mutable_data_ptr<T>(), in.shape,
-                          dense_threads(in.shape));
+                          data<T>(in.bias), data<T>(in.residual), in.gate_basis ? &gate : nullptr,
+                          y.mutable_data_ptr<T>(), slope_data, value_data,
+                          workspace.mutable_data_ptr<T>(), in.shape, dense_threads(in.shape));
     });
   });
-  return {y, slope};
+  return {y, slope, value};
 }
 
 std::tuple<Tensor, Tensor> activate_composed(Activation activation, const Tensor& z,
@@ -124,15 +154,22 @@ std::tuple<Tensor, Tensor> activate_composed(Activation activation, const Tensor
 }
 
 // The same for any device, composed of torch's operators.
-std::tuple<Tensor, Tensor> dense_composed(const Tensor& x_in, const Tensor& weight_in,
-                                          const OptionalTensor& bias_in,
-                                          const OptionalTensor& residual_in, int64_t activation,
-                                          bool need_slope) {
-  const Arguments in("dense", x_in, weight_in, bias_in, residual_in, activation, need_slope);
+std::tuple<Tensor, Tensor, Tensor> dense_composed(
+    const Tensor& x_in, const Tensor& weight_in, const OptionalTensor& bias_in,
+    const OptionalTensor& residual_in, const OptionalTensor& gate_basis,
+    const OptionalTensor& gate_weight, int64_t activation, bool need_slope, bool need_value) {
+  const Arguments in("dense", x_in, weight_in, bias_in, residual_in, gate_basis, gate_weight,
+                     activation, need_slope, need_value);
   const Tensor transposed = in.weight.t();
   const Tensor z = in.bias ? at::addmm(*in.bias, in.x, transposed) : at::mm(in.x, transposed);
-  const auto [value, slope] = activate_composed(in.activation, z, in.with_slope);
-  return {in.residual ? *in.residual + value : value, slope};
+  const bool bent = in.activation != Activation::none;
+  const auto [value, slope] = activate_composed(in.activation, z, in.with_slope && bent);
+  const Tensor none = at::empty({0}, z.options());
+  if (!in.gate_basis) return {in.residual ? *in.residual + value : value, slope, none};
+  const Tensor gate = at::mm(*in.gate_basis, in.gate_weight->t());
+  const Tensor y = value * gate;
+  return {in.residual ? *in.residual + y : y, !in.with_slope ? none : (bent ? slope * gate : gate),
+          in.with_value ? value : none};
 }
 
 // The arguments of the gradient, checked and contiguous.
@@ -187,8 +224,9 @@ Tensor dense_input_grad_composed(const Tensor& g_in, const OptionalTensor& slope
 
 TORCH_LIBRARY_FRAGMENT(molkern, library) {
   library.def(
-      "dense(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int activation, "
-      "bool need_slope) -> (Tensor, Tensor)");
+      "dense(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? gate_basis, "
+      "Tensor? gate_weight, int activation, bool need_slope, bool need_value) "
+      "-> (Tensor, Tensor, Tensor)");
   library.def("dense_input_grad(Tensor g, Tensor? slope, Tensor weight) -> Tensor");
 }
 

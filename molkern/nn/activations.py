@@ -59,6 +59,8 @@ def activation(name: str) -> nn.Module:
 class Dense(nn.Linear):
     """A linear layer with its activation and a residual: ``residual + a(W x + b)``, fused.
 
+    A call can give a gate, by which the activated product is multiplied.
+
     Glorot-uniform weights and zero bias, as in SchNet's published code; names and shapes of the
     parameters are those of :class:`torch.nn.Linear`. See :func:`molkern.ops.dense`. Tensors of
     other shapes than ``[M, K]`` and of other types than float32 and float64 are taken too, by
@@ -89,17 +91,31 @@ class Dense(nn.Linear):
     def reset_parameters(self) -> None:
         _initialize(self)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x ``[M, K]``, residual ``[M, N]`` → ``[M, N]``."""
-        fused = self.activation in DENSE_ACTIVATIONS
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        gate: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """x ``[M, K]``, residual ``[M, N]``, gate ``[M, R]`` and ``[N, R]`` → ``[M, N]``.
+
+        With a gate ``(e, V)`` the activated product is multiplied by ``e Vᵀ``.
+        """
         if x.dim() == 2 and x.dtype in (torch.float32, torch.float64):
-            if fused:
+            if self.activation in DENSE_ACTIVATIONS:
                 return ops.dense(
-                    x, self.weight, self.bias, activation=self.activation, residual=residual
+                    x,
+                    self.weight,
+                    self.bias,
+                    activation=self.activation,
+                    residual=residual,
+                    gate=gate,
                 )
             y = self.unfused(ops.dense(x, self.weight, self.bias))
         else:
             y = self.unfused(super().forward(x))
+        if gate is not None:
+            y = y * nn.functional.linear(*gate)
         return y if residual is None else residual + y
 
     def extra_repr(self) -> str:

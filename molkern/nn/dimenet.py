@@ -211,7 +211,7 @@ class DimeNetInteraction(_Interaction):
         vectors: Tensor,
         graph: NeighborList,
     ) -> Tensor:
-        x_kj = self.lin_kj(messages) * self.lin_rbf(basis)
+        x_kj = self.lin_kj(messages, gate=(basis, self.lin_rbf.weight))
         radial = _per_order(spherical, self.lin_sbf.weight)
         y = ops.triplet_sum(x_kj, radial, vectors, graph, angle=self.angle)
         x = ops.dense(y.flatten(1), self.bilinear.flatten(1), residual=self.lin_ji(messages))
@@ -287,8 +287,8 @@ class DimeNetPlusPlusInteraction(_Interaction):
         vectors: Tensor,
         graph: NeighborList,
     ) -> Tensor:
-        gate = ops.dense(basis, self.lin_rbf2.weight @ self.lin_rbf1.weight)
-        x_kj = self.lin_down(self.lin_kj(messages) * gate)
+        gate = basis, self.lin_rbf2.weight @ self.lin_rbf1.weight
+        x_kj = self.lin_down(self.lin_kj(messages, gate=gate))
         radial = _per_order(spherical, self.lin_sbf1.weight)
         y = ops.triplet_sum(x_kj, radial, vectors, graph, self.lin_sbf2.weight, angle=self.angle)
         return self._update(messages, self.lin_up(y, residual=self.lin_ji(messages)))

@@ -1,5 +1,6 @@
 """Dense layers fused with their activation and a residual (csrc/dense)."""
 
+import math
 from typing import Any
 
 import torch
@@ -20,8 +21,12 @@ def dense(
     *,
     activation: str = "none",
     residual: Tensor | None = None,
+    gate: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """A dense layer, ``y = residual + a(x Wᵀ + b)``, in one pass over its output.
+    """A dense layer, ``y = residual + a(x Wᵀ + b) ∘ (e Vᵀ)``, in one pass over its output.
+
+    The gate ``e Vᵀ``, a linear map of other features of the same rows, is 1 where none is given;
+    DimeNet's messages are multiplied by one of their radial basis. It is not stored.
 
     ======================  ===========================================================
     ``activation``          ``a(z)``
@@ -45,6 +50,7 @@ def dense(
         bias: ``[N]``.
         activation: one of the names above.
         residual: ``[M, N]``, added to the activated product.
+        gate: e ``[M, R]`` and V ``[N, R]``; worth fusing for a small R.
 
     Returns:
         ``[M, N]``.
@@ -63,13 +69,32 @@ def dense(
         allowed = ", ".join(repr(name) for name in DENSE_ACTIVATIONS)
         raise ValueError(f"dense: activation must be one of {allowed}, got {activation!r}")
     differentiable = (x, weight) if bias is None else (x, weight, bias)
-    need_slope = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
+    basis, gate_weight = (None, None) if gate is None else gate
+    need_slope = _needs_gradient(*differentiable)
+    need_value = gate is not None and _needs_gradient(*gate)
     code = DENSE_ACTIVATIONS.index(activation)
-    return operators.dense(x, weight, bias, residual, code, need_slope)[0]
+    return operators.dense(
+        x, weight, bias, residual, basis, gate_weight, code, need_slope, need_value
+    )[0]
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _value(name: str, z: Tensor) -> Tensor:
+    """An activation, in torch."""
+    if name == "silu":
+        return torch.nn.functional.silu(z)
+    if name == "ssp":
+        return torch.nn.functional.softplus(z, threshold=_THRESHOLD) - math.log(2.0)
+    return torch.tanh(z) if name == "tanh" else z
 
 
 def _slope(name: str, z: Tensor) -> Tensor:
     """The first derivative of an activation, in torch."""
+    if name == "none":
+        return torch.ones_like(z)
     if name == "silu":
         sigma = torch.sigmoid(z)
         return sigma * (1 + z * (1 - sigma))
@@ -80,6 +105,8 @@ def _slope(name: str, z: Tensor) -> Tensor:
 
 def _curvature(name: str, z: Tensor) -> Tensor:
     """The second derivative of an activation, in torch."""
+    if name == "none":
+        return torch.zeros_like(z)
     if name == "tanh":
         value = torch.tanh(z)
         return -2 * value * (1 - value.square())
@@ -92,10 +119,21 @@ def _curvature(name: str, z: Tensor) -> Tensor:
 
 @torch.library.register_fake("molkern::dense")
 def _(
-    x: Tensor, weight: Tensor, bias: Any, residual: Any, activation: int, need_slope: bool
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    weight: Tensor,
+    bias: Any,
+    residual: Any,
+    gate_basis: Tensor | None,
+    gate_weight: Any,
+    activation: int,
+    need_slope: bool,
+    need_value: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     y = x.new_empty(x.shape[0], weight.shape[0])
-    return y, torch.empty_like(y) if need_slope and activation else x.new_empty(0)
+    gated = gate_basis is not None
+    slope = torch.empty_like(y) if need_slope and (activation or gated) else x.new_empty(0)
+    value = torch.empty_like(y) if need_value and gated else x.new_empty(0)
+    return y, slope, value
 
 
 @torch.library.register_fake("molkern::dense_input_grad")
@@ -103,45 +141,92 @@ def _(g: Tensor, slope: Tensor | None, weight: Tensor) -> Tensor:
     return g.new_empty(g.shape[0], weight.shape[1])
 
 
-# The slope is an output, so that the first backward pass is a product of tensors that are at hand.
-# Differentiated again, it hands a cotangent of the slope back, which takes a second derivative of
-# the activation; z is computed again for that, in torch.
+# Slope and value are outputs, so that the first backward pass takes products of tensors that are at
+# hand. Differentiated again, it hands their cotangents gs and gv back. With z = x Wᵀ + b and the
+# gate q = e Vᵀ (1 without one), slope = q a′(z) and value = a(z), so that the cotangents are
+#     gz = g ∘ slope + gs ∘ q ∘ a″(z) + gv ∘ a′(z)    and    gq = g ∘ value + gs ∘ a′(z)
+# where what is not at hand is computed again, in torch.
 
 
-def _dense_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, _, activation, need_slope = inputs
+def _dense_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, _, basis, gate_weight, activation, need_slope, need_value = inputs
+    gated = basis is not None
     ctx.name = DENSE_ACTIVATIONS[activation]
-    ctx.has_slope = need_slope and activation != 0
-    ctx.save_for_backward(x, weight, bias, output[1] if ctx.has_slope else None)
+    ctx.has_slope, ctx.has_value = need_slope and (activation != 0 or gated), need_value and gated
+    slope = output[1] if ctx.has_slope else None
+    value = output[2] if ctx.has_value else None
+    ctx.save_for_backward(x, weight, bias, basis, gate_weight, slope, value)
     ctx.set_materialize_grads(False)
 
 
-def _dense_backward(ctx: Any, g: Tensor | None, gs: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, weight, bias, slope = ctx.saved_tensors
+def _dense_backward(
+    ctx: Any, g: Tensor | None, gs: Tensor | None, gv: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x, weight, bias, basis, gate_weight, slope, value = ctx.saved_tensors
+    gated = basis is not None
+    gs, gv = gs if ctx.has_slope else None, gv if ctx.has_value else None
     need_x, need_weight = gradient_wanted(ctx, 0), gradient_wanted(ctx, 1)
     need_bias = ctx.needs_input_grad[2] and (need_weight or gradient_wanted(ctx, 2))
-    gx = gw = gb = None
-    if not ctx.has_slope:
-        gs = None
-    if need_x or need_weight or need_bias:
-        if ctx.name != "none" and (slope is None or gs is not None):
-            z = torch.nn.functional.linear(x, weight, bias)
-            if slope is None:
-                slope = _slope(ctx.name, z)
-            gz = None if g is None else g * slope
-            if gs is not None:
-                bent = gs * _curvature(ctx.name, z)
-                gz = bent if gz is None else gz + bent
-            slope = None
-        elif g is not None and slope is not None and (need_weight or need_bias):
-            gz, slope = g * slope, None
-        else:
-            gz = g
-        if gz is not None:
-            gx = operators.dense_input_grad(gz, slope, weight) if need_x else None
-            gw = gz.t() @ x if need_weight else None
-            gb = gz.sum(0) if need_bias else None
-    return gx, gw, gb, g if ctx.needs_input_grad[3] else None, None, None
+    need_basis, need_gate_weight = gradient_wanted(ctx, 4), gradient_wanted(ctx, 5)
+    gradients: list[Tensor | None] = [None] * 9
+    gradients[3] = g if ctx.needs_input_grad[3] else None
+
+    need_z, need_gate = need_x or need_weight or need_bias, need_basis or need_gate_weight
+    has_factor = ctx.name != "none" or gated
+    bends = gs is not None or gv is not None
+    lacks_slope = need_z and has_factor and slope is None
+    lacks_value = need_gate and value is None
+    of_z: list[Tensor] = []
+    of_gate: list[Tensor] = []
+    if (need_z or need_gate) and (bends or lacks_slope or lacks_value):
+        z = torch.nn.functional.linear(x, weight, bias)
+        gate = basis @ gate_weight.t() if gated and need_z else None
+        first = _slope(ctx.name, z)
+        if lacks_slope:
+            slope = first if gate is None else first * gate
+        if lacks_value:
+            value = _value(ctx.name, z)
+        if gs is not None and need_z:
+            bent = gs * _curvature(ctx.name, z)
+            of_z.append(bent if gate is None else bent * gate)
+        if gs is not None and need_gate:
+            of_gate.append(gs * first)
+        if gv is not None:
+            of_z.append(gv * first)
+    if need_z:
+        wanted = need_x, need_weight, need_bias
+        gradients[:3] = _factor_gradients(g, slope, of_z, x, weight, wanted)
+    if need_gate:
+        wanted = need_basis, need_gate_weight, False
+        gradients[4:6] = _factor_gradients(g, value, of_gate, basis, gate_weight, wanted)[:2]
+    return tuple(gradients)
+
+
+def _factor_gradients(
+    g: Tensor | None,
+    factor: Tensor | None,
+    terms: list[Tensor],
+    x: Tensor,
+    weight: Tensor,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients by x, W and b of ``x Wᵀ + b``, whose cotangent is ``g ∘ factor + Σ terms``."""
+    need_x, need_weight, need_bias = wanted
+    if terms or need_weight or need_bias:
+        if g is not None and factor is not None:
+            g = g * factor
+        factor = None
+    for term in terms:
+        g = term if g is None else g + term
+    if g is None:
+        return None, None, None
+    if factor is not None:
+        return operators.dense_input_grad(g, factor, weight), None, None
+    return (
+        operators.dense_input_grad(g, None, weight) if need_x else None,
+        g.t() @ x if need_weight else None,
+        g.sum(0) if need_bias else None,
+    )
 
 
 def _input_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -157,7 +242,7 @@ def _input_grad_backward(ctx: Any, h: Tensor | None) -> tuple[Tensor | None, ...
     need_g, need_slope, need_weight = (gradient_wanted(ctx, k) for k in range(3))
     gg = gs = gw = None
     if need_g or need_slope:
-        t = operators.dense(h, weight, None, None, 0, False)[0]
+        t = operators.dense(h, weight, None, None, None, None, 0, False, False)[0]
         if need_g:
             gg = t if slope is None else t * slope
         if need_slope:

@@ -32,14 +32,26 @@ def inputs(m, k, n, dtype=torch.float64, device="cpu", seed=0):
     return [t.to(dtype).to(device).requires_grad_() for t in tensors]
 
 
+def gated_inputs(m, k, n, r, dtype=torch.float64, device="cpu", seed=0):
+    """x, weight, bias, residual, and the two factors of the gate."""
+    basis, gate_weight, _, _ = inputs(m, r, n, dtype, device, seed=seed + 100)
+    return [*inputs(m, k, n, dtype, device, seed), basis, gate_weight]
+
+
+def operator(x, weight, bias=None, residual=None, basis=None, gate_weight=None, *, code, keep):
+    """The operator with all its outputs; what the backward pass needs is kept or not."""
+    return operators.dense(x, weight, bias, residual, basis, gate_weight, code, keep, keep)
+
+
 def to_float64(tensors):
     return [t.detach().cpu().double().requires_grad_() for t in tensors]
 
 
 def evaluate(function, tensors, activation, seed=1):
     """The value, all first derivatives, and all derivatives of their product with a direction."""
-    x, weight, bias, residual = tensors
-    y = function(x, weight, bias, activation=activation, residual=residual)
+    x, weight, bias, residual, *gate = tensors
+    options = dict(gate=gate) if gate else {}
+    y = function(x, weight, bias, activation=activation, residual=residual, **options)
     random = torch.Generator().manual_seed(seed)
 
     def draw(like):
@@ -92,6 +104,95 @@ def test_derivatives_equal_reference(shape, activation, dtype, device):
     assert_near(ours, expected, 40 + 2 * math.sqrt(max(shape)))
 
 
+@every_dtype
+@pytest.mark.parametrize("columns", [1, 7, 17, 64, 130])
+@pytest.mark.parametrize("depth", [0, 1, 6, 300])
+@pytest.mark.parametrize("rows", [0, 1, 13, 100])
+def test_gated_value_equals_reference(rows, depth, columns, dtype, device):
+    for k, activation in enumerate(ACTIVATIONS):
+        tensors = gated_inputs(rows, 31, columns, max(depth, 1), dtype, device, seed=k)
+        x, weight, bias, residual, *gate = (t.detach() for t in tensors)
+        gate = [t[:, :depth] for t in gate]
+        given = [(bias, residual), (bias, None), (None, residual), (None, None)][k]
+        ours = dense(x, weight, given[0], activation=activation, residual=given[1], gate=gate)
+        exact = [t if t is None else t.cpu().double() for t in (x, weight, *given, *gate)]
+        options = dict(activation=activation, residual=exact[3], gate=exact[4:])
+        assert_near([ours], [reference(*exact[:3], **options)], 20 + 2 * math.sqrt(depth + 31))
+        code = ACTIVATIONS.index(activation)
+        y, slope, value = operator(x, weight, *given, *gate, code=code, keep=True)
+        assert torch.equal(y, ours)
+        plain = operator(x, weight, given[0], code=code, keep=True)
+        factor = plain[1] if code else torch.ones_like(value)
+        assert torch.equal(value, plain[0])
+        product = exact[4] @ exact[5].T
+        assert_near([slope], [factor.cpu().double() * product], 20 + 2 * math.sqrt(depth + 31))
+
+
+@every_dtype
+@every_activation
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (5, 3, 4, 2),
+        (13, 31, 17, 6),
+        (300, 130, 100, 6),
+        (7, 1, 1, 1),
+        (20, 9, 40, 300),
+        (0, 3, 4, 2),
+    ],
+    ids=str,
+)
+def test_gated_derivatives_equal_reference(shape, activation, dtype, device):
+    tensors = gated_inputs(*shape, dtype, device)
+    ours = evaluate(dense, tensors, activation)
+    expected = evaluate(reference, to_float64(tensors), activation)
+    assert_near(ours, expected, 100 + 4 * math.sqrt(max(shape)))
+
+
+@every_activation
+def test_gated_derivatives_by_finite_differences(activation, device):
+    x, weight, bias, residual, *gate = gated_inputs(3, 2, 4, 2, device=device, seed=3)
+
+    def function(x, weight, basis, gate_weight, bias=None, residual=None):
+        gate = basis, gate_weight
+        return dense(x, weight, bias, activation=activation, residual=residual, gate=gate)
+
+    for tensors in ((x, weight, *gate, bias, residual), (x, weight, *gate)):
+        assert gradcheck(function, tensors)
+        assert gradgradcheck(function, tensors)
+
+
+@every_activation
+def test_gated_third_derivatives_by_finite_differences(activation, device):
+    x, weight, bias, _, *gate = gated_inputs(2, 2, 2, 2, device=device, seed=3)
+
+    def gradient(x, weight, bias, *gate):
+        y = dense(x, weight, bias, activation=activation, gate=gate)
+        return torch.autograd.grad(y.square().sum(), (x, gate[0]), create_graph=True)
+
+    assert gradgradcheck(gradient, (x, weight, bias, *gate))
+
+
+@every_activation
+@pytest.mark.parametrize("keep", [False, True])
+def test_all_outputs_of_the_gated_operator_are_differentiable(activation, keep):
+    """Kept or not, and with cotangents of the result, the slope and the value."""
+    code = ACTIVATIONS.index(activation)
+    tensors = gated_inputs(4, 3, 5, 2)
+
+    def function(*tensors):
+        outputs = operator(*tensors, code=code, keep=keep)
+        return outputs if keep else outputs[:1]
+
+    assert gradcheck(function, tensors)
+    if not keep:
+        kept = operator(*tensors, code=code, keep=True)[0]
+        ours = torch.autograd.grad(function(*tensors)[0].sin().sum(), tensors)
+        expected = torch.autograd.grad(kept.sin().sum(), tensors)
+        for a, b in zip(ours, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 @every_activation
 def test_derivatives_by_finite_differences(activation, device):
     x, weight, bias, residual = inputs(4, 3, 5, device=device, seed=3)
@@ -115,13 +216,15 @@ def test_third_derivatives_by_finite_differences(device):
 
 
 @pytest.mark.parametrize("activation", ["none", "silu"])
-@pytest.mark.parametrize("argument", range(4))
-def test_derivatives_by_one_argument(activation, argument):
+@pytest.mark.parametrize(
+    ("gated", "argument"), [(gated, k) for gated in (False, True) for k in range(6 if gated else 4)]
+)
+def test_derivatives_by_one_argument(activation, gated, argument):
     """What is not asked for is left out, and the rest is the same."""
-    tensors = inputs(9, 5, 6)
+    tensors = gated_inputs(9, 5, 6, 3) if gated else inputs(9, 5, 6)
     expected = evaluate(dense, tensors, activation)[1 + argument]
     alone = [t.detach().requires_grad_(k == argument) for k, t in enumerate(tensors)]
-    y = dense(*alone[:3], activation=activation, residual=alone[3])
+    y = dense(*alone[:3], activation=activation, residual=alone[3], gate=alone[4:] or None)
     g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (gradient,) = torch.autograd.grad(y, alone[argument], g)
     torch.testing.assert_close(gradient, expected)
@@ -156,6 +259,21 @@ def test_no_gradient_of_parameters_that_nobody_wants():
     assert all(t.grad is not None for t in (x, weight, bias))
 
 
+def test_forces_take_two_products_of_a_gated_layer():
+    x, weight, bias, _, basis, gate_weight = gated_inputs(9, 5, 6, 3)
+    parameters = [torch.nn.Parameter(t.detach()) for t in (weight, bias, gate_weight)]
+    weight, bias, gate_weight = parameters
+    y = dense(2 * x, weight, bias, activation="silu", gate=(2 * basis, gate_weight))
+    with Products() as products:
+        torch.autograd.grad(y.sum(), (x, basis), retain_graph=True)
+    assert products.names == ["molkern::dense_input_grad"] * 2
+    with Products() as products:
+        torch.autograd.grad(y.sum(), basis, retain_graph=True)
+    assert products.names == ["molkern::dense_input_grad"]
+    y.sum().backward()
+    assert all(t.grad is not None for t in (x, basis, *parameters))
+
+
 @every_dtype
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:])
 def test_accuracy_of_activations(activation, dtype):
@@ -164,7 +282,7 @@ def test_accuracy_of_activations(activation, dtype):
     z = torch.cat([near, tiny]).to(dtype).unsqueeze(1)
     one = torch.ones(1, 1, dtype=dtype, requires_grad=True)
     code = ACTIVATIONS.index(activation)
-    value, slope = operators.dense(z, one, None, None, code, True)
+    value, slope, _ = operator(z, one, code=code, keep=True)
     mpmath.mp.dps = 40
     eps = torch.finfo(dtype).eps
     for number, v, s in zip(
@@ -196,7 +314,7 @@ def test_large_arguments_and_nan(activation, dtype, device):
     z = torch.tensor([[1000.0, -1000.0, 1e30, -1e30, 88.5, -88.5, math.nan]], dtype=dtype)
     z = z.to(device).t().contiguous()
     one = torch.ones(1, 1, dtype=dtype, device=device)
-    value, slope = operators.dense(z, one, None, None, ACTIVATIONS.index(activation), True)
+    value, slope, _ = operator(z, one, code=ACTIVATIONS.index(activation), keep=True)
     torch.testing.assert_close(value, reference(z, one, activation=activation), equal_nan=True)
     if activation == "none":
         assert slope.numel() == 0
@@ -207,11 +325,13 @@ def test_large_arguments_and_nan(activation, dtype, device):
 
 
 def test_operators_pass_opcheck(device):
-    x, weight, bias, residual = inputs(5, 3, 4, device=device)
+    x, weight, bias, residual, *gate = gated_inputs(5, 3, 4, 2, device=device)
     for code in range(4):
-        for need_slope in (False, True):
-            torch.library.opcheck(operators.dense, (x, weight, bias, residual, code, need_slope))
-    torch.library.opcheck(operators.dense, (x, weight, None, None, 1, True))
+        for keep in (False, True):
+            for factors in ((None, None), gate):
+                arguments = x, weight, bias, residual, *factors, code, keep, keep
+                torch.library.opcheck(operators.dense, arguments)
+    torch.library.opcheck(operators.dense, (x, weight, None, None, None, None, 1, True, False))
     g, slope = residual, torch.rand_like(residual).requires_grad_()
     torch.library.opcheck(operators.dense_input_grad, (g, slope, weight))
     torch.library.opcheck(operators.dense_input_grad, (g, None, weight))
@@ -223,7 +343,7 @@ def test_slope_that_was_not_kept_is_computed(activation):
 
     def without(x, weight, bias, activation, residual):
         code = ACTIVATIONS.index(activation)
-        return operators.dense(x, weight, bias, residual, code, False)[0]
+        return operator(x, weight, bias, residual, code=code, keep=False)[0]
 
     ours = evaluate(without, tensors, activation)
     for a, b in zip(ours, evaluate(dense, tensors, activation), strict=True):
@@ -232,12 +352,15 @@ def test_slope_that_was_not_kept_is_computed(activation):
 
 @every_dtype
 def test_same_bits_for_every_thread_count_and_batch(dtype, threads, device):
-    x, weight, bias, residual = (t.detach() for t in inputs(211, 300, 70, dtype, device))
+    tensors = gated_inputs(211, 300, 70, 6, dtype, device)
+    x, weight, bias, residual, basis, gate_weight = (t.detach() for t in tensors)
     slope = torch.rand_like(residual)
 
     def run(rows):
-        y, s = operators.dense(x[rows], weight, bias, residual[rows], 1, True)
-        return y, s, operators.dense_input_grad(residual[rows], slope[rows], weight)
+        first = x[rows], weight, bias, residual[rows]
+        y, s, _ = operator(*first, code=1, keep=True)
+        gated = operator(*first, basis[rows], gate_weight, code=1, keep=True)
+        return y, s, *gated, operators.dense_input_grad(residual[rows], slope[rows], weight)
 
     results = []
     for count in (1, 2, 2, 3):
@@ -267,6 +390,7 @@ def instruction_set_case(dtype):
     for shape in ((61, 300, 43), (7, 5, 64), (25, 17, 5)):
         for activation in ACTIVATIONS:
             results += evaluate(dense, inputs(*shape, dtype), activation)
+            results += evaluate(dense, gated_inputs(*shape, 6, dtype), activation)
     return results
 
 
@@ -282,11 +406,12 @@ def test_instruction_sets_agree(tmp_path):
 
 
 def test_inputs_need_not_be_contiguous():
-    x, weight, bias, residual = (t.detach() for t in inputs(9, 5, 6))
-    expected = dense(x, weight, bias, activation="ssp", residual=residual)
-    spread = [torch.stack([t, t], -1)[..., 0] for t in (x, weight, bias, residual)]
-    ours = dense(*spread[:3], activation="ssp", residual=spread[3])
-    assert torch.equal(ours, expected)
+    x, weight, bias, residual, *gate = tensors = [t.detach() for t in gated_inputs(9, 5, 6, 3)]
+    spread = [torch.stack([t, t], -1)[..., 0] for t in tensors]
+    for factors, spread_factors in ((None, None), (gate, spread[4:])):
+        expected = dense(x, weight, bias, activation="ssp", residual=residual, gate=factors)
+        options = dict(activation="ssp", residual=spread[3], gate=spread_factors)
+        assert torch.equal(dense(*spread[:3], **options), expected)
     g = torch.rand(6, 9, dtype=torch.float64).T
     gradient = operators.dense_input_grad(g, residual.T.contiguous().T, weight)
     assert torch.equal(gradient, operators.dense_input_grad(g.contiguous(), residual, weight))
@@ -308,11 +433,13 @@ def test_no_slope_without_gradients():
 
 
 @every_activation
-def test_compiles_without_graph_breaks(activation):
-    tensors = inputs(7, 5, 6)
+@pytest.mark.parametrize("gated", [False, True])
+def test_compiles_without_graph_breaks(activation, gated):
+    tensors = gated_inputs(7, 5, 6, 3) if gated else inputs(7, 5, 6)
 
-    def energy(x, weight, bias, residual):
-        return dense(x, weight, bias, activation=activation, residual=residual).sin().sum()
+    def energy(x, weight, bias, residual, *gate):
+        options = dict(activation=activation, residual=residual, gate=gate or None)
+        return dense(x, weight, bias, **options).sin().sum()
 
     expected = torch.autograd.grad(energy(*tensors), tensors)
     compiled = torch.compile(energy, fullgraph=True, backend="aot_eager")
@@ -332,6 +459,31 @@ def test_compiles_without_graph_breaks(activation):
         (dict(bias=torch.rand(5).double()), TypeError, "bias is Double"),
         (dict(residual=torch.rand(4, 3)), ValueError, "residual must have size 5 in dimension 1"),
         (dict(residual=torch.rand(1, 5)), ValueError, "residual must have size 4 in dimension 0"),
+        (
+            dict(gate=(torch.rand(3, 2), torch.rand(5, 2))),
+            ValueError,
+            "gate_basis must have size 4 in dimension 0",
+        ),
+        (
+            dict(gate=(torch.rand(4, 2), torch.rand(4, 2))),
+            ValueError,
+            "gate_weight must have size 5 in dimension 0",
+        ),
+        (
+            dict(gate=(torch.rand(4, 2), torch.rand(5, 3))),
+            ValueError,
+            "gate_weight must have size 2 in dimension 1",
+        ),
+        (
+            dict(gate=(torch.rand(4, 2).double(), torch.rand(5, 2))),
+            TypeError,
+            "gate_basis is Double but x is Float",
+        ),
+        (
+            dict(gate=(torch.rand(4), torch.rand(5, 2))),
+            ValueError,
+            r"gate_basis must have 2 dimension\(s\), got shape \[4\]",
+        ),
     ],
 )
 def test_errors(changes, error, message):
@@ -347,7 +499,9 @@ def test_errors_of_operators():
     with pytest.raises(ValueError, match="slope must have size 4 in dimension 0"):
         operators.dense_input_grad(g, g[:2], weight)
     with pytest.raises(ValueError, match="activation must be 0, 1, 2 or 3, got 4"):
-        operators.dense(torch.rand(4, 3), weight, None, None, 4, True)
+        operator(torch.rand(4, 3), weight, code=4, keep=True)
+    with pytest.raises(ValueError, match="gate_basis and gate_weight must be given together"):
+        operator(torch.rand(4, 3), g[:, :3], None, None, torch.rand(4, 2), code=1, keep=True)
 
 
 def test_autocast_takes_float32(device):
@@ -371,6 +525,11 @@ def test_layer(activation, bias, device):
     torch.testing.assert_close(layer(x), function(plain(x)))
     torch.testing.assert_close(layer(x, residual), residual + function(plain(x)))
     torch.testing.assert_close(layer(x.view(1, 7, 5)), function(plain(x)).view(1, 7, 6))
+    basis, gate_weight = torch.randn(7, 2, device=device), torch.randn(6, 2, device=device)
+    gated = residual + function(plain(x)) * (basis @ gate_weight.T)
+    torch.testing.assert_close(layer(x, residual, gate=(basis, gate_weight)), gated)
+    batched = layer(x.view(1, 7, 5), gate=(basis.view(1, 7, 2), gate_weight))
+    torch.testing.assert_close(batched, (gated - residual).view(1, 7, 6))
     torch.testing.assert_close(layer.double()(x.double()).float(), function(plain(x)))
 
 

@@ -21,9 +21,12 @@ def dense(
     *,
     activation: str = "none",
     residual: Tensor | None = None,
+    gate: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     z = x @ weight.T
     if bias is not None:
         z = z + bias
     y = activate(z, activation)
+    if gate is not None:
+        y = y * (gate[0] @ gate[1].T)
     return y if residual is None else residual + y
