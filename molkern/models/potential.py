@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import AtomicBatch, NeighborList
+from ..ops._library import first_derivatives_only
 from .structure import Structure
 
 FORMAT = 1
@@ -91,7 +93,11 @@ class Potential(nn.Module):
         if differentiate and not positions.requires_grad:
             positions = positions.detach().requires_grad_(True)
         strain, unstrained = None, positions
-        with torch.set_grad_enabled(differentiate or torch.is_grad_enabled()):
+        once = differentiate and not keep and not torch.compiler.is_compiling()
+        with (
+            torch.set_grad_enabled(differentiate or torch.is_grad_enabled()),
+            first_derivatives_only() if once else nullcontext(),
+        ):
             if stress:
                 positions, cell, strain = _strained(batch, positions)
             out = self.predict(Structure(batch, neighbors, positions, cell), **conditions)

@@ -1,5 +1,7 @@
 """Loads the extension, which registers the operators, and the types they share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +33,30 @@ class Graph(Protocol):
     def padded(self) -> bool: ...
 
     def reverse_edges(self) -> Tensor: ...
+
+
+_first_only = False
+
+
+@contextmanager
+def first_derivatives_only() -> Iterator[None]:
+    """Within it operators keep what first derivatives by their data need, and no more.
+
+    For a function that differentiates what it has computed, once and by its own inputs, and gives
+    nothing out that could be differentiated again or by parameters: energies and forces without
+    training. It halves what dense layers keep.
+    """
+    global _first_only
+    before, _first_only = _first_only, True
+    try:
+        yield
+    finally:
+        _first_only = before
+
+
+def keeps_first_only() -> bool:
+    """Whether :func:`first_derivatives_only` holds."""
+    return _first_only
 
 
 def describe(tensor: Tensor) -> str:

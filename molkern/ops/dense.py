@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import full_precision, gradient_wanted, operators
+from ._library import full_precision, gradient_wanted, keeps_first_only, operators
 
 #: Names of the activations; positions are the codes that the operators take.
 DENSE_ACTIVATIONS = ("none", "silu", "ssp", "tanh")
@@ -150,11 +150,13 @@ def _(g: Tensor, slope: Tensor | None, weight: Tensor) -> Tensor:
 
 def _dense_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, _, basis, gate_weight, activation, need_slope, need_value = inputs
-    gated = basis is not None
+    ctx.gated = gated = basis is not None
     ctx.name = DENSE_ACTIVATIONS[activation]
     ctx.has_slope, ctx.has_value = need_slope and (activation != 0 or gated), need_value and gated
     slope = output[1] if ctx.has_slope else None
     value = output[2] if ctx.has_value else None
+    if keeps_first_only():  # slope and value stand for them
+        x = bias = basis = None
     ctx.save_for_backward(x, weight, bias, basis, gate_weight, slope, value)
     ctx.set_materialize_grads(False)
 
@@ -163,7 +165,7 @@ def _dense_backward(
     ctx: Any, g: Tensor | None, gs: Tensor | None, gv: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     x, weight, bias, basis, gate_weight, slope, value = ctx.saved_tensors
-    gated = basis is not None
+    gated = ctx.gated
     gs, gv = gs if ctx.has_slope else None, gv if ctx.has_value else None
     need_x, need_weight = gradient_wanted(ctx, 0), gradient_wanted(ctx, 1)
     need_bias = ctx.needs_input_grad[2] and (need_weight or gradient_wanted(ctx, 2))
