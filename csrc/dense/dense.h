@@ -2,7 +2,11 @@
 //
 //   dense:             z = x W^T + b,  y = residual + a(z),  slope = a'(z)
 //   with a gate:       q = e V^T,  y = residual + a(z) * q,  slope = a'(z) * q,  value = a(z)
-//   dense_input_grad:  gx = (g * slope) W;  with the gate ge = (g * value) V;  * by element
+//   dense_input_grad:  gx = residual + (g * slope) W;  with the gate ge = (g * value) V
+//   dense_residual:    h = a(x W1^T + b1),  y = x + a(h W2^T + b2), whose gradient is the same
+//   twice:
+//                      gx = g + (((g * slope2) W2) * slope1) W1
+//   where * is by element.
 //
 //   activation   a(z)                                          a'(z)
 //   none         z                                             1, stored only as the gate
@@ -58,10 +62,11 @@ void dense_cpu(Activation activation,
                const DenseShape& shape, int threads);
 
 template <Isa isa, typename T>
-void dense_input_grad_cpu(const T* g,      // [M, N]
-                          const T* slope,  // [M, N], null for 1
-                          const T* w,      // [N, K]
-                          T* gx,           // [M, K]
+void dense_input_grad_cpu(const T* g,         // [M, N]
+                          const T* slope,     // [M, N], null for 1
+                          const T* w,         // [N, K]
+                          const T* residual,  // [M, K] or null
+                          T* gx,              // [M, K]
                           T* workspace, const DenseShape& shape, int threads);
 
 }  // namespace molkern

@@ -354,13 +354,14 @@ void dense_cpu(Activation activation, const T* x, const T* w, const T* bias, con
 }
 
 template <Isa isa, typename T>
-void dense_input_grad_cpu(const T* g, const T* slope, const T* w, T* gx, T* workspace,
-                          const DenseShape& shape, int threads) {
+void dense_input_grad_cpu(const T* g, const T* slope, const T* w, const T* residual, T* gx,
+                          T* workspace, const DenseShape& shape, int threads) {
   using Tile = Tile<isa, T>;
   Panels<Tile, T> panels(workspace, shape);
   panels.pack(w, threads);
   for_chunks(shape.rows, Tile::rows, threads, [&](int64_t first, int64_t rows) {
     alignas(64) T product[chunk_rows * block_depth];
+    T* to = gx + first * shape.columns;
     for_blocks(shape.depth, [&](int64_t k, int64_t count) {
       const T* a = g + first * shape.depth + k;
       int64_t stride = shape.depth;
@@ -368,15 +369,17 @@ void dense_input_grad_cpu(const T* g, const T* slope, const T* w, T* gx, T* work
         const T* factor = slope + first * shape.depth + k;
         for (int64_t r = 0; r < rows; ++r) {
           const T *left = a + r * stride, *right = factor + r * stride;
-          T* to = product + r * count;
-          for (int64_t i = 0; i < count; ++i) to[i] = left[i] * right[i];
+          T* row = product + r * count;
+          for (int64_t i = 0; i < count; ++i) row[i] = left[i] * right[i];
         }
         a = product;
         stride = count;
       }
-      panels.multiply(rows, a, stride, !slope && shape.depth <= block_depth, k, count,
-                      gx + first * shape.columns);
+      panels.multiply(rows, a, stride, !slope && shape.depth <= block_depth, k, count, to);
     });
+    if (!residual) return;
+    const T* skipped = residual + first * shape.columns;
+    for (int64_t i = 0; i < rows * shape.columns; ++i) to[i] += skipped[i];
   });
 }
 
@@ -384,8 +387,8 @@ void dense_input_grad_cpu(const T* g, const T* slope, const T* w, T* gx, T* work
   template void dense_cpu<Isa::MOLKERN_ISA, T>(Activation, const T*, const T*, const T*, const T*, \
                                                const DenseGate<T>*, T*, T*, T*, T*,                \
                                                const DenseShape&, int);                            \
-  template void dense_input_grad_cpu<Isa::MOLKERN_ISA, T>(const T*, const T*, const T*, T*, T*,    \
-                                                          const DenseShape&, int);
+  template void dense_input_grad_cpu<Isa::MOLKERN_ISA, T>(const T*, const T*, const T*, const T*,  \
+                                                          T*, T*, const DenseShape&, int);
 MOLKERN_INSTANTIATE(float)
 MOLKERN_INSTANTIATE(double)
 

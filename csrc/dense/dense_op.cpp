@@ -175,11 +175,11 @@ std::tuple<Tensor, Tensor, Tensor> dense_composed(
 // The arguments of the gradient, checked and contiguous.
 struct GradArguments {
   Tensor g, weight;
-  OptionalTensor slope;
+  OptionalTensor slope, residual;
   DenseShape shape;
 
   GradArguments(const char* op, const Tensor& g_in, const OptionalTensor& slope_in,
-                const Tensor& weight_in)
+                const Tensor& weight_in, const OptionalTensor& residual_in)
       : g(g_in.contiguous()), weight(weight_in.contiguous()) {
     check_real(op, "g", g, 2);
     check_real(op, "weight", weight, 2);
@@ -193,31 +193,56 @@ struct GradArguments {
       check_size(op, "slope", *slope, 0, g.size(0));
       check_size(op, "slope", *slope, 1, g.size(1));
     }
+    if (residual_in) {
+      residual = residual_in->contiguous();
+      check_real(op, "residual", *residual, 2);
+      check_like(op, "residual", *residual, "g", g);
+      check_size(op, "residual", *residual, 0, shape.rows);
+      check_size(op, "residual", *residual, 1, shape.columns);
+    }
   }
 };
 
-// g [M, N], slope [M, N] or none for 1, weight [N, K] -> [M, K]
-Tensor dense_input_grad(const Tensor& g_in, const OptionalTensor& slope_in,
-                        const Tensor& weight_in) {
-  const GradArguments in("dense_input_grad", g_in, slope_in, weight_in);
+// g [M, N], slope [M, N] or none for 1, weight [N, K], residual [M, K] -> [M, K]
+Tensor dense_input_grad(const Tensor& g_in, const OptionalTensor& slope_in, const Tensor& weight_in,
+                        const OptionalTensor& residual) {
+  const GradArguments in("dense_input_grad", g_in, slope_in, weight_in, residual);
   const Tensor gx = empty_result({in.shape.rows, in.shape.columns}, in.g.options());
   const Tensor workspace = at::empty({dense_workspace(in.shape)}, in.g.options());
   with_real(in.g, [&](auto zero) {
     using T = decltype(zero);
     with_isa([&](auto isa) {
       dense_input_grad_cpu<isa(), T>(in.g.const_data_ptr<T>(), data<T>(in.slope),
-                                     in.weight.const_data_ptr<T>(), gx.mutable_data_ptr<T>(),
-                                     workspace.mutable_data_ptr<T>(), in.shape,
-                                     dense_threads(in.shape));
+                                     in.weight.const_data_ptr<T>(), data<T>(in.residual),
+                                     gx.mutable_data_ptr<T>(), workspace.mutable_data_ptr<T>(),
+                                     in.shape, dense_threads(in.shape));
     });
   });
   return gx;
 }
 
 Tensor dense_input_grad_composed(const Tensor& g_in, const OptionalTensor& slope_in,
-                                 const Tensor& weight_in) {
-  const GradArguments in("dense_input_grad", g_in, slope_in, weight_in);
-  return at::mm(in.slope ? in.g * *in.slope : in.g, in.weight);
+                                 const Tensor& weight_in, const OptionalTensor& residual) {
+  const GradArguments in("dense_input_grad", g_in, slope_in, weight_in, residual);
+  const Tensor gz = in.slope ? in.g * *in.slope : in.g;
+  return in.residual ? at::addmm(*in.residual, gz, in.weight) : at::mm(gz, in.weight);
+}
+
+// x [M, K], weight1 [N, K], bias1 [N], weight2 [K, N], bias2 [K]
+// -> y [M, K], h [M, N], slope1 [M, N] or [0], slope2 [M, K] or [0]
+template <auto& layer>
+std::tuple<Tensor, Tensor, Tensor, Tensor> dense_residual(const Tensor& x, const Tensor& weight1,
+                                                          const OptionalTensor& bias1,
+                                                          const Tensor& weight2,
+                                                          const OptionalTensor& bias2,
+                                                          int64_t activation, bool need_slope) {
+  const auto apply = [&](const Tensor& in, const Tensor& weight, const OptionalTensor& bias,
+                         const OptionalTensor& residual) {
+    return layer(in, weight, bias, residual, {}, {}, activation, need_slope, false);
+  };
+  const auto [h, slope1, none1] = apply(x, weight1, bias1, {});
+  const auto [y, slope2, none2] = apply(h, weight2, bias2, x);
+  return {y, h, slope1, slope2};
 }
 
 }  // namespace
@@ -227,17 +252,23 @@ TORCH_LIBRARY_FRAGMENT(molkern, library) {
       "dense(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? gate_basis, "
       "Tensor? gate_weight, int activation, bool need_slope, bool need_value) "
       "-> (Tensor, Tensor, Tensor)");
-  library.def("dense_input_grad(Tensor g, Tensor? slope, Tensor weight) -> Tensor");
+  library.def(
+      "dense_input_grad(Tensor g, Tensor? slope, Tensor weight, Tensor? residual) -> Tensor");
+  library.def(
+      "dense_residual(Tensor x, Tensor weight1, Tensor? bias1, Tensor weight2, Tensor? bias2, "
+      "int activation, bool need_slope) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(molkern, CPU, library) {
   library.impl("dense", dense);
   library.impl("dense_input_grad", dense_input_grad);
+  library.impl("dense_residual", dense_residual<dense>);
 }
 
 TORCH_LIBRARY_IMPL(molkern, CompositeExplicitAutograd, library) {
   library.impl("dense", dense_composed);
   library.impl("dense_input_grad", dense_input_grad_composed);
+  library.impl("dense_residual", dense_residual<dense_composed>);
 }
 
 }  // namespace molkern

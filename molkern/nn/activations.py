@@ -101,16 +101,16 @@ class Dense(nn.Linear):
 
         With a gate ``(e, V)`` the activated product is multiplied by ``e Vᵀ``.
         """
-        if x.dim() == 2 and x.dtype in (torch.float32, torch.float64):
-            if self.activation in DENSE_ACTIVATIONS:
-                return ops.dense(
-                    x,
-                    self.weight,
-                    self.bias,
-                    activation=self.activation,
-                    residual=residual,
-                    gate=gate,
-                )
+        if self.fuses(x):
+            return ops.dense(
+                x,
+                self.weight,
+                self.bias,
+                activation=self.activation,
+                residual=residual,
+                gate=gate,
+            )
+        if _is_matrix(x):
             y = self.unfused(ops.dense(x, self.weight, self.bias))
         else:
             y = self.unfused(super().forward(x))
@@ -118,8 +118,16 @@ class Dense(nn.Linear):
             y = y * nn.functional.linear(*gate)
         return y if residual is None else residual + y
 
+    def fuses(self, x: Tensor) -> bool:
+        """Whether x is taken by one operator, activation included."""
+        return _is_matrix(x) and self.activation in DENSE_ACTIVATIONS
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"
+
+
+def _is_matrix(x: Tensor) -> bool:
+    return x.dim() == 2 and x.dtype in (torch.float32, torch.float64)
 
 
 def _activation_or_none(name: str) -> nn.Module:

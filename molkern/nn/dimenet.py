@@ -109,7 +109,17 @@ class DimeNetResidual(nn.Module):
         self.lin2 = dense(channels, channels, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lin2(self.lin1(x), residual=x)
+        if not self.lin1.fuses(x):
+            return self.lin2(self.lin1(x), residual=x)
+        first, second = self.lin1, self.lin2
+        return ops.dense_residual(
+            x,
+            first.weight,
+            first.bias,
+            second.weight,
+            second.bias,
+            activation=first.activation,
+        )
 
 
 class _Interaction(nn.Module):

@@ -2,6 +2,7 @@
 
 from .cfconv import cfconv, segment_expand, segment_sum
 from .dense import dense
+from .dense_residual import dense_residual
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis
 from .spherical import spherical_radial
@@ -10,6 +11,7 @@ from .triplets import triplet_sum
 __all__ = [
     "cfconv",
     "dense",
+    "dense_residual",
     "gather_receivers",
     "gather_senders",
     "radial_basis",

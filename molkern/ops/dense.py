@@ -65,17 +65,21 @@ def dense(
     >>> molkern.ops.dense(x, weight, torch.tensor([0.0, 2.0]), activation="silu", residual=x)
     tensor([[3.8577, 2.0000]])
     """
-    if activation not in DENSE_ACTIVATIONS:
-        allowed = ", ".join(repr(name) for name in DENSE_ACTIVATIONS)
-        raise ValueError(f"dense: activation must be one of {allowed}, got {activation!r}")
+    code = _activation_code("dense", activation)
     differentiable = (x, weight) if bias is None else (x, weight, bias)
     basis, gate_weight = (None, None) if gate is None else gate
     need_slope = _needs_gradient(*differentiable)
     need_value = gate is not None and _needs_gradient(*gate)
-    code = DENSE_ACTIVATIONS.index(activation)
     return operators.dense(
         x, weight, bias, residual, basis, gate_weight, code, need_slope, need_value
     )[0]
+
+
+def _activation_code(op: str, activation: str) -> int:
+    if activation not in DENSE_ACTIVATIONS:
+        allowed = ", ".join(repr(name) for name in DENSE_ACTIVATIONS)
+        raise ValueError(f"{op}: activation must be one of {allowed}, got {activation!r}")
+    return DENSE_ACTIVATIONS.index(activation)
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:
@@ -137,7 +141,7 @@ def _(
 
 
 @torch.library.register_fake("molkern::dense_input_grad")
-def _(g: Tensor, slope: Tensor | None, weight: Tensor) -> Tensor:
+def _(g: Tensor, slope: Any, weight: Tensor, residual: Any) -> Tensor:
     return g.new_empty(g.shape[0], weight.shape[1])
 
 
@@ -211,9 +215,15 @@ def _factor_gradients(
     x: Tensor,
     weight: Tensor,
     wanted: tuple[bool, bool, bool],
+    residual: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients by x, W and b of ``x Wᵀ + b``, whose cotangent is ``g ∘ factor + Σ terms``."""
+    """Gradients by x, W and b of ``x Wᵀ + b``, whose cotangent is ``g ∘ factor + Σ terms``.
+
+    The residual is added to the gradient by x.
+    """
     need_x, need_weight, need_bias = wanted
+    if not any(wanted):
+        return None, None, None
     if terms or need_weight or need_bias:
         if g is not None and factor is not None:
             g = g * factor
@@ -221,25 +231,25 @@ def _factor_gradients(
     for term in terms:
         g = term if g is None else g + term
     if g is None:
-        return None, None, None
+        return residual if need_x else None, None, None
     if factor is not None:
-        return operators.dense_input_grad(g, factor, weight), None, None
+        return operators.dense_input_grad(g, factor, weight, residual), None, None
     return (
-        operators.dense_input_grad(g, None, weight) if need_x else None,
+        operators.dense_input_grad(g, None, weight, residual) if need_x else None,
         g.t() @ x if need_weight else None,
         g.sum(0) if need_bias else None,
     )
 
 
 def _input_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:3])
     ctx.set_materialize_grads(False)
 
 
 def _input_grad_backward(ctx: Any, h: Tensor | None) -> tuple[Tensor | None, ...]:
-    """``⟨h, (g ∘ s) W⟩`` is linear in each of its factors."""
+    """``⟨h, r + (g ∘ s) W⟩`` is linear in r and in each of the factors."""
     if h is None:
-        return None, None, None
+        return None, None, None, None
     g, slope, weight = ctx.saved_tensors
     need_g, need_slope, need_weight = (gradient_wanted(ctx, k) for k in range(3))
     gg = gs = gw = None
@@ -251,7 +261,7 @@ def _input_grad_backward(ctx: Any, h: Tensor | None) -> tuple[Tensor | None, ...
             gs = t * g
     if need_weight:
         gw = (g if slope is None else g * slope).t() @ h
-    return gg, gs, gw
+    return gg, gs, gw, h if ctx.needs_input_grad[3] else None
 
 
 torch.library.register_autograd("molkern::dense", _dense_backward, setup_context=_dense_setup)

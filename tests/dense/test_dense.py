@@ -333,8 +333,8 @@ def test_operators_pass_opcheck(device):
                 torch.library.opcheck(operators.dense, arguments)
     torch.library.opcheck(operators.dense, (x, weight, None, None, None, None, 1, True, False))
     g, slope = residual, torch.rand_like(residual).requires_grad_()
-    torch.library.opcheck(operators.dense_input_grad, (g, slope, weight))
-    torch.library.opcheck(operators.dense_input_grad, (g, None, weight))
+    torch.library.opcheck(operators.dense_input_grad, (g, slope, weight, None))
+    torch.library.opcheck(operators.dense_input_grad, (g, None, weight, None))
 
 
 @every_activation
@@ -360,7 +360,7 @@ def test_same_bits_for_every_thread_count_and_batch(dtype, threads, device):
         first = x[rows], weight, bias, residual[rows]
         y, s, _ = operator(*first, code=1, keep=True)
         gated = operator(*first, basis[rows], gate_weight, code=1, keep=True)
-        return y, s, *gated, operators.dense_input_grad(residual[rows], slope[rows], weight)
+        return y, s, *gated, operators.dense_input_grad(residual[rows], slope[rows], weight, None)
 
     results = []
     for count in (1, 2, 2, 3):
@@ -413,8 +413,8 @@ def test_inputs_need_not_be_contiguous():
         options = dict(activation="ssp", residual=spread[3], gate=spread_factors)
         assert torch.equal(dense(*spread[:3], **options), expected)
     g = torch.rand(6, 9, dtype=torch.float64).T
-    gradient = operators.dense_input_grad(g, residual.T.contiguous().T, weight)
-    assert torch.equal(gradient, operators.dense_input_grad(g.contiguous(), residual, weight))
+    gradient = operators.dense_input_grad(g, residual.T.contiguous().T, weight, None)
+    assert torch.equal(gradient, operators.dense_input_grad(g.contiguous(), residual, weight, None))
 
 
 def test_sums_over_nothing_are_the_bias():
@@ -495,9 +495,9 @@ def test_errors(changes, error, message):
 def test_errors_of_operators():
     g, weight = torch.rand(4, 5), torch.rand(5, 3)
     with pytest.raises(ValueError, match="weight must have size 4 in dimension 0"):
-        operators.dense_input_grad(g[:, :4], None, weight)
+        operators.dense_input_grad(g[:, :4], None, weight, None)
     with pytest.raises(ValueError, match="slope must have size 4 in dimension 0"):
-        operators.dense_input_grad(g, g[:2], weight)
+        operators.dense_input_grad(g, g[:2], weight, None)
     with pytest.raises(ValueError, match="activation must be 0, 1, 2 or 3, got 4"):
         operator(torch.rand(4, 3), weight, code=4, keep=True)
     with pytest.raises(ValueError, match="gate_basis and gate_weight must be given together"):
