@@ -1,12 +1,15 @@
 """DimeNet's layers, and those of DimeNet++: messages on edges that meet at an angle."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._library import first_derivatives_only, keeps_first_only
 from ..ops.triplets import ANGLES
 from .activations import Dense
 from .activations import activation as activation_layer
@@ -108,7 +111,8 @@ class DimeNetResidual(nn.Module):
         self.lin1 = dense(channels, channels, activation=activation)
         self.lin2 = dense(channels, channels, activation=activation)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
+        """x ``[E, F]``; ``recompute`` as for :func:`molkern.ops.dense_residual`."""
         if not self.lin1.fuses(x):
             return self.lin2(self.lin1(x), residual=x)
         first, second = self.lin1, self.lin2
@@ -119,11 +123,16 @@ class DimeNetResidual(nn.Module):
             second.weight,
             second.bias,
             activation=first.activation,
+            recompute=recompute,
         )
 
 
 class _Interaction(nn.Module):
     """What the interaction blocks share: all that happens to one edge alone."""
+
+    #: Whether some residual layers are computed twice rather than kept: a little time where the
+    #: bilinear layer takes most of it.
+    saves_memory = False
 
     def __init__(
         self,
@@ -152,7 +161,7 @@ class _Interaction(nn.Module):
             x = layer(x)
         x = self.lin(x, residual=messages)
         for layer in self.layers_after_skip:
-            x = layer(x)
+            x = layer(x, recompute=self.saves_memory)
         return x
 
 
@@ -193,6 +202,8 @@ class DimeNetInteraction(_Interaction):
     >>> block(torch.rand(12, 128), basis, spherical, vectors, graph).shape
     torch.Size([12, 128])
     """
+
+    saves_memory = True
 
     def __init__(
         self,
@@ -333,10 +344,18 @@ class _Output(nn.Module):
             nn.init.zeros_(self.lin.weight)
 
     def forward(self, messages: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
-        x = self._widen(ops.sum_edges(messages, graph, factors=self.lin_rbf(basis)))
+        if keeps_first_only():  # the factors are cheap to find again, and as large as the messages
+            arguments = self._sum, messages, basis, graph
+            x = checkpoint(*arguments, use_reentrant=False, context_fn=_in_the_same_way)
+        else:
+            x = self._sum(messages, basis, graph)
+        x = self._widen(x)
         for layer in self.lins:
             x = layer(x)
         return self.lin(x)
+
+    def _sum(self, messages: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
+        return ops.sum_edges(messages, graph, factors=self.lin_rbf(basis))
 
     def _widen(self, x: Tensor) -> Tensor:
         return x
@@ -426,6 +445,11 @@ class DimeNetPlusPlusOutput(_Output):
 
     def _widen(self, x: Tensor) -> Tensor:
         return self.lin_up(x)
+
+
+def _in_the_same_way() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts of a checkpoint, now and when it is computed again."""
+    return nullcontext(), first_derivatives_only()
 
 
 def _per_order(spherical: Tensor, weight: Tensor) -> Tensor:

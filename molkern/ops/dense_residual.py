@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import full_precision, gradient_wanted, operators
+from ._library import full_precision, gradient_wanted, keeps_first_only, operators
 from .dense import (
     DENSE_ACTIVATIONS,
     _activation_code,
@@ -24,6 +24,7 @@ def dense_residual(
     bias2: Tensor | None,
     *,
     activation: str,
+    recompute: bool = False,
 ) -> Tensor:
     """A residual block, ``y = x + a(a(x W₁ᵀ + b₁) W₂ᵀ + b₂)``; DimeNet's.
 
@@ -35,6 +36,8 @@ def dense_residual(
         weight1, bias1: ``[N, K]`` and ``[N]``; the biases may be None.
         weight2, bias2: ``[K, N]`` and ``[K]``.
         activation: a name that :func:`molkern.ops.dense` knows.
+        recompute: whether to keep x alone and compute the block again for its gradient, where that
+            is all that is asked for (energies and forces without training).
 
     Returns:
         ``[M, K]``.
@@ -50,7 +53,7 @@ def dense_residual(
     """
     code = _activation_code("dense_residual", activation)
     tensors = [t for t in (x, weight1, bias1, weight2, bias2) if t is not None]
-    need_slope = _needs_gradient(*tensors)
+    need_slope = _needs_gradient(*tensors) and not (recompute and keeps_first_only())
     return operators.dense_residual(x, weight1, bias1, weight2, bias2, code, need_slope)[0]
 
 
@@ -76,12 +79,18 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, activation, need_slope = inputs
+    activation, need_slope = inputs[5:]
+    tensors: list[Tensor | None] = list(inputs[:5])
     ctx.code = activation
     ctx.has_slope = need_slope and activation != 0
-    _, h, slope1, slope2 = output
-    slopes = (slope1, slope2) if ctx.has_slope else (None, None)
-    ctx.save_for_backward(*tensors, h, *slopes)
+    kept: list[Tensor | None] = list(output[1:])
+    if not ctx.has_slope:
+        kept[1] = kept[2] = None
+    if keeps_first_only():  # the slopes, or x to find them again
+        kept[0] = None
+        if ctx.has_slope:
+            tensors[0] = tensors[2] = tensors[4] = None
+    ctx.save_for_backward(*tensors, *kept)
     ctx.set_materialize_grads(False)
 
 
@@ -92,6 +101,11 @@ def _backward(
     need_x, need_weight1, need_weight2 = (gradient_wanted(ctx, k) for k in (0, 1, 3))
     need_bias1, need_bias2 = (gradient_wanted(ctx, k) for k in (2, 4))
     need_first = need_x or need_weight1 or need_bias1
+    if h is None and x is not None:
+        again = operators.dense_residual(x, weight1, bias1, weight2, bias2, ctx.code, True)
+        h = again[1]
+        if ctx.code != 0:
+            slope1, slope2 = again[2:]
     if not ctx.has_slope:
         gs1 = gs2 = None
     slope2, terms = _factor(ctx.code, slope2, gs2, h, weight2, bias2)
