@@ -10,8 +10,8 @@ TOOLS := $(VENV)/tools-$(NAME)
 BUILT := $(VENV)/built-$(NAME)
 EMULATED_TESTS := $(addprefix tests/,cfconv dense edges geometry interop md models neighbors nn \
 	radial spherical triplets test_graph.py cuda_emulation/test_kernels.py)
-SANITIZED_TESTS := $(addprefix tests/,cfconv dense edges geometry neighbors radial spherical \
-	triplets test_graph.py)
+SANITIZED_TESTS := $(addprefix tests/,cfconv dense geometry neighbors radial spherical triplets \
+	test_graph.py)
 
 .PHONY: demo test lint sanitize bench gpu clean
 
@@ -38,7 +38,7 @@ lint: $(BUILT)
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr -O1 -g1
 RUNTIMES = $(foreach name,asan ubsan,$(shell $(CXX) -print-file-name=lib$(name).so))
 # Long ones, whose kernels the others run too.
-UNSANITIZED := test_third_derivatives or 200000 or instruction_set
+UNSANITIZED := test_third_derivatives or 200000 or instruction_set or opcheck or compile or autocast
 sanitize: $(BUILT)
 	for emulate in 0 1; do \
 		MOLKERN_CXXFLAGS="$(SANITIZERS)" MOLKERN_EMULATE_CUDA=$$emulate \

@@ -18,11 +18,12 @@ from systems import Structure, molecules, water
 import molkern
 
 CUTOFF = 5.0
-#: model, system, how many times faster at least (half of it is asserted, for busy machines)
+#: Model, system, how many times as fast is aimed at (of which half is asserted, for machines are
+#: busy), and the largest share of the peer's memory.
 CASES = {
-    "dimenet_32_molecules": ("DimeNet", lambda: molecules(32, largest=True), 8.0),
-    "dimenetpp_32_molecules": ("DimeNetPlusPlus", lambda: molecules(32, largest=True), 2.5),
-    "dimenetpp_192_atoms_of_water": ("DimeNetPlusPlus", lambda: water(64), 8.0),
+    "dimenet_32_molecules": ("DimeNet", lambda: molecules(32, largest=True), 8.0, 0.1),
+    "dimenetpp_32_molecules": ("DimeNetPlusPlus", lambda: molecules(32, largest=True), 2.5, 0.4),
+    "dimenetpp_192_atoms_of_water": ("DimeNetPlusPlus", lambda: water(64), 8.0, 0.2),
 }
 
 
@@ -86,7 +87,7 @@ def products(kind: str, edges: int, atoms: int):
 
 @pytest.mark.parametrize("case", CASES)
 def test_energy_and_forces(benchmark, case):
-    kind, make, wanted = CASES[case]
+    kind, make, wanted, share = CASES[case]
     system = make()
     before = torch.get_num_threads()
     torch.set_num_threads(int(os.environ.get("MOLKERN_BENCHMARK_THREADS", "1")))
@@ -111,4 +112,5 @@ def test_energy_and_forces(benchmark, case):
     )
     print(f"\n{case}: {slow * 1e3:.0f} ms -> {fast * 1e3:.0f} ms", benchmark.extra_info)
     assert slow / fast > wanted / 2
+    assert memory[1] < share * memory[0]
     benchmark.pedantic(ours, rounds=3)

@@ -318,6 +318,9 @@ class DimeNetPlusPlusInteraction(_Interaction):
 class _Output(nn.Module):
     """What the output blocks share: the sum over edges, and dense layers of some width."""
 
+    #: Whether the factors of the messages, as large as they are, are computed twice.
+    saves_memory = False
+
     def __init__(
         self,
         num_radial: int,
@@ -344,7 +347,7 @@ class _Output(nn.Module):
             nn.init.zeros_(self.lin.weight)
 
     def forward(self, messages: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
-        if keeps_first_only():  # the factors are cheap to find again, and as large as the messages
+        if self.saves_memory and keeps_first_only():
             arguments = self._sum, messages, basis, graph
             x = checkpoint(*arguments, use_reentrant=False, context_fn=_in_the_same_way)
         else:
@@ -387,6 +390,8 @@ class DimeNetOutput(_Output):
     >>> output(torch.rand(12, 128), basis, graph).shape
     torch.Size([4, 2])
     """
+
+    saves_memory = True
 
     def __init__(
         self,

@@ -375,6 +375,30 @@ def test_evaluation_keeps_no_graph(kind):
     assert all(torch.equal(out[name], again[name]) for name in out)
 
 
+def test_forces_without_training_keep_less(kind, crystal):
+    """And are the same: what is left out is what weights and second derivatives need."""
+    numbers, positions, cell = crystal
+    model = small(kind, hidden_channels=32)
+
+    def kept(training):
+        storages = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        model.train(training)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = model(AtomicBatch(numbers, positions, cell=cell), forces=True, stress=True)
+        return out, sum(storages.values())
+
+    (trained, all_of_it), (plain, part) = kept(True), kept(False)
+    assert part < 0.6 * all_of_it
+    for name in ("energy", "forces", "stress"):
+        torch.testing.assert_close(plain[name], trained[name].detach(), rtol=1e-12, atol=1e-12)
+
+
 def test_results_are_the_same_bits_on_every_run(kind, crystal):
     numbers, positions, cell = crystal
     model = small(kind).float().train()
