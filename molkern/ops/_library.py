@@ -1,5 +1,6 @@
 """Loads the extension, which registers the operators, and the types they share."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -35,7 +36,7 @@ class Graph(Protocol):
     def reverse_edges(self) -> Tensor: ...
 
 
-_first_only = False
+_mode = threading.local()
 
 
 @contextmanager
@@ -46,17 +47,17 @@ def first_derivatives_only() -> Iterator[None]:
     nothing out that could be differentiated again or by parameters: energies and forces without
     training. It halves what dense layers keep.
     """
-    global _first_only
-    before, _first_only = _first_only, True
+    before = getattr(_mode, "first_only", False)
+    _mode.first_only = True
     try:
         yield
     finally:
-        _first_only = before
+        _mode.first_only = before
 
 
 def keeps_first_only() -> bool:
-    """Whether :func:`first_derivatives_only` holds."""
-    return _first_only
+    """Whether :func:`first_derivatives_only` holds in this thread; never in compiled code."""
+    return not torch.compiler.is_compiling() and getattr(_mode, "first_only", False)
 
 
 def describe(tensor: Tensor) -> str:
