@@ -42,10 +42,8 @@ def gradient_of(graph, vectors, weighted, method):
 
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("neighbors", [8, 16, 24, 32, 48, 64, 96, 128])
-def test_crossover(benchmark, neighbors, weighted, threads):
+def test_crossover(benchmark, neighbors, weighted):
     """How many times as fast moments are, forward and backward."""
-    if threads != 1 or (neighbors > 64 and not weighted):
-        pytest.skip("one thread is enough to choose by")
     graph, vectors = graph_with(neighbors)
     runs = [gradient_of(graph, vectors, weighted, method) for method in ("direct", "moments")]
     for a, b in zip(*(run() for run in runs), strict=True):
