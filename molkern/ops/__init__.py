@@ -6,9 +6,11 @@ from .dense_residual import dense_residual
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis
 from .spherical import spherical_radial
+from .splines import SplineGrid, spline_cfconv
 from .triplets import triplet_sum
 
 __all__ = [
+    "SplineGrid",
     "cfconv",
     "dense",
     "dense_residual",
@@ -18,6 +20,7 @@ __all__ = [
     "segment_expand",
     "segment_sum",
     "spherical_radial",
+    "spline_cfconv",
     "sum_edges",
     "triplet_sum",
 ]
