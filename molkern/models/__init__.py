@@ -2,6 +2,7 @@
 
 from .dimenet import DimeNet, DimeNetPlusPlus
 from .dtnn import DTNN
+from .lean import LeanSchNet
 from .physnet import PhysNet
 from .potential import Potential, load
 from .schnet import SchNet
@@ -21,6 +22,7 @@ __all__ = [
     "MODELS",
     "DimeNet",
     "DimeNetPlusPlus",
+    "LeanSchNet",
     "PhysNet",
     "Potential",
     "SchNet",

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import AtomicBatch, NeighborList
-from ..ops._library import first_derivatives_only
+from ..nn.splines import SplineFilter, SplineReport, SplineTables
+from ..ops import segment_sum
+from ..ops._library import first_derivatives_only, keeps_first_only
+from .lean import below_autograd
 from .structure import Structure
 
 FORMAT = 1
@@ -25,6 +28,15 @@ class Potential(nn.Module):
     A model derives from it, sets ``cutoff`` and ``num_elements``, and defines :meth:`predict`. Its
     constructor arguments are kept by :meth:`remember`, so that :meth:`save` writes a file that
     :func:`load` can rebuild the model from.
+
+    Filters depend on a distance alone. With ``filters="spline"`` they are splines through what the
+    network gives for distances up to the cutoff, so that an edge costs a few hundred operations
+    and no memory. Without gradients by parameters the splines are made once for a set of weights;
+    otherwise with every evaluation, and gradients flow through them to the weights. The number of
+    knots follows from ``spline_tolerance``: the largest error of a filter relative to the largest
+    filter, by default 1e-7 in float32 and 1e-9 in float64; :meth:`spline_report` measures it.
+    Forces are exactly minus the derivative of the energy with either kind of filters. Beyond the
+    cutoff a spline is zero, below the first knot (0 for most models) it is constant.
     """
 
     cutoff: float
@@ -36,6 +48,50 @@ class Potential(nn.Module):
     def remember(self, **config: Any) -> None:
         """Keeps the constructor's arguments, which must be plain JSON values."""
         self.config = config
+        self._splines = SplineTables(config.get("spline_tolerance"))
+        self.filters = config.get("filters", "exact")
+
+    @property
+    def filters(self) -> str:
+        """How filters are evaluated, ``"exact"`` by the network or as ``"spline"``."""
+        return self.config["filters"]
+
+    @filters.setter
+    def filters(self, value: str) -> None:
+        if value not in ("exact", "spline"):
+            raise ValueError(f"filters must be 'exact' or 'spline', got {value!r}")
+        self.config["filters"] = value
+
+    def filter_values(self, distances: Tensor) -> list[Tensor]:
+        """All filters of the model at distances ``[P]``, float64: a list of ``[P, F]``."""
+        raise NotImplementedError(f"{type(self).__name__} has no filters that can be splines")
+
+    def filter_span(self) -> tuple[float, float, bool]:
+        """First and last knot of splines, and whether filters are zero beyond the last."""
+        return 0.0, self.cutoff, True
+
+    def spline_report(self) -> SplineReport:
+        """Knots, size and errors of the splines for the present weights, measured if need be.
+
+        Raises:
+            ValueError: where no splines hold the tolerance.
+        """
+        self._splines.constant(self)
+        return self._splines.report(self)
+
+    def spline_filters(self, distances: Tensor, neighbors: NeighborList) -> list[SplineFilter]:
+        """The model's filters as splines at the distances of a list's edges, ``[E]``.
+
+        Constant tables where nothing can be differentiated by the weights, else trainable ones.
+        """
+        differentiable = torch.is_grad_enabled() and not keeps_first_only()
+        if differentiable and any(p.requires_grad for p in self.parameters()):
+            grid, tables = self._splines.trainable(self)
+            bins = grid.bins(distances, neighbors)
+        else:
+            grid, tables = self._splines.constant(self)
+            bins = None
+        return [SplineFilter(table, grid, distances, bins) for table in tables]
 
     def predict(self, structure: Structure, **conditions: Any) -> dict[str, Tensor]:
         """What the model predicts, by name; ``"energy"`` ``[B]``, summed in float64, for most."""
@@ -88,8 +144,12 @@ class Potential(nn.Module):
                 )
         if neighbors is None:
             neighbors = self.neighbors(batch)
-        positions, cell = batch.positions, batch.cell
         keep = self.training and torch.is_grad_enabled()
+        if differentiate and not keep and not torch.compiler.is_compiling():
+            lean = self.lean()
+            if lean is not None:
+                return self._run_lean(lean, batch, neighbors, forces, stress)
+        positions, cell = batch.positions, batch.cell
         if differentiate and not positions.requires_grad:
             positions = positions.detach().requires_grad_(True)
         strain, unstrained = None, positions
@@ -116,6 +176,31 @@ class Potential(nn.Module):
             volume = torch.linalg.det(batch.cell).abs().reshape(-1, 1, 1)
             symmetric = 0.5 * (grads[1] + grads[1].transpose(1, 2))
             out["stress"] = symmetric / volume
+        return out
+
+    def lean(self) -> Any | None:
+        """The same energy and forces without a tape, where the model has that as it is set."""
+        return None
+
+    def _run_lean(
+        self, lean: Any, batch: AtomicBatch, neighbors: NeighborList, forces: bool, stress: bool
+    ) -> dict[str, Tensor]:
+        if stress:
+            volumes = _volumes(batch)
+        with torch.no_grad(), below_autograd():
+            energy, grad, grad_cell = lean.evaluate(
+                *lean.inputs(batch, neighbors), need_cell=stress, padded=neighbors.padded
+            )
+            out = {"energy": energy}
+            if forces:
+                out["forces"] = -grad
+            if stress:
+                # By a strain x → x (1 + ε) of positions and cells
+                strain = _outer(batch, batch.positions, grad)
+                if neighbors.shifts is not None:
+                    strain = strain + batch.cell.transpose(1, 2) @ grad_cell
+                symmetric = 0.5 * (strain + strain.transpose(1, 2))
+                out["stress"] = symmetric / volumes.reshape(-1, 1, 1)
         return out
 
     def _check(self, batch: AtomicBatch, neighbors: NeighborList | None) -> None:
@@ -188,14 +273,27 @@ class Potential(nn.Module):
         safetensors.torch.save_file(tensors, str(path), metadata=metadata)
 
 
-def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions and cells under a strain of zero, and the strain."""
+def _volumes(batch: AtomicBatch) -> Tensor:
+    """Volumes of the cells, ``[B]``, none of which is zero."""
     if batch.cell is None:
         raise ValueError("stress needs a cell: give the batch its lattice vectors")
     volumes = torch.linalg.det(batch.cell.detach()).abs()
     if not torch.compiler.is_compiling() and bool((volumes == 0).any()):
         system = int((volumes == 0).nonzero()[0])
         raise ValueError(f"stress needs cells with a volume; that of system {system} is 0")
+    return volumes
+
+
+def _outer(batch: AtomicBatch, a: Tensor, b: Tensor) -> Tensor:
+    """``Σ_i a_i ⊗ b_i`` over the atoms of each system, ``[B, 3, 3]``."""
+    products = a.unsqueeze(2) * b.unsqueeze(1)
+    return segment_sum(products.reshape(-1, 9), batch.system_ptr).reshape(-1, 3, 3)
+
+
+def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions and cells under a strain of zero, and the strain."""
+    _volumes(batch)
+    assert batch.cell is not None
     identity = torch.eye(3, dtype=positions.dtype, device=positions.device)
     strain = torch.zeros_like(batch.cell).requires_grad_(True)
     deformation = identity + strain

@@ -17,6 +17,7 @@ from ..nn import (
     SchNetInteraction,
 )
 from .checks import check_sizes
+from .lean import LeanSchNet
 from .potential import Potential
 from .readout import Readout
 from .structure import Structure
@@ -61,6 +62,7 @@ class SchNet(Potential):
         trainable_basis: whether centres and widths of the basis are parameters.
         basis_cutoff_function: of the basis itself; by default ``"none"`` for the Gaussians and
             ``"cosine"`` for the exponential basis.
+        filters, spline_tolerance: see :class:`molkern.models.Potential`.
 
     Raises:
         ValueError: a size below 1, a cutoff that is not positive and finite, too few references,
@@ -102,6 +104,8 @@ class SchNet(Potential):
         prediction: str = "energy",
         trainable_basis: bool = False,
         basis_cutoff_function: str | None = None,
+        filters: str = "exact",
+        spline_tolerance: float | None = None,
     ):
         cutoff, scale, mean = float(cutoff), float(scale), float(mean)
         head_hidden = None if head_hidden is None else list(head_hidden)
@@ -186,10 +190,25 @@ class SchNet(Potential):
     def predict(self, structure: Structure, **conditions: Any) -> dict[str, Tensor]:
         distances = structure.distances()
         x = self.embedding(structure.numbers)
-        basis = self.basis(distances)
-        for interaction in self.interactions:
+        if self.filters == "spline":
+            bases: Sequence[Any] = self.spline_filters(distances, structure.neighbors)
+        else:
+            bases = [self.basis(distances)] * len(self.interactions)
+        for interaction, basis in zip(self.interactions, bases, strict=True):
             x = interaction(x, basis, distances, structure.neighbors)
         return self.readout(self.reference(self.head(x), structure.numbers), structure)
+
+    def filter_values(self, distances: Tensor) -> list[Tensor]:
+        basis = self.basis(distances).to(self.embedding.weight.dtype)
+        return [block.filter_network(basis, distances) for block in self.interactions]
+
+    def lean(self) -> LeanSchNet | None:
+        if not LeanSchNet.serves(self):
+            return None
+        if self._splines.lean is None:
+            self._splines.lean = LeanSchNet(self)
+        self._splines.lean.refresh()
+        return self._splines.lean
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"

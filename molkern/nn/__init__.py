@@ -24,6 +24,7 @@ from .physnet import (
 from .properties import DipoleMoment, ElectronicSpatialExtent
 from .schnet import CFConv, FilterNetwork, SchNetInteraction
 from .spherical import SphericalRadialBasis, spherical_bessel_zeros
+from .splines import SplineFilter, SplineReport, choose_grid, spline_tables
 
 __all__ = [
     "AtomicReference",
@@ -54,5 +55,9 @@ __all__ = [
     "ShieldedElectrostatics",
     "ShiftedSoftplus",
     "SphericalRadialBasis",
+    "SplineFilter",
+    "SplineReport",
+    "choose_grid",
     "spherical_bessel_zeros",
+    "spline_tables",
 ]

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from .. import ops
 from ..graph import NeighborList
 from .activations import activation, dense
 from .basis import CutoffFunction
+from .splines import SplineFilter, convolve
 
 
 class FilterNetwork(nn.Module):
@@ -96,13 +96,18 @@ class CFConv(nn.Module):
         self.aggregation = aggregation
 
     def forward(
-        self, x: Tensor, filters: Tensor, neighbors: NeighborList, counts: Tensor | None = None
+        self,
+        x: Tensor,
+        filters: Tensor | SplineFilter,
+        neighbors: NeighborList,
+        counts: Tensor | None = None,
     ) -> Tensor:
         """x ``[N, in]``, filters ``[E, F]`` in the order of ``neighbors`` → ``[N, out]``.
 
-        A mean is over all neighbors in the list, or over ``counts`` ``[N]`` of them.
+        Filters may also be splines. A mean is over all neighbors in the list, or over ``counts``
+        ``[N]`` of them.
         """
-        summed = ops.cfconv(
+        summed = convolve(
             self.lin_in(x), filters, neighbors, aggregation=self.aggregation, counts=counts
         )
         return self.lin_out(summed)
@@ -149,10 +154,18 @@ class SchNetInteraction(nn.Module):
         self.lin = dense(hidden_channels, hidden_channels)
 
     def forward(
-        self, x: Tensor, basis: Tensor, distances: Tensor, neighbors: NeighborList
+        self,
+        x: Tensor,
+        basis: Tensor | SplineFilter,
+        distances: Tensor,
+        neighbors: NeighborList,
     ) -> Tensor:
-        """x ``[N, C]``, basis ``[E, K]``, distances ``[E]`` → ``[N, C]``."""
-        filters = self.filter_network(basis, distances)
+        """x ``[N, C]``, basis ``[E, K]``, distances ``[E]`` → ``[N, C]``.
+
+        The filters as splines may take the place of the basis that they are made from.
+        """
+        spline = isinstance(basis, SplineFilter)
+        filters = basis if spline else self.filter_network(basis, distances)
         counts = None
         if self.conv.aggregation == "mean":  # a list may reach farther than the model
             counts = neighbors.counts(distances < self.filter_network.cutoff)

@@ -1,0 +1,229 @@
+"""Energy and forces in one pass without a tape, for inference with splines."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..graph import AtomicBatch, NeighborList
+from ..nn import ShiftedSoftplus
+from ..nn.splines import fingerprint
+from ..ops import segment_sum
+from ..ops._library import operators
+from ..ops.dense import DENSE_ACTIVATIONS
+
+if TYPE_CHECKING:
+    from .schnet import SchNet
+
+
+class LeanSchNet(nn.Module):
+    """Energy and forces of a :class:`SchNet` with spline filters, written out by hand.
+
+    The forward pass keeps what the backward pass needs and nothing else, no graph is recorded, and
+    memory is released layer by layer. Tensors in, tensors out: :func:`torch.compile`,
+    :func:`torch.export.export` and AOTInductor take it as it is. ``model(batch, forces=True)``
+    uses it by itself; make one to export it.
+
+    Args:
+        model: with ``filters="spline"``, ``prediction="energy"`` and ``aggregation="sum"``. Its
+            parameters are shared; the tables are those of its weights now, until :meth:`refresh`.
+
+    Raises:
+        ValueError: a model of another kind.
+
+    >>> import torch, molkern
+    >>> model = molkern.models.SchNet(16, 16, 2, cutoff=5.0, filters="spline").eval()
+    >>> water = molkern.AtomicBatch(
+    ...     torch.tensor([8, 1, 1]), torch.tensor([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    ... )
+    >>> lean = molkern.models.LeanSchNet(model)
+    >>> energy, forces = lean(*lean.inputs(water, model.neighbors(water)))
+    >>> program = torch.export.export(lean, lean.inputs(water, model.neighbors(water)))
+    """
+
+    def __init__(self, model: SchNet):
+        super().__init__()
+        if not self.serves(model):
+            raise ValueError(
+                "the lean path is for a SchNet with filters='spline' that sums energies: set "
+                "model.filters = 'spline'; dipoles, extents and mean aggregation have none"
+            )
+        self._source = [model]  # in a list, not to be a module of this one
+        self.embedding, self.interactions = model.embedding, model.interactions
+        self.head, self.reference = model.head, model.reference
+        self._weights: Any = None
+        self.refresh()
+
+    @staticmethod
+    def serves(model: SchNet) -> bool:
+        """Whether there is a lean path for the model as it is set now."""
+        return (
+            model.filters == "spline"
+            and model.readout.prediction == "energy"
+            and all(block.conv.aggregation == "sum" for block in model.interactions)
+        )
+
+    def refresh(self) -> None:
+        """Takes the tables of the model's present weights."""
+        (model,) = self._source
+        weights = fingerprint(model)
+        if weights == self._weights:
+            return
+        self.grid, tables = model._splines.constant(model)
+        for k, table in enumerate(tables):
+            self.register_buffer(f"table_{k}", table, persistent=False)
+        self.steps = self._compose()
+        self._weights = weights
+
+    def _compose(self) -> tuple[list[Any], list[Any]]:
+        """The layers with their activations, looked up once."""
+        blocks = []
+        for k, block in enumerate(self.interactions):
+            conv = block.conv
+            kind = _fused(block.activation, conv.lin_out.weight.dtype)
+            blocks.append((f"table_{k}", conv.lin_in, conv.lin_out, block.lin, kind))
+        layers = list(self.head.layers)
+        head = [
+            (layer, _fused(bend, layer.weight.dtype))
+            for layer, bend in zip(layers[::2], [*layers[1::2], None], strict=True)
+        ]
+        return blocks, head
+
+    def inputs(self, batch: AtomicBatch, neighbors: NeighborList) -> tuple[Tensor | None, ...]:
+        """The arguments of :meth:`forward` for a batch and its list."""
+        cell = None if neighbors.shifts is None else batch.cell
+        return (
+            batch.numbers,
+            batch.positions,
+            batch.system_ptr,
+            *neighbors.by_receiver[:2],
+            *neighbors.by_sender,
+            neighbors.shifts,
+            cell,
+            neighbors.system,
+        )
+
+    def forward(
+        self,
+        numbers: Tensor,
+        positions: Tensor,
+        system_ptr: Tensor,
+        row_ptr: Tensor,
+        senders: Tensor,
+        sender_ptr: Tensor,
+        receivers: Tensor,
+        edges: Tensor | None,
+        shifts: Tensor | None = None,
+        cell: Tensor | None = None,
+        system: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Energies ``[B]``, float64, and forces ``[N, 3]``; arguments as :meth:`inputs` gives them.
+
+        Edge tensors of a list with a capacity may be longer than ``row_ptr[N]``.
+        """
+        energy, grad, _ = self.evaluate(
+            numbers, positions, system_ptr, row_ptr, senders, sender_ptr, receivers, edges,
+            shifts, cell, system, padded=True,
+        )  # fmt: skip
+        return energy, -grad
+
+    def evaluate(
+        self,
+        numbers: Tensor,
+        positions: Tensor,
+        system_ptr: Tensor,
+        row_ptr: Tensor,
+        senders: Tensor,
+        sender_ptr: Tensor,
+        receivers: Tensor,
+        edges: Tensor | None,
+        shifts: Tensor | None,
+        cell: Tensor | None,
+        system: Tensor | None,
+        *,
+        need_cell: bool = False,
+        padded: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Energies, and their derivatives by positions ``[N, 3]`` and cells ``[B, 3, 3]``."""
+        sides = row_ptr, senders, None, sender_ptr, receivers, edges
+        images = cell, shifts, system
+        positions = positions.contiguous()
+        distances = operators.edge_distances.default(positions, *images, *sides, padded)
+        spline = None, *self.grid.form, padded
+        blocks, head = self.steps
+        x = self.embedding.weight.index_select(0, numbers)
+        kept = []
+        for table, lin_in, lin_out, lin, kind in blocks:
+            table = getattr(self, table)
+            v = _linear(lin_in, x)
+            y = operators.spline_cfconv.default(v, table, distances, *sides, *spline)
+            h, slope = _activated(lin_out, kind, y)
+            x = _linear(lin, h, x)
+            kept.append((v, slope))
+        slopes = []
+        for layer, kind in head:
+            x, slope = _activated(layer, kind, x)
+            slopes.append(slope)
+        energies = self.reference(x.squeeze(1), numbers)
+        energy = segment_sum(energies.unsqueeze(1), system_ptr).squeeze(1)
+
+        g = self.reference.scale.to(x.dtype).expand(x.shape[0], 1)
+        for layer, _ in reversed(head):
+            g = operators.dense_input_grad.default(g, slopes.pop(), layer.weight, None)
+        gd = None
+        for table, lin_in, lin_out, lin, _ in reversed(blocks):
+            v, slope = kept.pop()
+            gh = operators.dense_input_grad.default(g, None, lin.weight, None)
+            gy = operators.dense_input_grad.default(gh, slope, lin_out.weight, None)
+            gv, gd, _ = operators.spline_cfconv_grad.default(
+                gy, v, getattr(self, table), distances, gd, *sides, *spline, False
+            )
+            if kept:  # the first features do not depend on the positions
+                g = operators.dense_input_grad.default(gv, None, lin_in.weight, g)
+        vectors = operators.edge_vectors.default(positions, *images, *sides, padded)
+        pulls = operators.edge_norm_grad.default(gd, vectors)
+        systems = 0 if cell is None else cell.shape[0]
+        grad, grad_cell = operators.edge_vectors_adjoint.default(
+            pulls, shifts, system, systems, need_cell, *sides, padded
+        )
+        return energy, grad, grad_cell
+
+
+def below_autograd() -> AbstractContextManager[Any]:
+    """Calls operators without the part of them that would record a graph, where torch can."""
+    guard = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
+    return nullcontext() if guard is None or torch.compiler.is_compiling() else guard()
+
+
+def _fused(activation: nn.Module | None, dtype: torch.dtype) -> int | ShiftedSoftplus:
+    """The code of a fused activation; in float32 all shifted softpluses round alike."""
+    if activation is None:
+        return 0
+    if isinstance(activation, ShiftedSoftplus):
+        plain = ShiftedSoftplus()
+        same = (activation.threshold, activation.shift) == (plain.threshold, plain.shift)
+        return DENSE_ACTIVATIONS.index("ssp") if same or dtype == torch.float32 else activation
+    return DENSE_ACTIVATIONS.index("silu" if isinstance(activation, nn.SiLU) else "tanh")
+
+
+def _linear(layer: nn.Linear, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    return operators.dense.default(
+        x, layer.weight, layer.bias, residual, None, None, 0, False, False
+    )[0]
+
+
+def _activated(
+    layer: nn.Linear, kind: int | ShiftedSoftplus, x: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """A layer's output and the slope of its activation, None for 1."""
+    if isinstance(kind, ShiftedSoftplus):
+        z = _linear(layer, x)
+        slope = torch.where(z > kind.threshold, 1.0, torch.sigmoid(z))
+        return kind(z), slope.to(z.dtype)
+    y, slope, _ = operators.dense.default(
+        x, layer.weight, layer.bias, None, None, None, kind, kind != 0, False
+    )
+    return y, slope if kind else None

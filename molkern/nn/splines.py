@@ -1,0 +1,412 @@
+"""Filters as splines of the distance: fitted to a function, measured, and used in a convolution."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..graph import NeighborList
+from ..ops.splines import SplineGrid, spline_cfconv
+
+#: Distances ``[P]`` → the filters there, some tensors ``[P, F]``.
+FilterFunction = Callable[[Tensor], list[Tensor]]
+
+#: Largest error of the value, relative to the largest value, that a model's splines may have.
+TOLERANCES = {torch.float32: 1e-7, torch.float64: 1e-9}
+#: Degrees by type: float32 rounds the ends of splines of degree 5.
+DEGREES = {torch.float32: 3, torch.float64: 5}
+MAX_INTERVALS = 2**15
+_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class SplineFilter:
+    """Filters of a convolution as splines, in place of a tensor ``[E, F]``.
+
+    Attributes:
+        table: coefficients ``[rows of the grid, F]``.
+        grid: knots of the splines.
+        distances: of the edges, ``[E]``.
+        bins: ``grid.bins(distances, graph)``, which the gradient of the table needs, or None.
+
+    >>> import torch, molkern
+    >>> positions = torch.rand(3, 3)
+    >>> neighbors = molkern.neighbor_list(positions, cutoff=5.0)
+    >>> grid = molkern.ops.SplineGrid(0.0, 5.0, intervals=16)
+    >>> filters = molkern.nn.SplineFilter(
+    ...     torch.rand(grid.rows, 32), grid, neighbors.distances(positions)
+    ... )
+    >>> molkern.nn.CFConv(16, 32, 16)(torch.rand(3, 16), filters, neighbors).shape
+    torch.Size([3, 16])
+    """
+
+    table: Tensor
+    grid: SplineGrid
+    distances: Tensor
+    bins: Tensor | None = None
+
+    def convolve(self, x: Tensor, neighbors: NeighborList, **options: Any) -> Tensor:
+        """``Σ_j x_j ∘ w_ij``, options as for :func:`molkern.ops.cfconv`: ``[N, F]``."""
+        return spline_cfconv(
+            x, self.table, self.distances, neighbors, self.grid, bins=self.bins, **options
+        )
+
+
+def convolve(
+    x: Tensor, filters: Tensor | SplineFilter, neighbors: NeighborList, **options: Any
+) -> Tensor:
+    """A convolution with filters of either kind, options as for :func:`molkern.ops.cfconv`."""
+    if isinstance(filters, SplineFilter):
+        return filters.convolve(x, neighbors, **options)
+    return ops.cfconv(x, filters, neighbors, **options)
+
+
+@dataclass(frozen=True)
+class SplineReport:
+    """What a model's splines cost and how far they are from its filters.
+
+    Errors are the largest ones on a grid four times as fine, in float64, each relative to the
+    largest absolute value of what it is an error of, over all tables.
+
+    Attributes:
+        grid: knots of all tables.
+        tables: number of tables.
+        bytes: size of all tables.
+        tolerance: what was asked for: ``value_error`` at most this, ``slope_error`` at most 100
+            times and ``curvature_error`` at most 10,000 times as much.
+        value_error, slope_error, curvature_error: of filters, first and second derivatives.
+    """
+
+    grid: SplineGrid
+    tables: int
+    bytes: int
+    tolerance: float
+    value_error: float
+    slope_error: float
+    curvature_error: float
+
+    @property
+    def knots(self) -> int:
+        """Number of knots from the first to the last distance."""
+        return self.grid.intervals + 1
+
+    @property
+    def excess(self) -> float:
+        """The largest error over what the tolerance allows for it."""
+        allowed = self.tolerance * torch.tensor([1.0, 1e2, 1e4], dtype=torch.float64)
+        errors = torch.tensor([self.value_error, self.slope_error, self.curvature_error])
+        return float((errors / allowed).max())
+
+    def __str__(self) -> str:
+        grid = self.grid
+        return (
+            f"{self.tables} tables of degree {grid.degree} on {self.knots} knots from "
+            f"{grid.start:g} to {grid.stop:g}, {self.bytes / 1024:.0f} kB; relative errors: value "
+            f"{self.value_error:.1e}, slope {self.slope_error:.1e}, curvature "
+            f"{self.curvature_error:.1e}"
+        )
+
+
+def _points(grid: SplineGrid) -> Tensor:
+    """Where a spline is fitted: at all knots, and between those at either end as often as needed.
+
+    The last point lies just below the end, where filters with a hard cutoff have their limit.
+    """
+    knots = torch.arange(grid.intervals + 1, dtype=torch.float64)
+    between = torch.arange((grid.degree - 1) // 2, dtype=torch.float64) + 0.5
+    t = torch.cat([knots, between, grid.intervals - between]).sort().values
+    points = grid.start + t * ((grid.stop - grid.start) / grid.intervals)
+    points[-1] = torch.nextafter(points[-1], points[0])
+    return points
+
+
+def _collocation(grid: SplineGrid, points: Tensor) -> Tensor:
+    """The B-splines ``[P, rows]`` at points within the knots, float64."""
+    h = (grid.stop - grid.start) / grid.intervals
+    t = (points - grid.start) / h
+    interval = t.floor().clamp(0, grid.intervals - 1)
+    u = (t - interval).unsqueeze(1)
+    b = torch.ones_like(u)
+    for p in range(1, grid.degree + 1):
+        k = torch.arange(p + 1, dtype=torch.float64)
+        lower = nn.functional.pad(b, (1, 0))
+        upper = nn.functional.pad(b, (0, 1))
+        b = ((u + p - k) * lower + (k + 1 - u) * upper) / p
+    columns = interval.long().unsqueeze(1) + torch.arange(grid.degree + 1)
+    return torch.zeros(len(points), grid.rows, dtype=torch.float64).scatter_(1, columns, b)
+
+
+@lru_cache(maxsize=16)
+def _fit(grid: SplineGrid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Points ``[P]``, and the sparse matrix from values there to coefficients and its transpose.
+
+    The inverse of the collocation matrix decays away from its diagonal: what is below rounding is
+    left out.
+    """
+    points = _points(grid)
+    inverse = torch.linalg.inv(_collocation(grid, points))
+    inverse[inverse.abs() < 0.01 * torch.finfo(dtype).eps * inverse.abs().amax(1, True)] = 0.0
+
+    def compressed(matrix: Tensor) -> Tensor:
+        return matrix.to(device=device, dtype=dtype).to_sparse_csr()
+
+    return points.to(device), compressed(inverse), compressed(inverse.t().contiguous())
+
+
+class _SparseProduct(torch.autograd.Function):
+    """A constant sparse matrix times a dense one, differentiable to any order."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, transposed: Tensor, values: Tensor) -> Tensor:
+        ctx.matrices = matrix, transposed
+        return matrix @ values
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
+        matrix, transposed = ctx.matrices
+        return None, None, _SparseProduct.apply(transposed, matrix, g.contiguous())
+
+
+def spline_tables(function: FilterFunction, grid: SplineGrid, like: Tensor) -> list[Tensor]:
+    """Coefficients ``[rows, F]`` of splines through a function's filters, of the type of ``like``.
+
+    The function is called once, with float64 distances within the knots. Differentiable to any
+    order by what the function depends on.
+    """
+    points, matrix, transposed = _fit(grid, like.dtype, like.device)
+    values = [value.to(like.dtype) for value in function(points)]
+    joined = _SparseProduct.apply(matrix, transposed, torch.cat(values, 1))
+    return list(joined.split([value.shape[1] for value in values], 1))
+
+
+def _with_slope(function: FilterFunction, d: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Filters and their derivatives by distance, each ``[P, F]``.
+
+    By two backward passes: the first is linear in what it multiplies, which is differentiated.
+    """
+    with torch.enable_grad():
+        d = d.detach().requires_grad_(True)
+        for y in function(d):
+            v = torch.zeros_like(y).requires_grad_(True)
+            (g,) = torch.autograd.grad(y, d, v, create_graph=True, retain_graph=True)
+            (slope,) = torch.autograd.grad(g.sum(), v, retain_graph=True)
+            yield y.detach(), slope
+
+
+def _measure(
+    function: FilterFunction, grid: SplineGrid, tolerance: float, element: int
+) -> SplineReport:
+    """The report on splines through a function of float64 on a grid."""
+    points = _points(grid)
+    like = points.new_empty(0)
+    with torch.no_grad():
+        tables = spline_tables(function, grid, like)
+    h = (grid.stop - grid.start) / grid.intervals
+    step = 1e-3 * h  # for second derivatives, as differences of first ones
+    fine = torch.arange(4 * grid.intervals, dtype=torch.float64) * (h / 4) + (grid.start + h / 8)
+    worst = torch.zeros(3, len(tables), dtype=torch.float64)  # errors by table
+    scale = torch.zeros_like(worst)
+    for chunk in fine.split(_CHUNK):
+        d = torch.cat([chunk, chunk + step])
+        exact = list(_with_slope(function, d))
+        splines = [list(_with_slope(_evaluator(table, grid), d))[0] for table in tables]
+        for k, ((y, slope), (z, tilt)) in enumerate(zip(exact, splines, strict=True)):
+            bend, curve = (s[len(chunk) :] - s[: len(chunk)] for s in (slope, tilt))
+            for row, (a, b) in enumerate([(y, z), (slope, tilt), (bend, curve)]):
+                worst[row, k] = torch.maximum(worst[row, k], (a - b).abs().max())
+                scale[row, k] = torch.maximum(scale[row, k], a.abs().max())
+    value, slope, curvature = (worst / scale.clamp(min=1e-300)).amax(1).tolist()
+    size = grid.rows * sum(table.shape[1] for table in tables) * element
+    return SplineReport(grid, len(tables), size, tolerance, value, slope, curvature)
+
+
+def _evaluator(table: Tensor, grid: SplineGrid) -> FilterFunction:
+    """Splines as a function of the distance: a convolution along one edge for each of them."""
+
+    def function(d: Tensor) -> list[Tensor]:
+        return [spline(table, d, grid)]
+
+    return function
+
+
+def spline(table: Tensor, distances: Tensor, grid: SplineGrid) -> Tensor:
+    """Splines at distances ``[E]`` → ``[E, F]``, twice differentiable by both.
+
+    The convolution of ones over a graph of one edge for each distance.
+    """
+    ones = table.new_ones(distances.shape[0], table.shape[1])
+    return spline_cfconv(ones, table, distances, _OneEdgeEach(distances), grid)
+
+
+class _OneEdgeEach:
+    """The graph of as many atoms as edges, each with an edge to itself."""
+
+    padded = False
+
+    def __init__(self, distances: Tensor):
+        count = distances.shape[0]
+        numbers = torch.arange(count + 1, dtype=torch.int32, device=distances.device)
+        self.receivers = numbers[:count]
+        self.by_receiver = self.by_sender = (numbers, self.receivers, None)
+
+    def reverse_edges(self) -> Tensor:
+        return self.receivers
+
+
+def choose_grid(
+    function: FilterFunction,
+    start: float,
+    stop: float,
+    *,
+    tolerance: float,
+    degree: int,
+    zero_beyond: bool = True,
+    element: int = 8,
+) -> SplineReport:
+    """The coarsest grid (but for some tens of intervals) that holds a tolerance, and its errors.
+
+    Args:
+        function: filters of float64 by distance, twice differentiable.
+        start, stop: first and last knot, in the unit of the distances.
+        tolerance: see :class:`SplineReport`.
+        degree: 3 or 5.
+        zero_beyond: see :class:`molkern.ops.SplineGrid`.
+        element: bytes of a number in the tables.
+
+    Raises:
+        ValueError: a tolerance that is not positive, or that no grid of up to 32,768 intervals
+            holds: filters that are not smooth, or a tolerance below rounding.
+    """
+    if not tolerance > 0:
+        raise ValueError(f"the spline tolerance must be positive, got {tolerance}")
+    intervals = 128
+    while True:
+        grid = SplineGrid(start, stop, intervals, degree, zero_beyond)
+        report = _measure(function, grid, tolerance, element)
+        if report.excess <= 1.0:
+            return report
+        if intervals == MAX_INTERVALS:
+            raise ValueError(
+                f"no splines of up to {MAX_INTERVALS} intervals hold the tolerance {tolerance:g} "
+                f"({report}): raise spline_tolerance, or use filters='exact'"
+            )
+        # The curvature converges slowest, with the power degree - 1; the others are faster
+        growth = min(4.0, max(1.15, 1.03 * report.excess ** (1.0 / (degree + 1))))
+        intervals = min(MAX_INTERVALS, -(-int(intervals * growth) // 32) * 32)
+
+
+class SplineTables:
+    """The filters of a model as splines, made anew when its weights have changed.
+
+    Args:
+        tolerance: see :class:`SplineReport`; by default 1e-7 for float32 and 1e-9 for float64.
+
+    A model's filters are what its method ``filter_values`` gives for distances between those of
+    ``filter_span``. Without gradients the tables come from the filters in float64, once for a set
+    of weights; with gradients from the network as it is, on a grid that is measured anew after
+    some hundred changes of the weights.
+    """
+
+    #: Changes of the weights in training after which the grid is measured anew.
+    renew_after = 500
+
+    def __init__(self, tolerance: float | None = None):
+        if tolerance is not None and not tolerance > 0:
+            raise ValueError(f"the spline tolerance must be positive, got {tolerance}")
+        self.tolerance = tolerance
+        self._report: SplineReport | None = None
+        self._weights: Any = None  # those that the report is about
+        self._tables: list[Tensor] | None = None
+        self._uses = 0
+        #: What the model makes of the tables for inference, kept with them.
+        self.lean: Any = None
+
+    def __deepcopy__(self, memo: Any) -> SplineTables:
+        return SplineTables(self.tolerance)
+
+    def __reduce__(self) -> Any:
+        return SplineTables, (self.tolerance,)
+
+    def report(self, model: Any) -> SplineReport:
+        """The grid that holds the tolerance for the model's present weights, and its errors."""
+        weights = fingerprint(model)
+        if self._report is None or self._weights != weights:
+            self._renew(model, weights)
+        assert self._report is not None
+        return self._report
+
+    def constant(self, model: Any) -> tuple[SplineGrid, list[Tensor]]:
+        """The grid and tables without gradients, kept until the weights change."""
+        weights = fingerprint(model)
+        if self._tables is None or self._weights != weights:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(
+                    "the model's splines are not made yet: call model.spline_report() before "
+                    "compiling it, and again after its weights have changed"
+                )
+            double = self._renew(model, weights)
+            assert self._report is not None
+            with torch.no_grad():
+                tables = spline_tables(double.filter_values, self._report.grid, _first(double))
+            like = _first(model)
+            self._tables = [table.to(like.device, like.dtype).contiguous() for table in tables]
+        assert self._report is not None
+        return self._report.grid, self._tables
+
+    def trainable(self, model: Any) -> tuple[SplineGrid, list[Tensor]]:
+        """The grid and tables through which gradients flow to the model's parameters."""
+        self._uses += 1
+        if self._report is None or self._uses > self.renew_after:
+            if torch.compiler.is_compiling():
+                raise RuntimeError("call model.spline_report() before compiling the model")
+            self._renew(model, fingerprint(model))
+        assert self._report is not None
+        grid = self._report.grid
+        return grid, spline_tables(model.filter_values, grid, _first(model))
+
+    def _renew(self, model: Any, weights: Any) -> Any:
+        """Chooses the grid for these weights; gives back the model in float64."""
+        like = _first(model)
+        double = copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)
+        start, stop, zero_beyond = model.filter_span()
+        self._report = choose_grid(
+            double.filter_values,
+            start,
+            stop,
+            tolerance=self.tolerance or TOLERANCES[like.dtype],
+            degree=DEGREES[like.dtype],
+            zero_beyond=zero_beyond,
+            element=like.element_size(),
+        )
+        self._weights, self._tables, self._uses = weights, None, 0
+        return double
+
+
+def _first(model: nn.Module) -> Tensor:
+    """A tensor of the type and on the device of the model's network."""
+    return next(model.parameters())
+
+
+def fingerprint(module: nn.Module) -> list[Any]:
+    """Changes when a parameter or buffer of the module has changed or been replaced.
+
+    What is written past torch (through NumPy, say) is not seen.
+    """
+    found: list[Any] = []
+    stack = [module]
+    while stack:
+        current = stack.pop()
+        for tensors in (current._parameters, current._buffers):
+            for tensor in tensors.values():
+                if tensor is not None:
+                    version = -1 if tensor.is_inference() else tensor._version
+                    found.append((tensor.data_ptr(), version))
+        stack.extend(child for child in current._modules.values() if child is not None)
+    return found
