@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..graph import AtomicBatch, NeighborList
 from ..nn import ShiftedSoftplus
-from ..nn.splines import fingerprint
 from ..ops import segment_sum
 from ..ops._library import operators
 from ..ops.dense import DENSE_ACTIVATIONS
@@ -54,7 +53,7 @@ class LeanSchNet(nn.Module):
         self._source = [model]  # in a list, not to be a module of this one
         self.embedding, self.interactions = model.embedding, model.interactions
         self.head, self.reference = model.head, model.reference
-        self._weights: Any = None
+        self._tables: list[Tensor] | None = None
         self.refresh()
 
     @staticmethod
@@ -63,29 +62,29 @@ class LeanSchNet(nn.Module):
         return (
             model.filters == "spline"
             and model.readout.prediction == "energy"
-            and all(block.conv.aggregation == "sum" for block in model.interactions)
+            and all(conv.aggregation == "sum" for conv in _convolutions(model))
         )
 
     def refresh(self) -> None:
         """Takes the tables of the model's present weights."""
         (model,) = self._source
-        weights = fingerprint(model)
-        if weights == self._weights:
-            return
         self.grid, tables = model._splines.constant(model)
+        if tables is self._tables:
+            return
         for k, table in enumerate(tables):
             self.register_buffer(f"table_{k}", table, persistent=False)
         self.steps = self._compose()
-        self._weights = weights
+        self._tables = tables
 
     def _compose(self) -> tuple[list[Any], list[Any]]:
         """The layers with their activations, looked up once."""
         blocks = []
-        for k, block in enumerate(self.interactions):
+        interactions: list[Any] = list(self.interactions)
+        for k, block in enumerate(interactions):
             conv = block.conv
             kind = _fused(block.activation, conv.lin_out.weight.dtype)
             blocks.append((f"table_{k}", conv.lin_in, conv.lin_out, block.lin, kind))
-        layers = list(self.head.layers)
+        layers: list[Any] = list(self.head.layers)
         head = [
             (layer, _fused(bend, layer.weight.dtype))
             for layer, bend in zip(layers[::2], [*layers[1::2], None], strict=True)
@@ -190,6 +189,11 @@ class LeanSchNet(nn.Module):
             pulls, shifts, system, systems, need_cell, *sides, padded
         )
         return energy, grad, grad_cell
+
+
+def _convolutions(model: SchNet) -> list[Any]:
+    blocks: list[Any] = list(model.interactions)
+    return [block.conv for block in blocks]
 
 
 def below_autograd() -> AbstractContextManager[Any]:

@@ -197,7 +197,7 @@ class Potential(nn.Module):
             if stress:
                 # By a strain x → x (1 + ε) of positions and cells
                 strain = _outer(batch, batch.positions, grad)
-                if neighbors.shifts is not None:
+                if neighbors.shifts is not None and batch.cell is not None:
                     strain = strain + batch.cell.transpose(1, 2) @ grad_cell
                 symmetric = 0.5 * (strain + strain.transpose(1, 2))
                 out["stress"] = symmetric / volumes.reshape(-1, 1, 1)

@@ -200,7 +200,8 @@ class SchNet(Potential):
 
     def filter_values(self, distances: Tensor) -> list[Tensor]:
         basis = self.basis(distances).to(self.embedding.weight.dtype)
-        return [block.filter_network(basis, distances) for block in self.interactions]
+        blocks: list[Any] = list(self.interactions)
+        return [block.filter_network(basis, distances) for block in blocks]
 
     def lean(self) -> LeanSchNet | None:
         if not LeanSchNet.serves(self):

@@ -216,7 +216,7 @@ def _measure(
     for chunk in fine.split(_CHUNK):
         d = torch.cat([chunk, chunk + step])
         exact = list(_with_slope(function, d))
-        splines = [list(_with_slope(_evaluator(table, grid), d))[0] for table in tables]
+        splines = [next(_with_slope(_evaluator(table, grid), d)) for table in tables]
         for k, ((y, slope), (z, tilt)) in enumerate(zip(exact, splines, strict=True)):
             bend, curve = (s[len(chunk) :] - s[: len(chunk)] for s in (slope, tilt))
             for row, (a, b) in enumerate([(y, z), (slope, tilt), (bend, curve)]):
@@ -269,8 +269,9 @@ def choose_grid(
     degree: int,
     zero_beyond: bool = True,
     element: int = 8,
+    intervals: int = 128,
 ) -> SplineReport:
-    """The coarsest grid (but for some tens of intervals) that holds a tolerance, and its errors.
+    """A grid that holds a tolerance, and its errors: the first of ever finer ones.
 
     Args:
         function: filters of float64 by distance, twice differentiable.
@@ -279,6 +280,7 @@ def choose_grid(
         degree: 3 or 5.
         zero_beyond: see :class:`molkern.ops.SplineGrid`.
         element: bytes of a number in the tables.
+        intervals: of the first grid to try.
 
     Raises:
         ValueError: a tolerance that is not positive, or that no grid of up to 32,768 intervals
@@ -286,7 +288,6 @@ def choose_grid(
     """
     if not tolerance > 0:
         raise ValueError(f"the spline tolerance must be positive, got {tolerance}")
-    intervals = 128
     while True:
         grid = SplineGrid(start, stop, intervals, degree, zero_beyond)
         report = _measure(function, grid, tolerance, element)
@@ -322,7 +323,7 @@ class SplineTables:
             raise ValueError(f"the spline tolerance must be positive, got {tolerance}")
         self.tolerance = tolerance
         self._report: SplineReport | None = None
-        self._weights: Any = None  # those that the report is about
+        self._weights: Fingerprint | None = None  # those that the report is about
         self._tables: list[Tensor] | None = None
         self._uses = 0
         #: What the model makes of the tables for inference, kept with them.
@@ -336,22 +337,24 @@ class SplineTables:
 
     def report(self, model: Any) -> SplineReport:
         """The grid that holds the tolerance for the model's present weights, and its errors."""
-        weights = fingerprint(model)
-        if self._report is None or self._weights != weights:
-            self._renew(model, weights)
+        if self._report is None or not self.current():
+            self._renew(model)
         assert self._report is not None
         return self._report
 
+    def current(self) -> bool:
+        """Whether the weights are those that the tables were made of."""
+        return self._weights is not None and self._weights.holds()
+
     def constant(self, model: Any) -> tuple[SplineGrid, list[Tensor]]:
         """The grid and tables without gradients, kept until the weights change."""
-        weights = fingerprint(model)
-        if self._tables is None or self._weights != weights:
+        if self._tables is None or not self.current():
             if torch.compiler.is_compiling():
                 raise RuntimeError(
                     "the model's splines are not made yet: call model.spline_report() before "
                     "compiling it, and again after its weights have changed"
                 )
-            double = self._renew(model, weights)
+            double = self._renew(model)
             assert self._report is not None
             with torch.no_grad():
                 tables = spline_tables(double.filter_values, self._report.grid, _first(double))
@@ -366,13 +369,13 @@ class SplineTables:
         if self._report is None or self._uses > self.renew_after:
             if torch.compiler.is_compiling():
                 raise RuntimeError("call model.spline_report() before compiling the model")
-            self._renew(model, fingerprint(model))
+            self._renew(model)
         assert self._report is not None
         grid = self._report.grid
         return grid, spline_tables(model.filter_values, grid, _first(model))
 
-    def _renew(self, model: Any, weights: Any) -> Any:
-        """Chooses the grid for these weights; gives back the model in float64."""
+    def _renew(self, model: Any) -> Any:
+        """Chooses the grid for the present weights; gives back the model in float64."""
         like = _first(model)
         double = copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)
         start, stop, zero_beyond = model.filter_span()
@@ -384,8 +387,9 @@ class SplineTables:
             degree=DEGREES[like.dtype],
             zero_beyond=zero_beyond,
             element=like.element_size(),
+            intervals=self._report.grid.intervals if self._report else 256,
         )
-        self._weights, self._tables, self._uses = weights, None, 0
+        self._weights, self._tables, self._uses = Fingerprint(model), None, 0
         return double
 
 
@@ -394,19 +398,29 @@ def _first(model: nn.Module) -> Tensor:
     return next(model.parameters())
 
 
-def fingerprint(module: nn.Module) -> list[Any]:
-    """Changes when a parameter or buffer of the module has changed or been replaced.
+class Fingerprint:
+    """Tells whether a parameter or buffer of a module has changed or been replaced.
 
     What is written past torch (through NumPy, say) is not seen.
     """
-    found: list[Any] = []
-    stack = [module]
-    while stack:
-        current = stack.pop()
-        for tensors in (current._parameters, current._buffers):
-            for tensor in tensors.values():
-                if tensor is not None:
-                    version = -1 if tensor.is_inference() else tensor._version
-                    found.append((tensor.data_ptr(), version))
-        stack.extend(child for child in current._modules.values() if child is not None)
-    return found
+
+    def __init__(self, module: nn.Module):
+        # The module holds this, perhaps: no reference back, which a copy would follow
+        self._parents = [m._modules for m in module.modules() if m._modules]
+        self._children = [child for names in self._parents for child in names.values()]
+        tensors = [d for m in module.modules() for d in (m._parameters, m._buffers) if d]
+        self._tensors = tensors
+        self._seen = self._now()
+
+    def holds(self) -> bool:
+        """Whether everything is as it was when this was made."""
+        children = [child for names in self._parents for child in names.values()]
+        return children == self._children and self._now() == self._seen
+
+    def _now(self) -> list[Any]:
+        return [
+            (tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
+            for tensors in self._tensors
+            for tensor in tensors.values()
+            if tensor is not None
+        ]
