@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from ..nn import (
     DimeNetPlusPlusInteraction,
     DimeNetPlusPlusOutput,
     SphericalRadialBasis,
+    SplineFilter,
 )
 from ..ops.geometry import edge_norm
 from .potential import Potential
@@ -62,11 +65,12 @@ class _Directional(Potential):
             graph = graph.within(self.cutoff, structure.positions, structure.cell)
         vectors = graph.vectors(structure.positions, structure.cell)
         distances = edge_norm(vectors)
-        basis, spherical = self.basis(distances), self.spherical(distances)
+        basis, radials = self._radial_functions(distances)
         messages = self.embedding(structure.numbers, basis, graph)
         atoms = self.outputs[0](messages, basis, graph).double()
-        for interaction, output in zip(self.interactions, self.outputs[1:], strict=True):
-            messages = interaction(messages, basis, spherical, vectors, graph)
+        blocks: list[Any] = list(self.interactions)
+        for block, radial, output in zip(blocks, radials, self.outputs[1:], strict=True):
+            messages = block.from_radial(messages, basis, radial(), vectors, graph)
             atoms = atoms + output(messages, basis, graph).double()
         total = structure.sum_atoms(atoms)
         if self.readout == "mean":
@@ -76,6 +80,31 @@ class _Directional(Potential):
         if total.shape[1] == 1:
             out["energy"] = total.squeeze(1)
         return out
+
+    def _radial_functions(self, distances: Tensor) -> tuple[Tensor, list[Callable[[], Tensor]]]:
+        """The radial basis ``[E, R]``, and what gives each block's ``[E, L, P]`` when it is due."""
+        if self.filters == "exact":
+            spherical = self.spherical(distances)
+            blocks: list[Any] = list(self.interactions)
+            return self.basis(distances), [partial(block.radial, spherical) for block in blocks]
+        basis, *radials = self.spline_filters(distances)
+        orders = len(self.spherical.zeros)
+
+        def radial(filters: SplineFilter) -> Tensor:
+            return filters.values().unflatten(1, (orders, -1))
+
+        return basis.values(), [partial(radial, filters) for filters in radials]
+
+    def filter_values(self, distances: Tensor) -> list[Tensor]:
+        dtype = self.embedding.lin.weight.dtype
+        spherical = self.spherical(distances).to(dtype)
+        blocks: list[Any] = list(self.interactions)
+        radials = [block.radial(spherical).flatten(1) for block in blocks]
+        return [self.basis(distances).to(dtype), *radials]
+
+    def filter_span(self) -> tuple[float, float, bool]:
+        """From 0.06 of the cutoff on (0.3 of 5 Å): the bases grow as 1 / d towards zero."""
+        return 0.06 * self.cutoff, self.cutoff, True
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"
@@ -111,6 +140,9 @@ class DimeNet(_Directional):
             does, by up to 6e-7 in predictions; ``"float64"`` does not.
         output_init: of the last layers: ``"zeros"`` or ``"glorot_orthogonal"``.
         readout: ``"sum"`` or ``"mean"`` over the atoms of a system.
+        filters, spline_tolerance: of the radial basis and the radial part of the spherical one,
+            as each block sums it, see :class:`molkern.models.Potential`. Below 0.06 of the cutoff
+            splines are constant.
 
     Raises:
         ValueError: a size below 1, a cutoff that is not positive and finite, or an unknown
@@ -146,6 +178,8 @@ class DimeNet(_Directional):
         zeros_dtype: str = "float64",
         output_init: str = "zeros",
         readout: str = "sum",
+        filters: str = "exact",
+        spline_tolerance: float | None = None,
     ):
         cutoff = float(cutoff)
         # Before any other variable: what locals() has here is what a saved model is rebuilt from
@@ -192,8 +226,8 @@ class DimeNetPlusPlus(_Directional):
         basis_emb_size: width between the two linear maps of a basis.
         out_emb_size: width of the output blocks.
         num_spherical, num_radial, cutoff, exponent, num_before_skip, num_after_skip,
-            num_output_layers, num_elements, activation, angle, zeros_dtype, output_init, readout:
-            as in :class:`DimeNet`.
+            num_output_layers, num_elements, activation, angle, zeros_dtype, output_init, readout,
+            filters, spline_tolerance: as in :class:`DimeNet`.
 
     Raises:
         ValueError: as :class:`DimeNet`.
@@ -230,6 +264,8 @@ class DimeNetPlusPlus(_Directional):
         zeros_dtype: str = "float64",
         output_init: str = "zeros",
         readout: str = "sum",
+        filters: str = "exact",
+        spline_tolerance: float | None = None,
     ):
         cutoff = float(cutoff)
         # Before any other variable: what locals() has here is what a saved model is rebuilt from

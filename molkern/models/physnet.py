@@ -88,6 +88,7 @@ class PhysNet(Potential):
             number or one for each atomic number, ``num_elements`` of them.
         coulomb_constant, bohr, hartree: in the units of energy and length.
         prediction: ``"energy"``, ``"dipole_moment"`` or ``"electronic_spatial_extent"``.
+        filters, spline_tolerance: of the masks, see :class:`molkern.models.Potential`.
 
     Raises:
         ValueError: a size out of range, a cutoff that is not positive and finite, scales or shifts
@@ -141,6 +142,8 @@ class PhysNet(Potential):
         bohr: float = BOHR,
         hartree: float = HARTREE,
         prediction: str = "energy",
+        filters: str = "exact",
+        spline_tolerance: float | None = None,
     ):
         cutoff = float(cutoff)
         lr_cut = None if lr_cut is None else float(lr_cut)
@@ -236,10 +239,13 @@ class PhysNet(Potential):
         if self._long_range and not torch.compiler.is_compiling():
             neighbors = neighbors.within(self.cutoff, structure.positions, structure.cell)
         distances = neighbors.distances(structure.positions, structure.cell)
-        basis = self.basis(distances)
+        if self.filters == "spline":
+            bases: Sequence[Any] = self.spline_filters(distances, neighbors)
+        else:
+            bases = [self.basis(distances)] * len(self.interactions)
         x = self.embedding(structure.numbers)
         outputs = []
-        for interaction, output in zip(self.interactions, self.outputs, strict=True):
+        for interaction, basis, output in zip(self.interactions, bases, self.outputs, strict=True):
             x = interaction(x, basis, neighbors)
             outputs.append(output(x))
         scaled = self.scaling(torch.stack(outputs).sum(0), structure.numbers)
@@ -271,6 +277,15 @@ class PhysNet(Potential):
             "dipole": structure.sum_atoms(moments),
             "nonhierarchicality": penalty,
         }
+
+    def filter_values(self, distances: Tensor) -> list[Tensor]:
+        basis = self.basis(distances).to(self.embedding.weight.dtype)
+        blocks: list[Any] = list(self.interactions)
+        return [block.filters(basis) for block in blocks]
+
+    def filter_span(self) -> tuple[float, float, bool]:
+        """From 0.04 of the cutoff on (0.4 of 10 Å): towards zero the basis takes many knots."""
+        return 0.04 * self.cutoff, self.cutoff, True
 
     def list_cutoff(self, batch: AtomicBatch) -> float:
         """How far a neighbor list must reach: to ``lr_cut``, or over the largest system.

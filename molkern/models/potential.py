@@ -79,15 +79,18 @@ class Potential(nn.Module):
         self._splines.constant(self)
         return self._splines.report(self)
 
-    def spline_filters(self, distances: Tensor, neighbors: NeighborList) -> list[SplineFilter]:
-        """The model's filters as splines at the distances of a list's edges, ``[E]``.
+    def spline_filters(
+        self, distances: Tensor, neighbors: NeighborList | None = None
+    ) -> list[SplineFilter]:
+        """The model's filters as splines at the distances of edges, ``[E]``.
 
         Constant tables where nothing can be differentiated by the weights, else trainable ones.
+        The list whose edges they are is for convolutions.
         """
         differentiable = torch.is_grad_enabled() and not keeps_first_only()
         if differentiable and any(p.requires_grad for p in self.parameters()):
             grid, tables = self._splines.trainable(self)
-            bins = grid.bins(distances, neighbors)
+            bins = None if neighbors is None else grid.bins(distances, neighbors)
         else:
             grid, tables = self._splines.constant(self)
             bins = None

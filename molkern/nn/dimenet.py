@@ -232,8 +232,17 @@ class DimeNetInteraction(_Interaction):
         vectors: Tensor,
         graph: NeighborList,
     ) -> Tensor:
+        return self.from_radial(messages, basis, self.radial(spherical), vectors, graph)
+
+    def radial(self, spherical: Tensor) -> Tensor:
+        """The functions of each order that this block sums: ``[E, L, R]`` → ``[E, L, P]``."""
+        return _per_order(spherical, self.lin_sbf.weight)
+
+    def from_radial(
+        self, messages: Tensor, basis: Tensor, radial: Tensor, vectors: Tensor, graph: NeighborList
+    ) -> Tensor:
+        """The block, given what :meth:`radial` makes of the spherical basis."""
         x_kj = self.lin_kj(messages, gate=(basis, self.lin_rbf.weight))
-        radial = _per_order(spherical, self.lin_sbf.weight)
         y = ops.triplet_sum(x_kj, radial, vectors, graph, angle=self.angle)
         x = ops.dense(y.flatten(1), self.bilinear.flatten(1), residual=self.lin_ji(messages))
         return self._update(messages, x)
@@ -308,9 +317,18 @@ class DimeNetPlusPlusInteraction(_Interaction):
         vectors: Tensor,
         graph: NeighborList,
     ) -> Tensor:
+        return self.from_radial(messages, basis, self.radial(spherical), vectors, graph)
+
+    def radial(self, spherical: Tensor) -> Tensor:
+        """The functions of each order that this block sums: ``[E, L, R]`` → ``[E, L, P]``."""
+        return _per_order(spherical, self.lin_sbf1.weight)
+
+    def from_radial(
+        self, messages: Tensor, basis: Tensor, radial: Tensor, vectors: Tensor, graph: NeighborList
+    ) -> Tensor:
+        """The block, given what :meth:`radial` makes of the spherical basis."""
         gate = basis, self.lin_rbf2.weight @ self.lin_rbf1.weight
         x_kj = self.lin_down(self.lin_kj(messages, gate=gate))
-        radial = _per_order(spherical, self.lin_sbf1.weight)
         y = ops.triplet_sum(x_kj, radial, vectors, graph, self.lin_sbf2.weight, angle=self.angle)
         return self._update(messages, self.lin_up(y, residual=self.lin_ji(messages)))
 

@@ -10,6 +10,7 @@ from .. import ops
 from ..graph import NeighborList
 from .activations import activation, dense
 from .precision import Float64Module
+from .splines import SplineFilter, convolve
 
 
 def orthogonal_dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
@@ -128,13 +129,16 @@ class PhysNetInteraction(nn.Module):
         self.activation = activation(activation_name)
         self.activated_skip = activated_skip
 
-    def forward(self, x: Tensor, basis: Tensor, neighbors: NeighborList) -> Tensor:
-        """x ``[N, C]``, basis ``[E, K]`` in the order of ``neighbors`` → ``[N, C]``."""
+    def forward(self, x: Tensor, basis: Tensor | SplineFilter, neighbors: NeighborList) -> Tensor:
+        """x ``[N, C]``, basis ``[E, K]`` in the order of ``neighbors`` → ``[N, C]``.
+
+        The masks ``G g_ij`` as splines may take the place of the basis.
+        """
+        masks = basis if isinstance(basis, SplineFilter) else self.filters(basis)
         activated = self.activation(x)
         senders = self.activation(self.lin_sender(activated))
-        message = self.activation(self.lin_receiver(activated)) + ops.cfconv(
-            senders, self.filters(basis), neighbors
-        )
+        summed = convolve(senders, masks, neighbors)
+        message = self.activation(self.lin_receiver(activated)) + summed
         message = self.activation(self.message_residuals(message))
         skip = activated if self.activated_skip else x
         return self.atomic_residuals(self.gate * skip + self.lin_out(message))

@@ -58,6 +58,10 @@ class SplineFilter:
             x, self.table, self.distances, neighbors, self.grid, bins=self.bins, **options
         )
 
+    def values(self) -> Tensor:
+        """The filters themselves, ``[E, F]``, for few of them."""
+        return spline(self.table, self.distances, self.grid)
+
 
 def convolve(
     x: Tensor, filters: Tensor | SplineFilter, neighbors: NeighborList, **options: Any
@@ -127,8 +131,11 @@ def _points(grid: SplineGrid) -> Tensor:
     return points
 
 
-def _collocation(grid: SplineGrid, points: Tensor) -> Tensor:
-    """The B-splines ``[P, rows]`` at points within the knots, float64."""
+def _basis(grid: SplineGrid, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The B-splines that are not zero at points within the knots: the first, and values, float64.
+
+    ``[P]`` → ``[P]``, int64, and ``[P, degree + 1]``, by the recursion of de Boor.
+    """
     h = (grid.stop - grid.start) / grid.intervals
     t = (points - grid.start) / h
     interval = t.floor().clamp(0, grid.intervals - 1)
@@ -139,25 +146,51 @@ def _collocation(grid: SplineGrid, points: Tensor) -> Tensor:
         lower = nn.functional.pad(b, (1, 0))
         upper = nn.functional.pad(b, (0, 1))
         b = ((u + p - k) * lower + (k + 1 - u) * upper) / p
-    columns = interval.long().unsqueeze(1) + torch.arange(grid.degree + 1)
-    return torch.zeros(len(points), grid.rows, dtype=torch.float64).scatter_(1, columns, b)
+    return interval.long(), b
+
+
+#: Rows of the inverse that are computed together, and how far from them it is zero but for 1e-17.
+_BLOCK, _REACH = 128, 64
+
+
+def _inverse(grid: SplineGrid, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From values at the points to coefficients: rows, columns and values of a sparse matrix.
+
+    The inverse of the collocation matrix decays by a factor of 0.27 (degree 3) or 0.43 (degree 5)
+    for each knot away from its diagonal, so that its rows follow from a part of the matrix.
+    """
+    first, b = _basis(grid, points)
+    count = len(points)
+    found = []
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        low, high = max(0, start - _REACH), min(count, stop + _REACH)
+        column = first[low:high].unsqueeze(1) + torch.arange(grid.degree + 1) - low
+        inside = (column >= 0) & (column < high - low)
+        part = torch.zeros(high - low, high - low, dtype=torch.float64)
+        part.scatter_add_(1, column.clamp(0, high - low - 1), b[low:high] * inside)
+        rows = torch.linalg.inv(part)[start - low : stop - low]
+        row, column = (rows.abs() > 1e-16 * rows.abs().amax(1, True)).nonzero(as_tuple=True)
+        found.append((row + start, column + low, rows[row, column]))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=16)
 def _fit(grid: SplineGrid, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """Points ``[P]``, and the sparse matrix from values there to coefficients and its transpose.
-
-    The inverse of the collocation matrix decays away from its diagonal: what is below rounding is
-    left out.
-    """
+    """Points ``[P]``, and the sparse matrix from values there to coefficients and its transpose."""
     points = _points(grid)
-    inverse = torch.linalg.inv(_collocation(grid, points))
-    inverse[inverse.abs() < 0.01 * torch.finfo(dtype).eps * inverse.abs().amax(1, True)] = 0.0
+    row, column, value = _inverse(grid, points)
+    largest = torch.zeros(len(points), dtype=torch.float64)
+    largest.scatter_reduce_(0, row, value.abs(), "amax")
+    keep = value.abs() > 0.01 * torch.finfo(dtype).eps * largest[row]
+    row, column, value = row[keep], column[keep], value[keep].to(dtype)
 
-    def compressed(matrix: Tensor) -> Tensor:
-        return matrix.to(device=device, dtype=dtype).to_sparse_csr()
+    def compressed(indices: list[Tensor]) -> Tensor:
+        size = (len(points), len(points))
+        matrix = torch.sparse_coo_tensor(torch.stack(indices), value, size, check_invariants=False)
+        return matrix.to(device).coalesce().to_sparse_csr()
 
-    return points.to(device), compressed(inverse), compressed(inverse.t().contiguous())
+    return points.to(device), compressed([row, column]), compressed([column, row])
 
 
 class _SparseProduct(torch.autograd.Function):
