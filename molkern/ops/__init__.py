@@ -3,6 +3,7 @@
 from .cfconv import cfconv, segment_expand, segment_sum
 from .dense import dense
 from .dense_residual import dense_residual
+from .dtnn import dtnn_message
 from .edges import gather_receivers, gather_senders, sum_edges
 from .radial import radial_basis
 from .spherical import spherical_radial
@@ -14,6 +15,7 @@ __all__ = [
     "cfconv",
     "dense",
     "dense_residual",
+    "dtnn_message",
     "gather_receivers",
     "gather_senders",
     "radial_basis",

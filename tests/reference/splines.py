@@ -33,3 +33,10 @@ def cfconv(x, table, d, edge_index, num_atoms, grid):
     senders, receivers = edge_index
     messages = x[senders] * splines(table, d, grid)
     return torch.zeros(num_atoms, x.shape[1], dtype=x.dtype).index_add(0, receivers, messages)
+
+
+def dtnn_message(x, table, d, weight, edge_index, num_atoms, grid):
+    """DTNN's sum of messages, each of them in memory."""
+    senders, receivers = edge_index
+    messages = torch.tanh((x[senders] * splines(table, d, grid)) @ weight.T)
+    return torch.zeros(num_atoms, len(weight), dtype=x.dtype).index_add(0, receivers, messages)

@@ -1,0 +1,247 @@
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <tuple>
+
+#include "common/torch_utils.h"
+#include "dtnn/dtnn.h"
+
+namespace molkern {
+namespace {
+
+// What the operators have in common, checked.
+struct Arguments {
+  const Tensor &x, &table, &distances, &weight;
+  Adjacency receivers, senders;
+  double start, stop;
+  int degree;
+  bool zero_beyond;
+  int64_t intervals;
+
+  Arguments(const char* op, const Tensor& x_in, const Tensor& table_in, const Tensor& distances_in,
+            const Tensor& weight_in, const Tensor& row_ptr, const Tensor& neighbors,
+            const OptionalTensor& edges, const Tensor& t_row_ptr, const Tensor& t_neighbors,
+            const OptionalTensor& t_edges, double start_in, double stop_in, int64_t degree_in,
+            bool zero_in)
+      : x(x_in),
+        table(table_in),
+        distances(distances_in),
+        weight(weight_in),
+        start(start_in),
+        stop(stop_in),
+        degree(static_cast<int>(degree_in)),
+        zero_beyond(zero_in) {
+    TORCH_CHECK_VALUE(degree_in == 3 || degree_in == 5, op, ": degree must be 3 or 5, got ",
+                      degree_in);
+    TORCH_CHECK_VALUE(std::isfinite(start) && std::isfinite(stop) && start < stop, op,
+                      ": start and stop must be finite and ascend, got ", start, " and ", stop);
+    check_real(op, "x", x, 2);
+    check_real(op, "table", table, 2);
+    check_like(op, "table", table, "x", x);
+    check_size(op, "table", table, 1, x.size(1));
+    intervals = table.size(0) - degree;
+    TORCH_CHECK_VALUE(intervals >= 1 && intervals < (int64_t{1} << 24), op,
+                      ": the table must have from ", degree + 1, " to ", (1 << 24) + degree - 1,
+                      " rows, got ", table.size(0));
+    check_real(op, "distances", distances, 1);
+    check_like(op, "distances", distances, "x", x);
+    check_real(op, "weight", weight, 2);
+    check_like(op, "weight", weight, "x", x);
+    check_size(op, "weight", weight, 1, x.size(1));
+    receivers = adjacency(op, row_ptr, neighbors, edges, x);
+    senders = adjacency(op, t_row_ptr, t_neighbors, t_edges, x);
+    check_size(op, "distances", distances, 0, neighbors.numel());
+    check_size(op, "x", x, 0, senders.rows);
+  }
+
+  template <typename T>
+  DtnnInputs<T> inputs() const {
+    const SplineGrid<T> grid{T(start), T(stop), T(static_cast<double>(intervals) / (stop - start)),
+                             static_cast<int32_t>(intervals), zero_beyond};
+    return {{grid, table.const_data_ptr<T>(), distances.const_data_ptr<T>(), degree, x.size(1)},
+            x.const_data_ptr<T>(),
+            weight.const_data_ptr<T>(),
+            weight.size(0)};
+  }
+
+  // Eight products of a matrix take about as long as a number of another kind.
+  int threads() const {
+    return threads_for(distances.numel() * x.size(1) * (2 + weight.size(0) / 8));
+  }
+
+  void check_cotangent(const char* op, const Tensor& g) const {
+    check_real(op, "g", g, 2);
+    check_like(op, "g", g, "x", x);
+    check_size(op, "g", g, 0, receivers.rows);
+    check_size(op, "g", g, 1, weight.size(0));
+  }
+
+  // The edges by interval, which not every device reads; see spline_bins.
+  void check_bins(const char* op, const OptionalTensor& bins) const {
+    if (!bins) return;
+    check_index(op, "bins", *bins, x);
+    check_size(op, "bins", *bins, 0, intervals + 1 + 3 * distances.numel());
+  }
+
+  // A direction's part, or none.
+  void check_direction(const char* op, const char* name, const OptionalTensor& h,
+                       const Tensor& like) const {
+    if (!h) return;
+    check_real(op, name, *h, like.dim());
+    check_like(op, name, *h, "x", x);
+    for (int64_t dim = 0; dim < like.dim(); ++dim) check_size(op, name, *h, dim, like.size(dim));
+  }
+};
+
+template <typename T>
+const T* data(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr<T>() : nullptr;
+}
+
+template <typename T>
+void run_value(const Arguments& in, const DtnnDirection<T>* direction, const Tensor& y) {
+  const DtnnInputs<T> inputs = in.inputs<T>();
+  T* y_data = y.mutable_data_ptr<T>();
+  with_isa([&](auto isa) {
+    dtnn_value_cpu<isa(), T>(in.receivers, inputs, direction, y_data, in.threads());
+  });
+}
+
+// gx, gd, gC and gW; the latter two are empty where they are not needed.
+struct Gradients {
+  Tensor x, distances, table, weight;
+  bool need_table, need_weight;
+
+  Gradients(const Arguments& in, bool padded, bool need_table, bool need_weight)
+      : x(empty_result(in.x.sizes(), in.x.options())),
+        distances(empty_result(in.distances.sizes(), in.x.options())),
+        table(at::empty({need_table ? in.table.size(0) : 0, in.x.size(1)}, in.x.options())),
+        weight(at::empty({need_weight ? in.weight.size(0) : 0, in.x.size(1)}, in.x.options())),
+        need_table(need_table),
+        need_weight(need_weight) {
+    if (padded) distances.zero_();
+  }
+
+  template <typename T>
+  DtnnGradients<T> pointers() const {
+    return {x.mutable_data_ptr<T>(), distances.mutable_data_ptr<T>(),
+            need_table ? table.mutable_data_ptr<T>() : nullptr,
+            need_weight ? weight.mutable_data_ptr<T>() : nullptr};
+  }
+};
+
+// Without a direction the gradient, with one the product but for gg.
+template <typename T>
+void run_grad(const Arguments& in, const Tensor& g, const DtnnDirection<T>* direction,
+              const OptionalTensor& added, const Gradients& out) {
+  const DtnnInputs<T> inputs = in.inputs<T>();
+  const DtnnGradients<T> gradients = out.pointers<T>();
+  const T *g_data = g.const_data_ptr<T>(), *added_data = data<T>(added);
+  // Of the edges that rows name: padding must not change any bit.
+  const int64_t blocks = dtnn_blocks(in.senders.row_ptr[in.senders.rows], in.table.size(0));
+  const int64_t part_rows = out.table.size(0) + out.weight.size(0);
+  const Tensor parts = at::empty({blocks, part_rows, dtnn_padded(in.x.size(1))}, in.x.options());
+  T* parts_data = parts.mutable_data_ptr<T>();
+  with_isa([&](auto isa) {
+    dtnn_grad_cpu<isa(), T>(in.senders, inputs, g_data, direction, added_data, gradients,
+                            parts_data, blocks, in.threads());
+  });
+}
+
+// x [atoms, K], table [intervals + degree, K], distances [E], weight [C, K] -> [rows, C]. Only the
+// backward formula reads the edges by interval and whether some edges belong to no row.
+Tensor dtnn_message(const Tensor& x, const Tensor& table, const Tensor& distances,
+                    const Tensor& weight, const Tensor& row_ptr, const Tensor& neighbors,
+                    const OptionalTensor& edges, const Tensor& t_row_ptr, const Tensor& t_neighbors,
+                    const OptionalTensor& t_edges, const OptionalTensor&, double start, double stop,
+                    int64_t degree, bool zero_beyond, bool) {
+  constexpr auto op = "dtnn_message";
+  const Arguments in(op, x, table, distances, weight, row_ptr, neighbors, edges, t_row_ptr,
+                     t_neighbors, t_edges, start, stop, degree, zero_beyond);
+  const c10::DeviceGuard guard(x.device());
+  const Tensor y = empty_result({in.receivers.rows, weight.size(0)}, x.options());
+  with_real(x, [&](auto zero) { run_value<decltype(zero)>(in, nullptr, y); });
+  return y;
+}
+
+// g [rows, C] -> gx [atoms, K], gd [E] on top of `added`, gC as the table or [0, K], gW as the
+// weight or [0, K].
+std::tuple<Tensor, Tensor, Tensor, Tensor> dtnn_message_grad(
+    const Tensor& g, const Tensor& x, const Tensor& table, const Tensor& distances,
+    const Tensor& weight, const OptionalTensor& added, const Tensor& row_ptr,
+    const Tensor& neighbors, const OptionalTensor& edges, const Tensor& t_row_ptr,
+    const Tensor& t_neighbors, const OptionalTensor& t_edges, const OptionalTensor& bins,
+    double start, double stop, int64_t degree, bool zero_beyond, bool padded, bool need_table,
+    bool need_weight) {
+  constexpr auto op = "dtnn_message_grad";
+  const Arguments in(op, x, table, distances, weight, row_ptr, neighbors, edges, t_row_ptr,
+                     t_neighbors, t_edges, start, stop, degree, zero_beyond);
+  in.check_cotangent(op, g);
+  in.check_direction(op, "added", added, distances);
+  in.check_bins(op, bins);
+  const c10::DeviceGuard guard(x.device());
+  const Gradients out(in, padded, need_table, need_weight);
+  with_real(x, [&](auto zero) { run_grad<decltype(zero)>(in, g, nullptr, added, out); });
+  return {out.x, out.distances, out.table, out.weight};
+}
+
+// hx [atoms, K], hd [E], hC as the table, hW as the weight, each may be absent -> gg [rows, C], gx,
+// gd, gC, gW.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dtnn_message_hvp(
+    const OptionalTensor& hx, const OptionalTensor& hd, const OptionalTensor& hc,
+    const OptionalTensor& hw, const Tensor& g, const Tensor& x, const Tensor& table,
+    const Tensor& distances, const Tensor& weight, const Tensor& row_ptr, const Tensor& neighbors,
+    const OptionalTensor& edges, const Tensor& t_row_ptr, const Tensor& t_neighbors,
+    const OptionalTensor& t_edges, const OptionalTensor& bins, double start, double stop,
+    int64_t degree, bool zero_beyond, bool padded, bool need_table, bool need_weight) {
+  constexpr auto op = "dtnn_message_hvp";
+  const Arguments in(op, x, table, distances, weight, row_ptr, neighbors, edges, t_row_ptr,
+                     t_neighbors, t_edges, start, stop, degree, zero_beyond);
+  in.check_cotangent(op, g);
+  in.check_bins(op, bins);
+  in.check_direction(op, "hx", hx, x);
+  in.check_direction(op, "hd", hd, distances);
+  in.check_direction(op, "hc", hc, table);
+  in.check_direction(op, "hw", hw, weight);
+  const c10::DeviceGuard guard(x.device());
+  const Tensor gg = empty_result({in.receivers.rows, weight.size(0)}, x.options());
+  const Gradients out(in, padded, need_table, need_weight);
+  with_real(x, [&](auto zero) {
+    using T = decltype(zero);
+    const DtnnDirection<T> direction{data<T>(hx), data<T>(hd), data<T>(hc), data<T>(hw)};
+    run_value<T>(in, &direction, gg);
+    run_grad<T>(in, g, &direction, {}, out);
+  });
+  return {gg, out.x, out.distances, out.table, out.weight};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(molkern, library) {
+  library.def(
+      "dtnn_message(Tensor x, Tensor table, Tensor distances, Tensor weight, Tensor row_ptr, "
+      "Tensor neighbors, Tensor? edges, Tensor t_row_ptr, Tensor t_neighbors, Tensor? t_edges, "
+      "Tensor? bins, float start, float stop, int degree, bool zero_beyond, bool padded) "
+      "-> Tensor");
+  library.def(
+      "dtnn_message_grad(Tensor g, Tensor x, Tensor table, Tensor distances, Tensor weight, "
+      "Tensor? added, Tensor row_ptr, Tensor neighbors, Tensor? edges, Tensor t_row_ptr, "
+      "Tensor t_neighbors, Tensor? t_edges, Tensor? bins, float start, float stop, int degree, "
+      "bool zero_beyond, bool padded, bool need_table, bool need_weight) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "dtnn_message_hvp(Tensor? hx, Tensor? hd, Tensor? hc, Tensor? hw, Tensor g, Tensor x, "
+      "Tensor table, Tensor distances, Tensor weight, Tensor row_ptr, Tensor neighbors, "
+      "Tensor? edges, Tensor t_row_ptr, Tensor t_neighbors, Tensor? t_edges, Tensor? bins, "
+      "float start, float stop, int degree, bool zero_beyond, bool padded, bool need_table, "
+      "bool need_weight) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(molkern, CPU, library) {
+  library.impl("dtnn_message", dtnn_message);
+  library.impl("dtnn_message_grad", dtnn_message_grad);
+  library.impl("dtnn_message_hvp", dtnn_message_hvp);
+}
+
+}  // namespace molkern
