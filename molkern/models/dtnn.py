@@ -58,6 +58,9 @@ class DTNN(Potential):
         scale, mean, reference: see :class:`molkern.nn.AtomicReference`; ``reference`` here is the
             list of energies by atomic number, at least ``num_elements`` of them.
         trainable_reference: whether the references are parameters.
+        filters, spline_tolerance: of ``f_ij``, see :class:`molkern.models.Potential`. Splines end
+            nine widths beyond the last centre, where the Gaussians are nothing but rounding; beyond
+            that ``f_ij`` is the bias.
 
     Raises:
         ValueError: a size below 1, a cutoff or width that is not positive and finite, centres that
@@ -93,6 +96,8 @@ class DTNN(Potential):
         mean: float = 0.0,
         reference: Sequence[float] | None = None,
         trainable_reference: bool = False,
+        filters: str = "exact",
+        spline_tolerance: float | None = None,
     ):
         cutoff, width, first_center = float(cutoff), float(width), float(first_center)
         last_center = None if last_center is None else float(last_center)
@@ -120,6 +125,7 @@ class DTNN(Potential):
                 f"centres must ascend from the first to the last, got {first_center} and {last}"
             )
         self.cutoff, self.num_elements = cutoff, num_elements
+        self.reach = max(cutoff, last + 9 * width)  # beyond it factors are the bias
         self.num_interactions = num_interactions
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         nn.init.normal_(self.embedding.weight, std=hidden_channels**-0.25)
@@ -144,15 +150,29 @@ class DTNN(Potential):
 
     def predict(self, structure: Structure, **conditions: Any) -> dict[str, Tensor]:
         distances = structure.distances()
-        factors = self.lin_distance(self.basis(distances))
         reached = self._reached(structure, distances)
-        if reached is not None:
-            factors = factors * reached.unsqueeze(1)
+        if self.filters == "spline":
+            # Zero beyond the knots, where what does not count is put; what counts is kept below
+            below = self.reach * (1 - 2 * torch.finfo(distances.dtype).eps)
+            held = distances.clamp(max=below)
+            if reached is not None:
+                held = held.masked_fill(~reached, math.inf)
+            (factors,) = self.spline_filters(held, structure.neighbors)
+        else:
+            factors = self.lin_distance(self.basis(distances))
+            if reached is not None:
+                factors = factors * reached.unsqueeze(1)
         x = self.embedding(structure.numbers)
         for _ in range(self.num_interactions):
             x = self.interaction(x, factors, structure.neighbors)
         energies = self.reference(self.head(x), structure.numbers)
         return {"energy": structure.sum_atoms(energies)}
+
+    def filter_values(self, distances: Tensor) -> list[Tensor]:
+        return [self.lin_distance(self.basis(distances).to(self.lin_distance.weight.dtype))]
+
+    def filter_span(self) -> tuple[float, float, bool]:
+        return 0.0, self.reach, True
 
     def _reached(self, structure: Structure, distances: Tensor) -> Tensor | None:
         """Which edges count, ``[E]``: a list may reach farther than a periodic system does."""

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..graph import NeighborList
 from .activations import dense
+from .splines import SplineFilter
 
 
 class DTNNInteraction(nn.Module):
@@ -13,7 +14,8 @@ class DTNNInteraction(nn.Module):
 
     Schütt et al., Nat. Commun. 8, 13890 (2017). There is no bias inside the tanh, so factors
     of zero are a message of zero. Sums follow the order of the edges: the same bits on every run.
-    Memory for a step grows with E × (factors + hidden_channels).
+    Memory for a step grows with E × (factors + hidden_channels), but for factors that are splines:
+    then nothing of that size exists.
 
     Args:
         hidden_channels: width of the atoms' features.
@@ -38,8 +40,18 @@ class DTNNInteraction(nn.Module):
         if zero_start:
             nn.init.zeros_(self.lin_out.weight)
 
-    def forward(self, x: Tensor, factors: Tensor, neighbors: NeighborList) -> Tensor:
-        """x ``[N, C]``, factors of the distances ``[E, F]`` → ``[N, C]``."""
+    def forward(self, x: Tensor, factors: Tensor | SplineFilter, neighbors: NeighborList) -> Tensor:
+        """x ``[N, C]``, factors of the distances ``[E, F]``, or as splines → ``[N, C]``."""
+        if isinstance(factors, SplineFilter):
+            return x + ops.dtnn_message(
+                self.lin_in(x),
+                factors.table,
+                factors.distances,
+                self.lin_out.weight,
+                neighbors,
+                factors.grid,
+                bins=factors.bins,
+            )
         senders = ops.gather_senders(self.lin_in(x), neighbors)
         messages = torch.tanh(self.lin_out(senders * factors))
         return x + ops.sum_edges(messages, neighbors)
