@@ -334,6 +334,8 @@ def test_configuration_is_plain():
         ("prediction", "energy"),
         ("trainable_basis", False),
         ("basis_cutoff_function", None),
+        ("filters", "exact"),
+        ("spline_tolerance", None),
     ]
     assert json.loads(json.dumps(model.config)) == model.config
 
