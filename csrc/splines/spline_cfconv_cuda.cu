@@ -93,7 +93,7 @@ __device__ __forceinline__ void store_row(const RowPlace& at, Pack<T, width>& su
 // 2 (p + 2) FLOP: the caches bound it. Along a direction up to twice the bytes and 3 times the
 // FLOP.
 template <typename T, int degree, bool directed, int width>
-__global__ void __launch_bounds__(spline_threads)
+__global__ void __launch_bounds__(spline_threads, spline_blocks)
     spline_value_rows(Adjacency graph, SplineGrid<T> grid, const T* __restrict__ table,
                       const T* __restrict__ distances, const T* __restrict__ x,
                       SplineDirection<T> along, T* __restrict__ y, int64_t features, int lanes,
@@ -114,7 +114,6 @@ __global__ void __launch_bounds__(spline_threads)
     next = NextEntry<T>(graph, distances, changes, k + warp_lanes + at.lane, at.last);
     __syncwarp();
     if (at.active) {
-#pragma unroll(directed ? 1 : 2)
       for (int e = at.team; e < own.count; e += at.teams) {
         const Entry entry = entries[e];
         const int64_t from = entry.rows[0] * features + at.feature;
@@ -148,7 +147,7 @@ __global__ void __launch_bounds__(spline_threads)
 // and written. Per entry and feature p + 1 coefficients and a feature come from the caches for
 // 2 (2 p + 5) FLOP. Along a direction up to twice the bytes and FLOP.
 template <typename T, int degree, bool directed, int width>
-__global__ void __launch_bounds__(spline_threads)
+__global__ void __launch_bounds__(spline_threads, spline_blocks)
     spline_grad_rows(Adjacency graph, SplineGrid<T> grid, const T* __restrict__ table,
                      const T* __restrict__ distances, const T* __restrict__ x,
                      const T* __restrict__ g, SplineDirection<T> along, const T* base,
@@ -176,7 +175,6 @@ __global__ void __launch_bounds__(spline_threads)
     }
     next = NextEntry<T>(graph, distances, changes, k + warp_lanes + at.lane, at.last);
     __syncwarp();
-#pragma unroll(directed ? 1 : 2)
     for (int turn = 0; turn < own.count; turn += at.teams) {
       const int e = turn + at.team;
       T part = 0;

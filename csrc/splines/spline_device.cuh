@@ -17,6 +17,7 @@ namespace molkern {
 
 constexpr int spline_warps = 4;  // of a block
 constexpr int spline_threads = spline_warps * warp_lanes;
+constexpr int spline_blocks = 4;  // at least, on a multiprocessor: keeps up to 128 registers
 
 // The most lanes of a tile of one cache line.
 template <typename T>

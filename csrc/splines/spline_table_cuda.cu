@@ -59,7 +59,7 @@ struct TableShared {
 // distances per edge and tile. Per edge and feature x and g come from the caches, 8 bytes of floats
 // for 2 (p + 2) FLOP: both bound it. Along a direction 12 bytes for 4 (p + 2) FLOP.
 template <typename T, int degree, bool directed, int width>
-__global__ void __launch_bounds__(spline_threads)
+__global__ void __launch_bounds__(spline_threads, spline_blocks)
     spline_table_pieces(SplineBins bins, SplineGrid<T> grid, const T* __restrict__ distances,
                         const T* __restrict__ x, const T* __restrict__ g, SplineDirection<T> along,
                         T* __restrict__ pieces, int64_t features, int lanes, int64_t slice_edges) {
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(spline_threads)
 // gC[r, f]: the pieces of intervals r - p ... r, whose coefficient number r - m is row r; a thread
 // for every number. Must move: the pieces that exist and gC once, an addition each.
 template <typename T>
-__global__ void __launch_bounds__(spline_threads)
+__global__ void __launch_bounds__(spline_threads, spline_blocks)
     spline_table_rows(SplineBins bins, int32_t intervals, int degree, const T* __restrict__ pieces,
                       T* __restrict__ gc, int64_t features, int64_t slice_edges) {
   const int64_t row = blockIdx.x, feature = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
