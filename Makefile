@@ -9,9 +9,9 @@ NAME := $(subst <,-,$(subst >,-,$(subst =,-,$(TORCH))))
 TOOLS := $(VENV)/tools-$(NAME)
 BUILT := $(VENV)/built-$(NAME)
 EMULATED_TESTS := $(addprefix tests/,cfconv dense edges geometry interop md models neighbors nn \
-	radial spherical triplets test_graph.py cuda_emulation/test_kernels.py)
-SANITIZED_TESTS := $(addprefix tests/,cfconv dense geometry neighbors radial spherical triplets \
-	test_graph.py)
+	radial spherical splines triplets test_graph.py cuda_emulation/test_kernels.py)
+SANITIZED_TESTS := $(addprefix tests/,cfconv dense geometry neighbors radial spherical splines \
+	triplets test_graph.py)
 
 .PHONY: demo test lint sanitize bench gpu clean
 

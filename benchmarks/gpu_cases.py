@@ -13,10 +13,18 @@ import torch
 from systems import water
 
 import molkern
-from molkern.ops import cfconv, radial_basis, spherical_radial, triplet_sum
+from molkern.ops import (
+    SplineGrid,
+    cfconv,
+    radial_basis,
+    spherical_radial,
+    spline_cfconv,
+    triplet_sum,
+)
 
 CUTOFF, FUNCTIONS, FEATURES = 5.0, 50, 128
 ORDERS, RADIAL, CHANNELS = 7, 6, 8  # of DimeNet
+INTERVALS = 512  # of splines
 # DimeNet's and DimeNet++'s sums over triplets: features, angle, whether channels are contracted.
 TRIPLETS = {"dimenet": (128, "at_i", False), "dimenet_plusplus": (64, "plusplus", True)}
 Run = Callable[[], object]
@@ -139,6 +147,45 @@ class Water:
         both = 2 * once + 4 * e
         yield Case("cfconv_backward", both, gradient(y, [x, w], g), gradient(z, [x, w], g))
 
+    def splines(self) -> Iterator[Case]:
+        """The table stays in the cache, and what is read of it there bounds these."""
+        n, e, f, nl = self.atoms, self.edges, FEATURES, self.neighbors
+        grid = SplineGrid(0.0, CUTOFF, INTERVALS)
+        d = nl.distances(self.positions, self.cell).detach().requires_grad_()
+        x = torch.randn(n, f, device=self.device, requires_grad=True)
+        table = torch.randn(grid.rows, f, device=self.device, requires_grad=True)
+        bins = grid.bins(d, nl)
+        senders, receivers = nl.edge_index
+
+        def ours(*inputs: torch.Tensor) -> torch.Tensor:
+            x, table, d = inputs
+            return spline_cfconv(x, table, d, nl, grid, bins=bins)
+
+        def plain(*inputs: torch.Tensor) -> torch.Tensor:
+            x, table, d = inputs
+            return torch.zeros_like(x).index_add(0, receivers, x[senders] * cubic(d, table))
+
+        yield Case("spline_bins", 24 * e, lambda: grid.bins(d, nl))
+        leaves, both = [x, table, d], [x, d]
+        still = [t.detach() for t in leaves]
+        fast = torch.compile(plain)
+        rows, sides = 4 * f * n, 8 * e  # of features; a distance and a neighbor each
+        runs = [lambda: ours(*still), lambda: plain(*still), lambda: fast(*still)]
+        yield Case("spline_cfconv", 2 * rows + sides, *runs)
+        y, fits = ours(*leaves), self.has_room(16 * 4 * f * e)
+        z = plain(*leaves) if fits else None
+        g = torch.randn_like(y).requires_grad_()
+        for name, inputs, once in (
+            ("backward", both, 3 * rows + 2 * sides),
+            ("backward_table", leaves, 5 * rows + 4 * sides),
+        ):
+            runs = [gradient(y, inputs, g)] + ([gradient(z, inputs, g)] if fits else [])
+            yield Case(f"spline_cfconv_{name}", once, *runs)
+        h = [torch.randn_like(t) for t in leaves]
+        twice = 10 * rows + 8 * sides
+        runs = [product(y, leaves, g, h)] + ([product(z, leaves, g, h)] if fits else [])
+        yield Case("spline_cfconv_double", twice, *runs)
+
     def triplets(self) -> Iterator[Case]:
         """Of the two models' shapes. The peer lists all triplets: only where they are few."""
         triplets = self.edges * (self.edges // max(self.atoms, 1))
@@ -201,6 +248,7 @@ class Water:
         yield from self.radial()
         yield from self.spherical()
         yield from self.convolution()
+        yield from self.splines()
         # DimeNet's sums, their cotangents and derivatives by them.
         if self.has_room(6 * 4 * CHANNELS * FEATURES * self.edges):
             yield from self.triplets()
@@ -228,6 +276,16 @@ def spherical_recurrence(d: torch.Tensor, zeros: torch.Tensor, norms: torch.Tens
             low, high = high, (2 * k + 1) / a * high - low
         rows.append(norm * u * high)
     return torch.cat(rows, 1)
+
+
+def cubic(d: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Filters of all edges as cubic splines, zero beyond the cutoff."""
+    t = d * (INTERVALS / CUTOFF)
+    m = t.detach().long().clamp(0, INTERVALS - 1)
+    u = (t - m).unsqueeze(1)
+    filters = (1 - u) ** 3 * table[m] + (3 * u**3 - 6 * u**2 + 4) * table[m + 1]
+    filters = filters + (1 + 3 * u + 3 * u**2 - 3 * u**3) * table[m + 2] + u**3 * table[m + 3]
+    return filters / 6 * (d < CUTOFF).unsqueeze(1)
 
 
 def first(y: torch.Tensor, x: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, ...]:

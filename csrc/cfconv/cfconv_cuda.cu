@@ -53,13 +53,6 @@ __device__ __forceinline__ void add_entries(const Adjacency& graph, const T* x, 
   }
 }
 
-// The sum over the teams of a warp, in every team.
-template <int width, typename T>
-__device__ __forceinline__ void sum_teams(Pack<T, width>& sum, int lanes) {
-#pragma unroll
-  for (int v = 0; v < width; ++v) sum.value[v] = sum_lanes(sum.value[v], lanes);
-}
-
 // y[r, f] = sum over k of x[neighbors[k], f] w[edge(k), f]: a warp for every row and tile of
 // features. Its teams take entries in turn; their sums are added by a fixed tree.
 // Must move: w once (E F numbers), x and y once (the gather of x comes from the caches), 4 or 8

@@ -106,4 +106,11 @@ __device__ __forceinline__ T sum_lanes(T value, int step = 1, int width = warp_l
   return value;
 }
 
+// The sum over the teams of a warp, of `lanes` lanes each, in every team.
+template <int width, typename T>
+__device__ __forceinline__ void sum_teams(Pack<T, width>& sum, int lanes) {
+#pragma unroll
+  for (int v = 0; v < width; ++v) sum.value[v] = sum_lanes(sum.value[v], lanes);
+}
+
 }  // namespace molkern

@@ -44,6 +44,7 @@ struct SplineBins {
   const int32_t* edges;      // [E], beyond ptr[intervals] unused
   const int32_t* senders;    // [E]
   const int32_t* receivers;  // [E]
+  int64_t count;             // E
 };
 
 // A direction to differentiate along; absent parts are null and count as zero.
@@ -54,8 +55,9 @@ struct SplineDirection {
   const T* table;      // as the table
 };
 
-// Numbers that spline_table_grad needs to work in.
+// Numbers that spline_table_grad needs to work in, on the CPU and for so many edges on a GPU.
 int64_t spline_table_workspace(int64_t intervals, int degree, int64_t features);
+int64_t spline_table_workspace_cuda(int64_t edges, int64_t intervals, int degree, int64_t features);
 
 // y, or gg with a direction; rows are receivers.
 template <Isa isa, typename T>

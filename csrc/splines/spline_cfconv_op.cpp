@@ -1,3 +1,8 @@
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/searchsorted.h>
+#include <ATen/ops/sort.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -10,7 +15,7 @@
 
 namespace molkern {
 
-// Blocks of 32 intervals with the rows that they reach; as many partial sums as that on any device.
+// Blocks of 32 intervals with the rows that they reach.
 int64_t spline_table_workspace(int64_t intervals, int degree, int64_t features) {
   return (intervals + 31) / 32 * (32 + degree) * features;
 }
@@ -83,12 +88,30 @@ SplineBins bins_of(const char* op, const OptionalTensor& bins, const Arguments& 
   check_size(op, "bins", *bins, 0, in.intervals + 1 + 3 * edges);
   const int32_t* ptr = bins->const_data_ptr<int32_t>();
   const int32_t* first = ptr + in.intervals + 1;
-  return {ptr, first, first + edges, first + 2 * edges};
+  return {ptr, first, first + edges, first + 2 * edges, edges};
 }
 
 template <typename T>
 const T* data(const OptionalTensor& tensor) {
   return tensor ? tensor->const_data_ptr<T>() : nullptr;
+}
+
+// spline_bins on a GPU by torch's own operators, none of which waits for the device. Intervals are
+// those of spline_interval, operation by operation.
+Tensor sorted_bins(const Tensor& distances, const Tensor& senders, const Tensor& receivers,
+                   double start, double stop, int64_t intervals, bool zero_beyond) {
+  const at::AutoDispatchBelowADInplaceOrView guard;  // nothing here has a derivative
+  const double per_length = static_cast<double>(intervals) / (stop - start);
+  const Tensor t = distances.sub(start).mul_(per_length).nan_to_num_(0.0).clamp_(0, intervals - 1);
+  Tensor none = receivers.lt(0);
+  if (zero_beyond) none.logical_or_(distances.ge(stop));
+  // Sorting costs by the byte.
+  const auto type = intervals < INT16_MAX ? at::kShort : at::kInt;
+  const Tensor keys = t.to(type).masked_fill_(none, intervals);
+  const auto [sorted, order] = at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+  const Tensor each = at::arange(intervals + 1, keys.options());
+  return at::cat({at::searchsorted(sorted, each, /*out_int32=*/true), order.to(at::kInt),
+                  senders.index_select(0, order), receivers.index_select(0, order)});
 }
 
 // The edges by interval, see bins_of; those that are zero or padding in none. Not differentiable.
@@ -101,6 +124,9 @@ Tensor spline_bins(const Tensor& distances, const Tensor& senders, const Tensor&
   const int64_t edges = distances.numel();
   check_size(op, "senders", senders, 0, edges);
   check_size(op, "receivers", receivers, 0, edges);
+  const c10::DeviceGuard guard(distances.device());
+  if (on_cuda(distances))
+    return sorted_bins(distances, senders, receivers, start, stop, intervals, zero_beyond);
   const Tensor bins = at::zeros({intervals + 1 + 3 * edges}, senders.options());
   int32_t* ptr = bins.mutable_data_ptr<int32_t>();
   int32_t* first = ptr + intervals + 1;
@@ -158,6 +184,14 @@ Tensor spline_cfconv(const Tensor& x, const Tensor& table, const Tensor& distanc
   return y;
 }
 
+int64_t workspace_size(const Arguments& in) {
+#ifdef MOLKERN_HAS_CUDA_KERNELS
+  if (on_cuda(in.x))
+    return spline_table_workspace_cuda(in.distances.numel(), in.intervals, in.degree, in.x.size(1));
+#endif
+  return spline_table_workspace(in.intervals, in.degree, in.x.size(1));
+}
+
 // Both gradient operators; without a direction the gradient, with one the product's gx, gd and gC.
 template <typename T>
 void run_grad(const Arguments& in, const Tensor& g, const SplineDirection<T>* direction,
@@ -167,9 +201,7 @@ void run_grad(const Arguments& in, const Tensor& g, const SplineDirection<T>* di
   const T *x_data = in.x.const_data_ptr<T>(), *g_data = g.const_data_ptr<T>();
   T *gx_data = gx.mutable_data_ptr<T>(), *gd_data = gd.mutable_data_ptr<T>();
   Tensor workspace;
-  if (bins)
-    workspace =
-        at::empty({spline_table_workspace(in.intervals, in.degree, in.x.size(1))}, in.x.options());
+  if (bins) workspace = at::empty({workspace_size(in)}, in.x.options());
   T* gc_data = bins ? gc.mutable_data_ptr<T>() : nullptr;
   T* space = bins ? workspace.mutable_data_ptr<T>() : nullptr;
 #ifdef MOLKERN_HAS_CUDA_KERNELS
@@ -300,6 +332,7 @@ TORCH_LIBRARY_IMPL(molkern, CPU, library) {
 
 #ifdef MOLKERN_WITH_CUDA
 TORCH_LIBRARY_IMPL(molkern, CUDA, library) {
+  library.impl("spline_bins", spline_bins);
   library.impl("spline_cfconv", spline_cfconv);
   library.impl("spline_cfconv_grad", spline_cfconv_grad);
   library.impl("spline_cfconv_hvp", spline_cfconv_hvp);

@@ -56,7 +56,8 @@ def test_no_result_depends_on_the_order_of_threads(dtype: str) -> None:
 
 
 def digest() -> str:
-    """Of neighbor lists, and of a model's energy, forces, stress and weight gradients."""
+    """Of neighbor lists, of a model's energy, forces, stress and weight gradients, and of splines
+    with their derivatives."""
     import hashlib
 
     dtype = getattr(torch, os.environ["DTYPE"])
@@ -81,4 +82,13 @@ def digest() -> str:
         loss = out["forces"].square().sum() + out["stress"].square().sum()
         gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
         add(out["energy"], out["forces"], out["stress"], *gradients)
+    distances = nl.distances(positions, cell)
+    for degree in (3, 5):
+        grid = molkern.ops.SplineGrid(0.5, 3.8, 20, degree)
+        inputs = [torch.randn(60, 70), torch.randn(grid.rows, 70), distances]
+        inputs = [value.detach().to(dtype).requires_grad_() for value in inputs]
+        y = molkern.ops.spline_cfconv(*inputs, nl, grid)
+        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        loss = sum(value.square().sum() for value in first)
+        add(y, *first, *torch.autograd.grad(loss, inputs))
     return found.hexdigest()

@@ -163,6 +163,24 @@ def results(graph, x, table, d, grid):
     return (y, *first, *torch.autograd.grad(loss, (x, table, d)))
 
 
+def test_many_edges(device):
+    """As many rows and edges as fill a GPU, whose kernels deal them out in another way then."""
+    grid = SplineGrid(0.5, 4.0, 60)
+    graph = random_graph(8200, 17000, True, device)
+    arguments = inputs(graph, 40, grid, torch.float32)
+    exact = [value.detach().double().cpu().requires_grad_() for value in arguments]
+    y = spline_cfconv(*arguments, graph, grid)
+    plain = reference_cfconv(*exact, graph.edge_index.cpu(), 8200, grid)
+    torch.testing.assert_close(y.double().cpu(), plain, rtol=2e-5, atol=2e-4)
+    ours = torch.autograd.grad(y.sum(), arguments, create_graph=True)
+    theirs = torch.autograd.grad(plain.sum(), exact, create_graph=True)
+    ours += torch.autograd.grad(sum(value.square().sum() for value in ours), arguments)
+    theirs += torch.autograd.grad(sum(value.square().sum() for value in theirs), exact)
+    for a, b in zip(ours, theirs, strict=True):
+        scale = float(b.detach().abs().max())
+        torch.testing.assert_close(a.double().cpu() / scale, b / scale, rtol=1e-4, atol=2e-5)
+
+
 def test_same_bits_for_every_number_of_threads(threads):
     grid = SplineGrid(0.0, 4.0, 100)
     graph = random_graph(300, 4000, True)
