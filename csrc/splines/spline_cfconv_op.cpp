@@ -22,6 +22,14 @@ int64_t spline_table_workspace(int64_t intervals, int degree, int64_t features) 
 
 namespace {
 
+void check_knots(const char* op, double start, double stop, int64_t intervals) {
+  TORCH_CHECK_VALUE(std::isfinite(start) && std::isfinite(stop) && start < stop, op,
+                    ": start and stop must be finite and ascend, got ", start, " and ", stop);
+  TORCH_CHECK_VALUE(intervals >= 1 && intervals < (int64_t{1} << 24), op,
+                    ": there must be from 1 to ", (1 << 24) - 1, " intervals, got ", intervals,
+                    " (of a table: its rows less the degree)");
+}
+
 // What the operators have in common, checked. Filters are not kept contiguous here: `table` and
 // `distances` must be.
 struct Arguments {
@@ -45,16 +53,12 @@ struct Arguments {
         zero_beyond(zero_in) {
     TORCH_CHECK_VALUE(degree_in == 3 || degree_in == 5, op, ": degree must be 3 or 5, got ",
                       degree_in);
-    TORCH_CHECK_VALUE(std::isfinite(start) && std::isfinite(stop) && start < stop, op,
-                      ": start and stop must be finite and ascend, got ", start, " and ", stop);
     check_real(op, "x", x, 2);
     check_real(op, "table", table, 2);
     check_like(op, "table", table, "x", x);
     check_size(op, "table", table, 1, x.size(1));
     intervals = table.size(0) - degree;
-    TORCH_CHECK_VALUE(intervals >= 1 && intervals < (int64_t{1} << 24), op,
-                      ": the table must have from ", degree + 1, " to ", (1 << 24) + degree - 1,
-                      " rows, got ", table.size(0));
+    check_knots(op, start, stop, intervals);
     check_real(op, "distances", distances, 1);
     check_like(op, "distances", distances, "x", x);
     receivers = adjacency(op, row_ptr, neighbors, edges, x);
@@ -124,6 +128,7 @@ Tensor spline_bins(const Tensor& distances, const Tensor& senders, const Tensor&
   const int64_t edges = distances.numel();
   check_size(op, "senders", senders, 0, edges);
   check_size(op, "receivers", receivers, 0, edges);
+  check_knots(op, start, stop, intervals);
   const c10::DeviceGuard guard(distances.device());
   if (on_cuda(distances))
     return sorted_bins(distances, senders, receivers, start, stop, intervals, zero_beyond);

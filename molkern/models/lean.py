@@ -40,7 +40,9 @@ class LeanSchNet(nn.Module):
     ... )
     >>> lean = molkern.models.LeanSchNet(model)
     >>> energy, forces = lean(*lean.inputs(water, model.neighbors(water)))
-    >>> program = torch.export.export(lean, lean.inputs(water, model.neighbors(water)))
+    >>> inputs = lean.inputs(water, model.neighbors(water))
+    >>> shapes = lean.dynamic_shapes(inputs)
+    >>> program = torch.export.export(lean, inputs, dynamic_shapes=shapes)
     """
 
     def __init__(self, model: SchNet):
@@ -103,6 +105,15 @@ class LeanSchNet(nn.Module):
             neighbors.shifts,
             cell,
             neighbors.system,
+        )
+
+    def dynamic_shapes(self, inputs: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+        """For :func:`torch.export.export`: any number of atoms and edges in as many systems."""
+        atoms, edges = torch.export.Dim("atoms", min=2), torch.export.Dim("edges", min=2)
+        sizes = atoms, atoms, None, atoms + 1, edges, atoms + 1, edges, edges, edges, None, atoms
+        return tuple(
+            None if tensor is None or size is None else {0: size}
+            for tensor, size in zip(inputs, sizes, strict=True)
         )
 
     def forward(

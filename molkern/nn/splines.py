@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -188,7 +189,9 @@ def _fit(grid: SplineGrid, dtype: torch.dtype, device: torch.device) -> tuple[Te
     def compressed(indices: list[Tensor]) -> Tensor:
         size = (len(points), len(points))
         matrix = torch.sparse_coo_tensor(torch.stack(indices), value, size, check_invariants=False)
-        return matrix.to(device).coalesce().to_sparse_csr()
+        with warnings.catch_warnings():  # torch calls these matrices a beta, once per process
+            warnings.simplefilter("ignore", UserWarning)
+            return matrix.to(device).coalesce().to_sparse_csr()
 
     return points.to(device), compressed([row, column]), compressed([column, row])
 
