@@ -61,7 +61,9 @@ int64_t spline_table_workspace_cuda(int64_t edges, int64_t intervals, int degree
 
 // y, or gg with a direction; rows are receivers.
 template <Isa isa, typename T>
-void spline_value_cpu(const Adjacency& receivers, const SplineFilters<T>& filters,
+void spline_value_cpu(const Adjacency& receivers,
+                      const int32_t* reverse,  // [E] of a symmetric graph, or null
+                      const SplineFilters<T>& filters,
                       const T* x,                           // [atoms, F]
                       const SplineDirection<T>* direction,  // or null
                       T* y,                                 // [rows, F], overwritten
@@ -70,14 +72,17 @@ void spline_value_cpu(const Adjacency& receivers, const SplineFilters<T>& filter
 // gx and gd, of the gradient or, with a direction, of the product; rows are senders. Edges that no
 // row names are left alone.
 template <Isa isa, typename T>
-void spline_grad_cpu(const Adjacency& senders, const SplineFilters<T>& filters,
-                     const T* x,                           // [rows, F]
-                     const T* g,                           // [atoms, F]
-                     const SplineDirection<T>* direction,  // or null
-                     const T* added,                       // [E], added to gd, or null
-                     T* gx,                                // [rows, F], overwritten
-                     T* gd,                                // [E]
-                     int threads);
+void spline_grad_cpu(
+    const Adjacency& senders,
+    bool symmetric,  // whether its `edges` are the reverse edges of a symmetric graph
+    const SplineFilters<T>& filters,
+    const T* x,                           // [rows, F]
+    const T* g,                           // [atoms, F]
+    const SplineDirection<T>* direction,  // or null
+    const T* added,                       // [E], added to gd, or null
+    T* gx,                                // [rows, F], overwritten
+    T* gd,                                // [E]
+    int threads);
 
 // gC, of the gradient or, with a direction, of the product.
 template <Isa isa, typename T>

@@ -1,5 +1,12 @@
 // Rows are worked on in tiles of features that stay in registers while the entries of a row go by;
 // the weights of an entry are computed once for all its tiles.
+//
+// In a symmetric graph both directions of a pair have the same filter. Rows are taken in blocks,
+// and a pair within one is computed once: by the row that comes first, which adds to the other one
+// too. Entries of a row are in ascending order of their neighbors, so that each row's sum still
+// runs in the order of its entries: below the block in a first pass, within the block below the row
+// by the rows before it, the others by itself. Results are the same bits for any blocks, and as one
+// row after the other.
 #include <algorithm>
 
 #include "common/parallel.h"
@@ -12,6 +19,7 @@ namespace {
 constexpr int chunk = 32;        // entries whose weights are computed together
 constexpr int block = 32;        // intervals whose edges one task of the table's gradient adds up
 constexpr int grad_vectors = 4;  // vectors of a tile: sums, filters and slopes fill 16 registers
+constexpr int64_t most_rows = 256;  // of a block, whose sums should stay in the second cache
 
 template <typename V>
 MOLKERN_INLINE Scalar<V> sum_of_lanes(V x) {
@@ -38,9 +46,22 @@ template <int degree, int derivatives, typename T>
 struct Entry {
   int64_t neighbor;  // offset of its features
   int64_t edge;
-  int64_t first;  // offset of the coefficients
+  int64_t first;   // offset of the coefficients
+  int64_t mirror;  // the reverse edge, where the other row is added to as well, or -1
   SplineWeights<degree, derivatives, T> weights;
 };
+
+template <int degree, int derivatives, typename T>
+MOLKERN_INLINE void set_entry(Entry<degree, derivatives, T>& entry, const SplineFilters<T>& filters,
+                              int64_t neighbor, int64_t edge, int64_t mirror) {
+  const T d = filters.distances[edge];
+  entry.neighbor = neighbor * filters.features;
+  entry.edge = edge;
+  entry.mirror = mirror;
+  entry.weights =
+      spline_weights<degree, derivatives>(filters.grid, d, spline_interval(filters.grid, d));
+  entry.first = entry.weights.first * filters.features;
+}
 
 // Calls use(entries, count, ...) for the entries of a row that are not zero, some at a time.
 template <int degree, int derivatives, typename T, typename Skip, typename Use>
@@ -52,19 +73,73 @@ MOLKERN_INLINE void for_entries(const Adjacency& graph, int64_t row,
     int count = 0;
     for (; k < end && count < chunk; ++k) {
       const int64_t edge = graph.edge(k);
-      const T d = filters.distances[edge];
-      if (spline_is_zero(filters.grid, d)) {
+      if (spline_is_zero(filters.grid, filters.distances[edge])) {
         skip(edge);
         continue;
       }
-      auto& entry = entries[count++];
-      entry.neighbor = graph.neighbors[k] * filters.features;
-      entry.edge = edge;
-      entry.weights =
-          spline_weights<degree, derivatives>(filters.grid, d, spline_interval(filters.grid, d));
-      entry.first = entry.weights.first * filters.features;
+      set_entry(entries[count++], filters, graph.neighbors[k], edge, -1);
     }
     if (count) use(entries, count);
+  }
+}
+
+// The same for rows first ... end of a symmetric graph. `reverse` is its map of edges; entries
+// whose mirror is set stand for their reverse too. use(row, entries, count) and skip(edge).
+template <int degree, int derivatives, typename T, typename Skip, typename Use>
+MOLKERN_INLINE void for_block(const Adjacency& graph, const int32_t* reverse, int64_t first,
+                              int64_t end, const SplineFilters<T>& filters, Skip&& skip,
+                              Use&& use) {
+  Entry<degree, derivatives, T> entries[chunk];
+  const auto is_zero = [&](int64_t edge) {
+    return spline_is_zero(filters.grid, filters.distances[edge]);
+  };
+  const auto edge_of = [&](int64_t k) -> int64_t { return graph.edges ? reverse[k] : k; };
+  const auto mirror_of = [&](int64_t k) -> int64_t { return graph.edges ? k : reverse[k]; };
+  // The other side of some entries of one pair, images or of unequal lengths, in its row's order.
+  const auto use_others = [&](int64_t row, int64_t other, int64_t k, int64_t last) {
+    const bool ascends = reverse[k] <= reverse[last - 1];
+    for (int64_t n = 0; n < last - k; ++n) {
+      const int64_t edge = mirror_of(ascends ? k + n : last - 1 - n);
+      if (is_zero(edge)) {
+        skip(edge);
+        continue;
+      }
+      Entry<degree, derivatives, T> entry;
+      set_entry(entry, filters, row, edge, -1);
+      use(other, &entry, 1);
+    }
+  };
+  for (int pass = 0; pass < 2; ++pass) {
+    if (pass == 0 && first == 0) continue;
+    for (int64_t row = first; row < end; ++row) {
+      const int64_t begin = graph.row_ptr[row], stop = graph.row_ptr[row + 1];
+      int count = 0;
+      for (int64_t k = begin; k < stop; ++k) {
+        const int64_t other = graph.neighbors[k];
+        if (pass == 0 ? other >= first : other < row) continue;
+        const int64_t edge = edge_of(k);
+        int64_t mirror = -1;
+        if (other > row && other < end) {
+          const bool before = k > begin && graph.neighbors[k - 1] == other;
+          const bool after = k + 1 < stop && graph.neighbors[k + 1] == other;
+          if (!before && !after && filters.distances[edge] == filters.distances[mirror_of(k)]) {
+            mirror = mirror_of(k);
+          } else if (!before) {
+            int64_t last = k + 1;
+            while (last < stop && graph.neighbors[last] == other) ++last;
+            use_others(row, other, k, last);
+          }
+        }
+        if (is_zero(edge)) {
+          skip(edge);
+          if (mirror >= 0) skip(mirror);
+          continue;
+        }
+        set_entry(entries[count++], filters, other, edge, mirror);
+        if (count == chunk) use(row, entries, count), count = 0;
+      }
+      if (count) use(row, entries, count);
+    }
   }
 }
 
@@ -85,11 +160,11 @@ MOLKERN_INLINE void splines_at(const Coefficients<degree, T>& coefficients, int6
                                const Weights&... weights) {
   const T(*weight[])[degree + 1] = {&weights...};
   constexpr int sums = sizeof...(weights);
-  const V first = load<V>(coefficients.row[0] + at);
+  // From zero on: of a sum of two products compilers fuse now the one, now the other
 #pragma GCC unroll 2
-  for (int n = 0; n < sums; ++n) result[n] = splat<V>((*weight[n])[0]) * first;
+  for (int n = 0; n < sums; ++n) result[n] = V{};
 #pragma GCC unroll 6
-  for (int k = 1; k <= degree; ++k) {
+  for (int k = 0; k <= degree; ++k) {
     const V c = load<V>(coefficients.row[k] + at);
 #pragma GCC unroll 2
     for (int n = 0; n < sums; ++n) result[n] += splat<V>((*weight[n])[k]) * c;
@@ -106,6 +181,8 @@ struct ValueTile {
   T* y;  // the row
   const Entry<degree, derivatives, T>* entries;
   int count;
+  const T* own = nullptr;  // the row of x and all of y, for entries with a mirror
+  T* all = nullptr;
 
   template <typename V, int vectors>
   MOLKERN_INLINE void run(int64_t f) const {
@@ -119,6 +196,19 @@ struct ValueTile {
       const T* neighbor = x + entry.neighbor + f;
       const Rows rows(filters.table + entry.first + f, features);
       if constexpr (!directed) {
+        if (entry.mirror >= 0) {
+          T* other = all + entry.neighbor + f;
+#pragma GCC unroll 8
+          for (int v = 0; v < vectors; ++v) {
+            V w;
+            splines_at(rows, v * lanes, &w, entry.weights.weight[0]);
+            sum[v] += w * load<V>(neighbor + v * lanes);
+            V back = load<V>(other + v * lanes);
+            back += w * load<V>(own + f + v * lanes);
+            store<V>(other + v * lanes, back);
+          }
+          continue;
+        }
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) {
           V w;
@@ -159,7 +249,11 @@ struct GradTile {
   T* gx;  // the row
   const Entry<degree, derivatives, T>* entries;
   int count;
-  T* gd;  // [count]
+  T* gd;                     // [count]
+  const T* own_g = nullptr;  // the row of g, all of x and of gx, for entries with a mirror
+  const T* x = nullptr;
+  T* all = nullptr;
+  T* mirrored_gd = nullptr;  // [count]
 
   template <typename V, int vectors>
   MOLKERN_INLINE void run(int64_t f) const {
@@ -174,6 +268,27 @@ struct GradTile {
       const Rows rows(filters.table + entry.first + f, filters.features);
       V part{};
       if constexpr (!directed) {
+        if (entry.mirror >= 0) {
+          T* other_gx = all + entry.neighbor + f;
+          const T* other_x = x + entry.neighbor + f;
+          V mirrored{};
+#pragma GCC unroll 4
+          for (int v = 0; v < vectors; ++v) {
+            V w[2];
+            splines_at(rows, v * lanes, w, weight[0], weight[1]);
+            const V other = load<V>(neighbor + v * lanes);
+            sum[v] += w[0] * other;
+            part += w[1] * (other * load<V>(own + f + v * lanes));
+            const V mine = load<V>(own_g + f + v * lanes);
+            V back = load<V>(other_gx + v * lanes);
+            back += w[0] * mine;
+            store<V>(other_gx + v * lanes, back);
+            mirrored += w[1] * (mine * load<V>(other_x + v * lanes));
+          }
+          gd[e] += sum_of_lanes(part);
+          mirrored_gd[e] += sum_of_lanes(mirrored);
+          continue;
+        }
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
           V w[2];
@@ -226,6 +341,54 @@ void value_rows(const Adjacency& graph, const SplineFilters<T>& filters, const T
         [&](const auto* entries, int count) {
           for_tiles<isa, T, directed ? 4 : 8>(
               features, ValueTile<degree, directed, T>{filters, x, along, sum, entries, count});
+        });
+  });
+}
+
+// Calls run(first, end) for blocks of rows, at least one for every thread.
+template <typename Run>
+void for_blocks(int64_t rows, int threads, Run&& run) {
+  const int64_t size = std::clamp<int64_t>((rows + threads - 1) / threads, 1, most_rows);
+  parallel_for(threads, (rows + size - 1) / size,
+               [&](int64_t b) { run(b * size, std::min(rows, (b + 1) * size)); });
+}
+
+template <Isa isa, int degree, typename T>
+void value_blocks(const Adjacency& graph, const int32_t* reverse, const SplineFilters<T>& filters,
+                  const T* x, T* y, int threads) {
+  const int64_t features = filters.features;
+  for_blocks(graph.rows, threads, [&](int64_t first, int64_t end) {
+    std::fill(y + first * features, y + end * features, T(0));
+    for_block<degree, 0>(
+        graph, reverse, first, end, filters, [](int64_t) {},
+        [&](int64_t row, const auto* entries, int count) {
+          const ValueTile<degree, false, T> tile{
+              filters, x, nullptr, y + row * features, entries, count, x + row * features, y};
+          for_tiles<isa, T, 8>(features, tile);
+        });
+  });
+}
+
+template <Isa isa, int degree, typename T>
+void grad_blocks(const Adjacency& graph, const SplineFilters<T>& filters, const T* x, const T* g,
+                 const T* added, T* gx, T* gd, int threads) {
+  const int64_t features = filters.features;
+  const auto set = [&](int64_t edge, T value) { gd[edge] = added ? added[edge] + value : value; };
+  for_blocks(graph.rows, threads, [&](int64_t first, int64_t end) {
+    std::fill(gx + first * features, gx + end * features, T(0));
+    for_block<degree, 1>(
+        graph, graph.edges, first, end, filters, [&](int64_t edge) { set(edge, T(0)); },
+        [&](int64_t row, const auto* entries, int count) {
+          T part[chunk] = {}, mirrored[chunk] = {};
+          const int64_t at = row * features;
+          const GradTile<degree, false, T> tile{filters, x + at,  nullptr, g,    nullptr,
+                                                gx + at, entries, count,   part, g + at,
+                                                x,       gx,      mirrored};
+          for_tiles<isa, T, grad_vectors>(features, tile);
+          for (int e = 0; e < count; ++e) {
+            set(entries[e].edge, part[e]);
+            if (entries[e].mirror >= 0) set(entries[e].mirror, mirrored[e]);
+          }
         });
   });
 }
@@ -367,18 +530,23 @@ void with_kind(int degree, bool directed, Function&& function) {
 }  // namespace
 
 template <Isa isa, typename T>
-void spline_value_cpu(const Adjacency& receivers, const SplineFilters<T>& filters, const T* x,
+void spline_value_cpu(const Adjacency& receivers, const int32_t* reverse,
+                      const SplineFilters<T>& filters, const T* x,
                       const SplineDirection<T>* direction, T* y, int threads) {
   with_kind(filters.degree, direction, [&]<int degree, bool directed>() {
+    if (!directed && reverse)
+      return value_blocks<isa, degree>(receivers, reverse, filters, x, y, threads);
     value_rows<isa, degree, directed>(receivers, filters, x, direction, y, threads);
   });
 }
 
 template <Isa isa, typename T>
-void spline_grad_cpu(const Adjacency& senders, const SplineFilters<T>& filters, const T* x,
-                     const T* g, const SplineDirection<T>* direction, const T* added, T* gx, T* gd,
-                     int threads) {
+void spline_grad_cpu(const Adjacency& senders, bool symmetric, const SplineFilters<T>& filters,
+                     const T* x, const T* g, const SplineDirection<T>* direction, const T* added,
+                     T* gx, T* gd, int threads) {
   with_kind(filters.degree, direction, [&]<int degree, bool directed>() {
+    if (!directed && symmetric)
+      return grad_blocks<isa, degree>(senders, filters, x, g, added, gx, gd, threads);
     grad_rows<isa, degree, directed>(senders, filters, x, g, direction, added, gx, gd, threads);
   });
 }
@@ -393,11 +561,12 @@ void spline_table_grad_cpu(const SplineBins& bins, const SplineFilters<T>& filte
 }
 
 #define MOLKERN_INSTANTIATE(T)                                                                   \
-  template void spline_value_cpu<Isa::MOLKERN_ISA, T>(                                           \
-      const Adjacency&, const SplineFilters<T>&, const T*, const SplineDirection<T>*, T*, int);  \
+  template void spline_value_cpu<Isa::MOLKERN_ISA, T>(const Adjacency&, const int32_t*,          \
+                                                      const SplineFilters<T>&, const T*,         \
+                                                      const SplineDirection<T>*, T*, int);       \
   template void spline_grad_cpu<Isa::MOLKERN_ISA, T>(                                            \
-      const Adjacency&, const SplineFilters<T>&, const T*, const T*, const SplineDirection<T>*,  \
-      const T*, T*, T*, int);                                                                    \
+      const Adjacency&, bool, const SplineFilters<T>&, const T*, const T*,                       \
+      const SplineDirection<T>*, const T*, T*, T*, int);                                         \
   template void spline_table_grad_cpu<Isa::MOLKERN_ISA, T>(                                      \
       const SplineBins&, const SplineFilters<T>&, const T*, const T*, const SplineDirection<T>*, \
       T*, T*, int);

@@ -35,6 +35,7 @@ void check_knots(const char* op, double start, double stop, int64_t intervals) {
 struct Arguments {
   const Tensor &x, &table, &distances;
   Adjacency receivers, senders;
+  const int32_t* reverse;  // of a symmetric graph, whose rows are the same from both sides
   double start, stop;
   int degree;
   bool zero_beyond;
@@ -63,6 +64,9 @@ struct Arguments {
     check_like(op, "distances", distances, "x", x);
     receivers = adjacency(op, row_ptr, neighbors, edges, x);
     senders = adjacency(op, t_row_ptr, t_neighbors, t_edges, x);
+    const bool symmetric = !edges && t_edges && receivers.row_ptr == senders.row_ptr &&
+                           receivers.neighbors == senders.neighbors;
+    reverse = symmetric ? senders.edges : nullptr;
     check_size(op, "distances", distances, 0, neighbors.numel());
     check_size(op, "x", x, 0, senders.rows);
   }
@@ -183,7 +187,8 @@ Tensor spline_cfconv(const Tensor& x, const Tensor& table, const Tensor& distanc
                                   current_stream(x));
 #endif
     with_isa([&](auto isa) {
-      spline_value_cpu<isa(), T>(in.receivers, filters, x_data, nullptr, y_data, in.threads());
+      spline_value_cpu<isa(), T>(in.receivers, in.reverse, filters, x_data, nullptr, y_data,
+                                 in.threads());
     });
   });
   return y;
@@ -221,8 +226,8 @@ void run_grad(const Arguments& in, const Tensor& g, const SplineDirection<T>* di
 #endif
   with_isa([&](auto isa) {
     const int threads = in.threads();
-    spline_grad_cpu<isa(), T>(in.senders, filters, x_data, g_data, direction, data<T>(added),
-                              gx_data, gd_data, threads);
+    spline_grad_cpu<isa(), T>(in.senders, in.reverse, filters, x_data, g_data, direction,
+                              data<T>(added), gx_data, gd_data, threads);
     if (bins)
       spline_table_grad_cpu<isa(), T>(*bins, filters, x_data, g_data, direction, gc_data, space,
                                       threads);
@@ -300,7 +305,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spline_cfconv_hvp(
                                   current_stream(x));
 #endif
     with_isa([&](auto isa) {
-      spline_value_cpu<isa(), T>(in.receivers, filters, x_data, &direction, gg_data, in.threads());
+      spline_value_cpu<isa(), T>(in.receivers, in.reverse, filters, x_data, &direction, gg_data,
+                                 in.threads());
     });
   });
   return {gg, gx, gd, gc};
