@@ -65,6 +65,9 @@ struct Arguments {
             weight.size(0)};
   }
 
+  // No factor or no channel.
+  bool is_zero() const { return weight.numel() == 0; }
+
   // Eight products of a matrix take about as long as a number of another kind.
   int threads() const {
     return threads_for(distances.numel() * x.size(1) * (2 + weight.size(0) / 8));
@@ -101,6 +104,7 @@ const T* data(const OptionalTensor& tensor) {
 
 template <typename T>
 void run_value(const Arguments& in, const DtnnDirection<T>* direction, const Tensor& y) {
+  if (in.is_zero()) return void(y.zero_());
   const DtnnInputs<T> inputs = in.inputs<T>();
   T* y_data = y.mutable_data_ptr<T>();
   with_isa([&](auto isa) {
@@ -123,6 +127,11 @@ struct Gradients {
     if (padded) distances.zero_();
   }
 
+  void clear(const OptionalTensor& added) const {
+    for (const Tensor& each : {x, distances, table, weight}) each.zero_();
+    if (added) distances.copy_(*added);
+  }
+
   template <typename T>
   DtnnGradients<T> pointers() const {
     return {x.mutable_data_ptr<T>(), distances.mutable_data_ptr<T>(),
@@ -135,6 +144,7 @@ struct Gradients {
 template <typename T>
 void run_grad(const Arguments& in, const Tensor& g, const DtnnDirection<T>* direction,
               const OptionalTensor& added, const Gradients& out) {
+  if (in.is_zero()) return out.clear(added);
   const DtnnInputs<T> inputs = in.inputs<T>();
   const DtnnGradients<T> gradients = out.pointers<T>();
   const T *g_data = g.const_data_ptr<T>(), *added_data = data<T>(added);
