@@ -8,10 +8,10 @@ TORCH ?= torch==2.13.0
 NAME := $(subst <,-,$(subst >,-,$(subst =,-,$(TORCH))))
 TOOLS := $(VENV)/tools-$(NAME)
 BUILT := $(VENV)/built-$(NAME)
-EMULATED_TESTS := $(addprefix tests/,cfconv dense edges geometry interop md models neighbors nn \
-	radial spherical splines triplets test_graph.py cuda_emulation/test_kernels.py)
-SANITIZED_TESTS := $(addprefix tests/,cfconv dense geometry neighbors radial spherical splines \
-	triplets test_graph.py)
+EMULATED_TESTS := $(addprefix tests/,cfconv dense dtnn edges geometry interop md models neighbors \
+	nn radial spherical splines triplets test_graph.py cuda_emulation/test_kernels.py)
+SANITIZED_TESTS := $(addprefix tests/,cfconv dense dtnn geometry neighbors radial spherical \
+	splines triplets test_graph.py)
 
 .PHONY: demo test lint sanitize bench gpu clean
 

@@ -66,17 +66,28 @@ MOLKERN_INLINE ValueSlope<V> shifted_softplus(V z) {
   return {z > T(20) ? V(z - log_2) : value, z > T(20) ? splat<V>(T(1)) : slope};
 }
 
-// With e = exp(-2 |z|) and u = e - 1: |tanh| = -u / (2 + u), and its slope is 4 e / (2 + u)^2.
+// With e = exp(x), x = -2 |z|, and u = e - 1: |tanh| = -u / (2 + u), and its slope is 4 e / (2 +
+// u)^2. As in exponential, e = 2^k exp(r); u = 2^k (exp(r) - 1) + (2^k - 1), where the last is
+// exact.
 template <typename V>
 MOLKERN_INLINE ValueSlope<V> hyperbolic_tangent(V z) {
   using T = Scalar<V>;
-  const V x = T(-2) * vector_math::absolute(z);
-  const V e = exponential(x);
-  const V u = x > T(-0.34) ? V(vector_math::exp_tail(x) * (x * x) + x) : V(e - T(1));
+  using namespace vector_math;
+  constexpr bool single = sizeof(T) == 4;
+  constexpr T smallest = single ? T(-87) : T(-708);  // below it the slope is zero
+  constexpr T log2_high = single ? T(0.693145751953125) : T(0.69314718055989033019);
+  constexpr T log2_low = single ? T(1.4286068203094172e-6) : T(5.4979230187083711747e-14);
+  const V exact = T(-2) * absolute(z);
+  const V x = exact < smallest ? splat<V>(smallest) : exact;
+  const V shifted = x * T(1.4426950408889634074) + round_shift<T>;
+  const V k = shifted - round_shift<T>;
+  const V r = (x - k * log2_high) - k * log2_low;
+  const V change = exp_tail(r) * (r * r) + r;
+  const V power = from_bits<V>(to_bits(splat<V>(T(1))) + (to_bits(shifted) << mantissa_bits<T>));
+  const V u = power * change + (power - T(1));
   const V inverse = T(1) / (T(2) + u);
-  const V value = vector_math::with_sign(V(-u * inverse), z);
-  const V slope = (T(4) * inverse) * inverse * e;
-  return {z == z ? value : z, z == z ? slope : z};
+  const V e = exact < smallest ? V{} : V(power * change + power);
+  return {with_sign(V(-u * inverse), z), (T(4) * inverse) * inverse * e};
 }
 
 template <Activation activation, typename V>

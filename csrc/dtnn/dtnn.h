@@ -88,4 +88,28 @@ void dtnn_grad_cpu(const Adjacency& senders, const DtnnInputs<T>& in,
                    T* parts,  // [blocks, (intervals + degree) + C, padded K] for gC and gW, or null
                    int64_t blocks, int threads);
 
+// On a GPU the gradient of the table takes the edges by interval instead, and that of W has a fixed
+// number of blocks of rows.
+constexpr int64_t dtnn_weight_blocks = 512;
+
+// Numbers that the kernels for GPUs need to work in.
+inline int64_t dtnn_cuda_workspace(int64_t rows, int64_t channels, int64_t factors,
+                                   int64_t intervals, int degree, bool need_table,
+                                   bool need_weight) {
+  const int64_t transposed = 2 * channels * factors;
+  const int64_t weight = need_weight ? std::min(rows, dtnn_weight_blocks) * channels * factors : 0;
+  return transposed + weight + (need_table ? intervals * (degree + 1) * factors : 0);
+}
+
+// Channels and factors must not be zero.
+template <typename T>
+void dtnn_value_cuda(const Adjacency& receivers, const DtnnInputs<T>& in,
+                     const DtnnDirection<T>* direction, T* y, T* workspace, Stream stream);
+
+template <typename T>
+void dtnn_grad_cuda(const Adjacency& senders,
+                    const SplineBins* bins,  // null where the table's gradient is not needed
+                    const DtnnInputs<T>& in, const T* g, const DtnnDirection<T>* direction,
+                    const T* added, const DtnnGradients<T>& gradients, T* workspace, Stream stream);
+
 }  // namespace molkern

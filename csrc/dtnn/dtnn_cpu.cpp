@@ -69,7 +69,8 @@ struct Left {
   }
 };
 
-// c[r, columns of some vectors] = (or +=) sum over k of a[r, k] b[k, those columns]
+// c[r, columns of some vectors] = (or +=) sum over k of a[r, k] b[k, those columns]; depth is at
+// least one, which saves compilers a second copy of the sums.
 template <typename V, int rows, int vectors, bool transposed, typename T = Scalar<V>>
 __attribute__((noinline)) void multiply_tile(Left<transposed, T> a, const T* b, int64_t b_stride,
                                              int64_t depth, bool add, T* c, int64_t c_stride) {
@@ -79,7 +80,8 @@ __attribute__((noinline)) void multiply_tile(Left<transposed, T> a, const T* b, 
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) sum[r][v] = add ? load<V>(c + r * c_stride + v * lanes) : V{};
-  for (int64_t k = 0; k < depth; ++k) {
+  int64_t k = 0;
+  do {
     V right[vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) right[v] = load<V>(b + k * b_stride + v * lanes);
@@ -89,7 +91,7 @@ __attribute__((noinline)) void multiply_tile(Left<transposed, T> a, const T* b, 
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) sum[r][v] += left * right[v];
     }
-  }
+  } while (++k < depth);
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2

@@ -65,6 +65,9 @@ struct Arguments {
             weight.size(0)};
   }
 
+  // No factor or no channel.
+  bool is_zero() const { return weight.numel() == 0; }
+
   // Eight products of a matrix take about as long as a number of another kind.
   int threads() const {
     return threads_for(distances.numel() * x.size(1) * (2 + weight.size(0) / 8));
@@ -77,11 +80,24 @@ struct Arguments {
     check_size(op, "g", g, 1, weight.size(0));
   }
 
-  // The edges by interval, which not every device reads; see spline_bins.
-  void check_bins(const char* op, const OptionalTensor& bins) const {
-    if (!bins) return;
-    check_index(op, "bins", *bins, x);
-    check_size(op, "bins", *bins, 0, intervals + 1 + 3 * distances.numel());
+  // The edges by interval, see spline_bins; only GPUs read them.
+  SplineBins bins(const char* op, const OptionalTensor& tensor, bool needed) const {
+    TORCH_CHECK_VALUE(tensor || !needed || !on_cuda(x), op,
+                      ": the gradient of the table needs the edges by interval");
+    if (!tensor) return {};
+    const int64_t edges = distances.numel();
+    check_index(op, "bins", *tensor, x);
+    check_size(op, "bins", *tensor, 0, intervals + 1 + 3 * edges);
+    const int32_t* ptr = tensor->const_data_ptr<int32_t>();
+    const int32_t* first = ptr + intervals + 1;
+    return {ptr, first, first + edges, first + 2 * edges};
+  }
+
+  // What the kernels for GPUs work in.
+  Tensor workspace(bool need_table, bool need_weight) const {
+    return at::empty({dtnn_cuda_workspace(senders.rows, weight.size(0), x.size(1), intervals,
+                                          degree, need_table, need_weight)},
+                     x.options());
   }
 
   // A direction's part, or none.
@@ -101,8 +117,16 @@ const T* data(const OptionalTensor& tensor) {
 
 template <typename T>
 void run_value(const Arguments& in, const DtnnDirection<T>* direction, const Tensor& y) {
+  if (in.is_zero()) return void(y.zero_());
   const DtnnInputs<T> inputs = in.inputs<T>();
   T* y_data = y.mutable_data_ptr<T>();
+#ifdef MOLKERN_HAS_CUDA_KERNELS
+  if (on_cuda(in.x)) {
+    const Tensor workspace = in.workspace(false, false);
+    return dtnn_value_cuda<T>(in.receivers, inputs, direction, y_data,
+                              workspace.mutable_data_ptr<T>(), current_stream(in.x));
+  }
+#endif
   with_isa([&](auto isa) {
     dtnn_value_cpu<isa(), T>(in.receivers, inputs, direction, y_data, in.threads());
   });
@@ -123,6 +147,11 @@ struct Gradients {
     if (padded) distances.zero_();
   }
 
+  void clear(const OptionalTensor& added) const {
+    for (const Tensor& each : {x, distances, table, weight}) each.zero_();
+    if (added) distances.copy_(*added);
+  }
+
   template <typename T>
   DtnnGradients<T> pointers() const {
     return {x.mutable_data_ptr<T>(), distances.mutable_data_ptr<T>(),
@@ -133,11 +162,21 @@ struct Gradients {
 
 // Without a direction the gradient, with one the product but for gg.
 template <typename T>
-void run_grad(const Arguments& in, const Tensor& g, const DtnnDirection<T>* direction,
-              const OptionalTensor& added, const Gradients& out) {
+void run_grad(const Arguments& in, const SplineBins& bins, const Tensor& g,
+              const DtnnDirection<T>* direction, const OptionalTensor& added,
+              const Gradients& out) {
+  if (in.is_zero()) return out.clear(added);
   const DtnnInputs<T> inputs = in.inputs<T>();
   const DtnnGradients<T> gradients = out.pointers<T>();
   const T *g_data = g.const_data_ptr<T>(), *added_data = data<T>(added);
+#ifdef MOLKERN_HAS_CUDA_KERNELS
+  if (on_cuda(in.x)) {
+    const Tensor workspace = in.workspace(out.need_table, out.need_weight);
+    return dtnn_grad_cuda<T>(in.senders, out.need_table ? &bins : nullptr, inputs, g_data,
+                             direction, added_data, gradients, workspace.mutable_data_ptr<T>(),
+                             current_stream(in.x));
+  }
+#endif
   // Of the edges that rows name: padding must not change any bit.
   const int64_t blocks = dtnn_blocks(in.senders.row_ptr[in.senders.rows], in.table.size(0));
   const int64_t part_rows = out.table.size(0) + out.weight.size(0);
@@ -179,10 +218,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dtnn_message_grad(
                      t_neighbors, t_edges, start, stop, degree, zero_beyond);
   in.check_cotangent(op, g);
   in.check_direction(op, "added", added, distances);
-  in.check_bins(op, bins);
+  const SplineBins edges_by_interval = in.bins(op, bins, need_table);
   const c10::DeviceGuard guard(x.device());
   const Gradients out(in, padded, need_table, need_weight);
-  with_real(x, [&](auto zero) { run_grad<decltype(zero)>(in, g, nullptr, added, out); });
+  with_real(x, [&](auto zero) {
+    run_grad<decltype(zero)>(in, edges_by_interval, g, nullptr, added, out);
+  });
   return {out.x, out.distances, out.table, out.weight};
 }
 
@@ -199,7 +240,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dtnn_message_hvp(
   const Arguments in(op, x, table, distances, weight, row_ptr, neighbors, edges, t_row_ptr,
                      t_neighbors, t_edges, start, stop, degree, zero_beyond);
   in.check_cotangent(op, g);
-  in.check_bins(op, bins);
+  const SplineBins edges_by_interval = in.bins(op, bins, need_table);
   in.check_direction(op, "hx", hx, x);
   in.check_direction(op, "hd", hd, distances);
   in.check_direction(op, "hc", hc, table);
@@ -211,7 +252,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dtnn_message_hvp(
     using T = decltype(zero);
     const DtnnDirection<T> direction{data<T>(hx), data<T>(hd), data<T>(hc), data<T>(hw)};
     run_value<T>(in, &direction, gg);
-    run_grad<T>(in, g, &direction, {}, out);
+    run_grad<T>(in, edges_by_interval, g, &direction, {}, out);
   });
   return {gg, out.x, out.distances, out.table, out.weight};
 }
@@ -243,5 +284,13 @@ TORCH_LIBRARY_IMPL(molkern, CPU, library) {
   library.impl("dtnn_message_grad", dtnn_message_grad);
   library.impl("dtnn_message_hvp", dtnn_message_hvp);
 }
+
+#ifdef MOLKERN_WITH_CUDA
+TORCH_LIBRARY_IMPL(molkern, CUDA, library) {
+  library.impl("dtnn_message", dtnn_message);
+  library.impl("dtnn_message_grad", dtnn_message_grad);
+  library.impl("dtnn_message_hvp", dtnn_message_hvp);
+}
+#endif
 
 }  // namespace molkern

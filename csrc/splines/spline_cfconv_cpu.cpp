@@ -21,12 +21,21 @@ constexpr int block = 32;        // intervals whose edges one task of the table'
 constexpr int grad_vectors = 4;  // vectors of a tile: sums, filters and slopes fill 16 registers
 constexpr int64_t most_rows = 256;  // of a block, whose sums should stay in the second cache
 
+// Sums over features, one for each entry of a chunk, lane by lane until all tiles are done.
+template <Isa isa, typename T>
+struct LaneSums {
+  static constexpr int lanes = vector_lanes<isa, T>;
+  alignas(64) T value[chunk][lanes];
+
+  explicit LaneSums(int count) { std::fill_n(value[0], count * lanes, T(0)); }
+
+  T total(int e) const { return lane_sum(load<Vector<T, lanes>>(value[e])); }
+};
+
+// Adds a vector, or a number to the first lane.
 template <typename V>
-MOLKERN_INLINE Scalar<V> sum_of_lanes(V x) {
-  if constexpr (sizeof(V) == sizeof(Scalar<V>))
-    return x;
-  else
-    return lane_sum(x);
+MOLKERN_INLINE void add_lanes(Scalar<V>* to, V x) {
+  store<V>(to, load<V>(to) + x);
 }
 
 // Calls tile.template run<V, vectors>(first feature) until all features are done: wide tiles, then
@@ -171,6 +180,26 @@ MOLKERN_INLINE void splines_at(const Coefficients<degree, T>& coefficients, int6
   }
 }
 
+// Two sums for all vectors of a tile. The loop over k is outside: the weights of both would not
+// stay in registers.
+template <typename V, int vectors, int degree, typename T>
+MOLKERN_INLINE void splines_of_tile(const Coefficients<degree, T>& coefficients,
+                                    const T (&weight)[degree + 1], const T (&slope)[degree + 1],
+                                    V (&w)[vectors], V (&s)[vectors]) {
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  for (int v = 0; v < vectors; ++v) w[v] = s[v] = V{};
+#pragma GCC unroll 6
+  for (int k = 0; k <= degree; ++k) {
+    const V b = splat<V>(weight[k]), b1 = splat<V>(slope[k]);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      const V c = load<V>(coefficients.row[k] + v * lanes);
+      w[v] += b * c;
+      s[v] += b1 * c;
+    }
+  }
+}
+
 // One tile of a row of the value, or of its change along a direction.
 template <int degree, bool directed, typename T>
 struct ValueTile {
@@ -238,7 +267,7 @@ struct ValueTile {
 };
 
 // One tile of a row of gx, and its part of gd.
-template <int degree, bool directed, typename T>
+template <Isa isa, int degree, bool directed, typename T>
 struct GradTile {
   static constexpr int derivatives = directed ? 2 : 1;
   const SplineFilters<T>& filters;
@@ -249,11 +278,11 @@ struct GradTile {
   T* gx;  // the row
   const Entry<degree, derivatives, T>* entries;
   int count;
-  T* gd;                     // [count]
+  LaneSums<isa, T>* gd;
   const T* own_g = nullptr;  // the row of g, all of x and of gx, for entries with a mirror
   const T* x = nullptr;
   T* all = nullptr;
-  T* mirrored_gd = nullptr;  // [count]
+  LaneSums<isa, T>* mirrored_gd = nullptr;
 
   template <typename V, int vectors>
   MOLKERN_INLINE void run(int64_t f) const {
@@ -268,34 +297,32 @@ struct GradTile {
       const Rows rows(filters.table + entry.first + f, filters.features);
       V part{};
       if constexpr (!directed) {
+        V w[vectors], slope[vectors];
+        splines_of_tile(rows, weight[0], weight[1], w, slope);
         if (entry.mirror >= 0) {
           T* other_gx = all + entry.neighbor + f;
           const T* other_x = x + entry.neighbor + f;
           V mirrored{};
 #pragma GCC unroll 4
           for (int v = 0; v < vectors; ++v) {
-            V w[2];
-            splines_at(rows, v * lanes, w, weight[0], weight[1]);
             const V other = load<V>(neighbor + v * lanes);
-            sum[v] += w[0] * other;
-            part += w[1] * (other * load<V>(own + f + v * lanes));
+            sum[v] += w[v] * other;
+            part += slope[v] * (other * load<V>(own + f + v * lanes));
             const V mine = load<V>(own_g + f + v * lanes);
             V back = load<V>(other_gx + v * lanes);
-            back += w[0] * mine;
+            back += w[v] * mine;
             store<V>(other_gx + v * lanes, back);
-            mirrored += w[1] * (mine * load<V>(other_x + v * lanes));
+            mirrored += slope[v] * (mine * load<V>(other_x + v * lanes));
           }
-          gd[e] += sum_of_lanes(part);
-          mirrored_gd[e] += sum_of_lanes(mirrored);
+          add_lanes(gd->value[e], part);
+          add_lanes(mirrored_gd->value[e], mirrored);
           continue;
         }
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
-          V w[2];
-          splines_at(rows, v * lanes, w, weight[0], weight[1]);
           const V other = load<V>(neighbor + v * lanes);
-          sum[v] += w[0] * other;
-          part += w[1] * (other * load<V>(own + f + v * lanes));
+          sum[v] += w[v] * other;
+          part += slope[v] * (other * load<V>(own + f + v * lanes));
         }
       } else {
         const T h = along->distances ? along->distances[entry.edge] : T(0);
@@ -322,7 +349,7 @@ struct GradTile {
           part += inner * other;
         }
       }
-      gd[e] += sum_of_lanes(part);
+      add_lanes(gd->value[e], part);
     }
     for (int v = 0; v < vectors; ++v) store<V>(gx + f + v * lanes, sum[v]);
   }
@@ -379,15 +406,15 @@ void grad_blocks(const Adjacency& graph, const SplineFilters<T>& filters, const 
     for_block<degree, 1>(
         graph, graph.edges, first, end, filters, [&](int64_t edge) { set(edge, T(0)); },
         [&](int64_t row, const auto* entries, int count) {
-          T part[chunk] = {}, mirrored[chunk] = {};
+          LaneSums<isa, T> part(count), mirrored(count);
           const int64_t at = row * features;
-          const GradTile<degree, false, T> tile{filters, x + at,  nullptr, g,    nullptr,
-                                                gx + at, entries, count,   part, g + at,
-                                                x,       gx,      mirrored};
+          const GradTile<isa, degree, false, T> tile{filters, x + at,  nullptr,  g,     nullptr,
+                                                     gx + at, entries, count,    &part, g + at,
+                                                     x,       gx,      &mirrored};
           for_tiles<isa, T, grad_vectors>(features, tile);
           for (int e = 0; e < count; ++e) {
-            set(entries[e].edge, part[e]);
-            if (entries[e].mirror >= 0) set(entries[e].mirror, mirrored[e]);
+            set(entries[e].edge, part.total(e));
+            if (entries[e].mirror >= 0) set(entries[e].mirror, mirrored.total(e));
           }
         });
   });
@@ -405,12 +432,12 @@ void grad_rows(const Adjacency& graph, const SplineFilters<T>& filters, const T*
     for_entries<degree, derivatives>(
         graph, row, filters, [&](int64_t edge) { gd[edge] = added ? added[edge] : T(0); },
         [&](const auto* entries, int count) {
-          T part[chunk] = {};
-          for_tiles<isa, T, grad_vectors>(
-              features, GradTile<degree, directed, T>{filters, x + row * features, change, g, along,
-                                                      sum, entries, count, part});
+          LaneSums<isa, T> part(count);
+          const GradTile<isa, degree, directed, T> tile{
+              filters, x + row * features, change, g, along, sum, entries, count, &part};
+          for_tiles<isa, T, grad_vectors>(features, tile);
           for (int e = 0; e < count; ++e)
-            gd[entries[e].edge] = added ? added[entries[e].edge] + part[e] : part[e];
+            gd[entries[e].edge] = added ? added[entries[e].edge] + part.total(e) : part.total(e);
         });
   });
 }

@@ -54,7 +54,8 @@ def dtnn_message(
         ValueError: shapes or devices that do not fit together.
         TypeError: types other than float32 and float64, or two different ones. Under
             ``torch.autocast`` 16-bit types are taken, as float32.
-        RuntimeError: when a third derivative is taken.
+        RuntimeError: when a third derivative is taken, or when so many factors and channels (some
+            hundreds) do not fit in the shared memory of a GPU.
 
     >>> import torch, molkern
     >>> from molkern.ops import SplineGrid, dtnn_message

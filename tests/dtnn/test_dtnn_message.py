@@ -56,7 +56,7 @@ def test_equals_the_formula(grid, factors, channels, dtype, symmetric, device):
 
 
 def second_derivatives(arguments, function):
-    """Of a function that the gradient by the edges and all others enter."""
+    """Of a function of the gradient by all arguments."""
     y = function(*arguments)
     first = torch.autograd.grad(y.sin().sum(), arguments, create_graph=True)
     loss = sum(value.square().sum() for value in first)
@@ -64,8 +64,8 @@ def second_derivatives(arguments, function):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("factors", "channels"), [(60, 30), (5, 65)])
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(("factors", "channels"), [(60, 30), (5, 65), (200, 100)])
+@pytest.mark.parametrize("grid", GRIDS[::3])
 def test_second_derivatives_equal_the_formula(grid, factors, channels, dtype, device):
     graph = random_graph(20, 100, False, device)
     arguments = inputs(graph, factors, channels, grid, dtype)
@@ -333,6 +333,15 @@ def test_bins_can_be_shared(device):
         assert torch.equal(y, own)
     ours, theirs = (torch.autograd.grad(y.sum(), arguments[1])[0] for y in (shared, own))
     assert torch.equal(ours, theirs)
+
+
+def test_what_does_not_fit_on_a_gpu_is_refused(device):
+    if device.type == "cpu" and not molkern.build_info()["cuda_emulation"]:
+        pytest.skip("no kernels for GPUs")
+    graph = random_graph(3, 2, True, device)
+    arguments = inputs(graph, 2000, 2, GRIDS[0])
+    with pytest.raises(RuntimeError, match="2000 factors and 2 channels do not fit"):
+        dtnn_message(*arguments, graph, GRIDS[0])
 
 
 @pytest.mark.parametrize("name", ["table", "distances", "weight"])
