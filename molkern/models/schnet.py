@@ -201,7 +201,7 @@ class SchNet(Potential):
     def filter_values(self, distances: Tensor) -> list[Tensor]:
         basis = self.basis(distances).to(self.embedding.weight.dtype)
         blocks: list[Any] = list(self.interactions)
-        return [block.filter_network(basis, distances) for block in blocks]
+        return [block.filter_network.smooth(basis, distances) for block in blocks]
 
     def lean(self) -> LeanSchNet | None:
         if not LeanSchNet.serves(self):

@@ -30,6 +30,10 @@ class ShiftedSoftplus(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.softplus(x, threshold=self.threshold) - self.shift
 
+    def smooth(self, x: Tensor) -> Tensor:
+        """The same without the step at the threshold, for what has to be smooth."""
+        return nn.functional.softplus(x, threshold=35.0) - self.shift
+
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "ssp": ShiftedSoftplus,

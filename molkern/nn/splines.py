@@ -319,23 +319,26 @@ def choose_grid(
         intervals: of the first grid to try.
 
     Raises:
-        ValueError: a tolerance that is not positive, or that no grid of up to 32,768 intervals
-            holds: filters that are not smooth, or a tolerance below rounding.
+        ValueError: a tolerance that is not positive, or that finer grids come no closer to:
+            filters that are not smooth, or a tolerance below rounding.
     """
     if not tolerance > 0:
         raise ValueError(f"the spline tolerance must be positive, got {tolerance}")
+    before = float("inf")
     while True:
         grid = SplineGrid(start, stop, intervals, degree, zero_beyond)
         report = _measure(function, grid, tolerance, element)
         if report.excess <= 1.0:
             return report
-        if intervals == MAX_INTERVALS:
+        if intervals == MAX_INTERVALS or report.excess > 0.7 * before:  # it does not converge
             raise ValueError(
-                f"no splines of up to {MAX_INTERVALS} intervals hold the tolerance {tolerance:g} "
-                f"({report}): raise spline_tolerance, or use filters='exact'"
+                f"no splines hold the tolerance {tolerance:g}, {intervals} intervals do not "
+                f"({report}): the filters are not smooth or the tolerance is below rounding; raise "
+                "spline_tolerance, or use filters='exact'"
             )
         # The curvature converges slowest, with the power degree - 1; the others are faster
-        growth = min(4.0, max(1.15, 1.03 * report.excess ** (1.0 / (degree + 1))))
+        before = report.excess
+        growth = min(4.0, max(1.25, 1.03 * report.excess ** (1.0 / (degree + 1))))
         intervals = min(MAX_INTERVALS, -(-int(intervals * growth) // 32) * 32)
 
 
