@@ -160,6 +160,7 @@ def scattered(atoms, closest=0.7):
     return positions
 
 
+@pytest.mark.unemulated
 @pytest.mark.parametrize(
     "options",
     [
