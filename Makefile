@@ -8,25 +8,26 @@ TORCH ?= torch==2.13.0
 NAME := $(subst <,-,$(subst >,-,$(subst =,-,$(TORCH))))
 TOOLS := $(VENV)/tools-$(NAME)
 BUILT := $(VENV)/built-$(NAME)
-EMULATED_TESTS := $(addprefix tests/,cfconv dense dtnn edges geometry interop md models neighbors \
-	nn radial spherical splines triplets test_graph.py cuda_emulation/test_kernels.py)
-SANITIZED_TESTS := $(addprefix tests/,cfconv dense dtnn geometry neighbors radial spherical \
-	splines triplets test_graph.py)
+# Operators with kernels for the CPU, and with CUDA kernels: csrc/NAME has its tests in tests/NAME.
+tests_of = $(patsubst csrc/%/,tests/%,$(sort $(dir $(wildcard csrc/*/$(1)))))
+CPU_TESTS := $(call tests_of,*_cpu.cpp) tests/test_graph.py
+CUDA_TESTS := $(call tests_of,*_cuda.cu) tests/test_graph.py
+EMULATED_TESTS := $(CUDA_TESTS) $(addprefix tests/,edges interop md models nn \
+	cuda_emulation/test_kernels.py)
+# Tests run on one thread each, so that every core takes some; PYTEST_FLAGS=-n0 runs one by one.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test lint sanitize bench gpu clean
 
 demo: $(BUILT)
 	$(BIN)/molkern demo
 
-# What takes minutes in the emulation; its kernels others run too.
-UNEMULATED := $(addprefix --deselect tests/interop/test_,dimenet_weights.py::test_official_code \
-	physnet_weights.py::test_official_code)
-
 # The suite, then the same operators and models on the CUDA kernels as the host emulates them.
 test: $(BUILT)
-	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -q $(PARALLEL) $(PYTEST_FLAGS)
 	MOLKERN_EMULATE_CUDA=1 $(BIN)/python setup.py -q build --build-lib build/emulated
-	PYTHONPATH=build/emulated $(BIN)/pytest -q $(EMULATED_TESTS) $(UNEMULATED) $(PYTEST_FLAGS)
+	PYTHONPATH=build/emulated $(BIN)/pytest -q $(EMULATED_TESTS) -m "not unemulated" \
+		--every-kernel $(PARALLEL) $(PYTEST_FLAGS)
 
 lint: $(BUILT)
 	$(BIN)/ruff format --check .
@@ -39,14 +40,16 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-
 RUNTIMES = $(foreach name,asan ubsan,$(shell $(CXX) -print-file-name=lib$(name).so))
 # Long ones, whose kernels the others run too.
 UNSANITIZED := test_third_derivatives or 200000 or instruction_set or opcheck or compile or autocast
+# One build has both, and of the instruction sets the one that the tests run.
+ISA = import molkern; print(molkern.build_info()["cpu_instruction_set_in_use"])
+SANITIZED = LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
+	PYTHONPATH=build/sanitized $(BIN)/pytest -q -k "not ($(UNSANITIZED))" $(PARALLEL)
 sanitize: $(BUILT)
-	for emulate in 0 1; do \
-		MOLKERN_CXXFLAGS="$(SANITIZERS)" MOLKERN_EMULATE_CUDA=$$emulate \
-			$(BIN)/python setup.py -q build --build-lib build/sanitized-$$emulate && \
-		LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
-			PYTHONPATH=build/sanitized-$$emulate $(BIN)/pytest -q $(SANITIZED_TESTS) \
-			-k "not ($(UNSANITIZED))" $(PYTEST_FLAGS) || exit 1; \
-	done
+	MOLKERN_CXXFLAGS="$(SANITIZERS)" MOLKERN_EMULATE_CUDA=1 \
+		MOLKERN_ISAS="$$($(BIN)/python -c '$(ISA)')" \
+		$(BIN)/python setup.py -q build --build-lib build/sanitized
+	MOLKERN_EMULATE_CUDA=0 $(SANITIZED) $(CPU_TESTS) $(PYTEST_FLAGS)
+	MOLKERN_EMULATE_CUDA=1 $(SANITIZED) $(CUDA_TESTS) $(PYTEST_FLAGS)
 
 bench: $(BUILT)
 	$(BIN)/pip install -q vesin matscipy nvalchemi-toolkit-ops

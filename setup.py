@@ -8,6 +8,9 @@ Environment:
   MOLKERN_CUDA=0|1       never / always build the CUDA kernels (default: if nvcc and torch allow it)
   MOLKERN_EMULATE_CUDA=1 build the CUDA kernels for the host, on CPU tensors, for tests:
                          python setup.py build --build-lib build/emulated
+                         With MOLKERN_EMULATE_CUDA=0, such a build runs the CPU's kernels
+  MOLKERN_ISAS           instruction sets of the CPU kernels, of those in ISAS ("avx2"; default:
+                         all). Without the baseline the build is for machines like this one
   MOLKERN_CXXFLAGS       more flags for the C++ compiler and the linker (sanitizers, say)
   TORCH_CUDA_ARCH_LIST   GPU architectures, as for torch ("8.0;9.0+PTX")
   MAX_JOBS               parallel compile jobs
@@ -37,6 +40,10 @@ if X86:
     ISAS["avx2"] = ["-mavx2", "-mfma"]
     ISAS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
     ISAS["avx512"] += ["-mprefer-vector-width=512"]
+WANTED_ISAS = os.environ.get("MOLKERN_ISAS", ",".join(ISAS)).split(",")
+if unknown := set(WANTED_ISAS) - set(ISAS):
+    raise SystemExit(f"MOLKERN_ISAS must be of {', '.join(ISAS)}, got {', '.join(sorted(unknown))}")
+ISAS = {name: flags for name, flags in ISAS.items() if name in WANTED_ISAS}
 # CPU kernels whose results must not depend on the instruction set: no fused multiply-adds of the
 # compiler's own choice.
 EXACT_KERNELS = {"neighbors_cpu.cpp"}
@@ -99,11 +106,16 @@ def cuda_architectures(nvcc):
 
 
 class NinjaFile:
-    """Collects build statements and runs ninja on them."""
+    """Collects build statements and runs ninja on them.
 
-    def __init__(self, build_dir):
+    Objects lie in folders by kind of build. Those that every kind compiles alike are shared.
+    """
+
+    def __init__(self, build_dir, kind):
         self.build_dir = Path(build_dir).resolve()
+        self.kind = kind
         self.lines = ["ninja_required_version = 1.3"]
+        self.builds = []  # (weight, lines)
         self.objects = []
 
     def rule(self, name, command, deps=True):
@@ -111,11 +123,16 @@ class NinjaFile:
         if deps:
             self.lines += ["  deps = gcc", "  depfile = $out.d"]
 
-    def compile(self, rule, source, suffix="", **variables):
-        name = Path(source).resolve().relative_to(ROOT.resolve()).with_suffix("")
-        target = self.build_dir / f"{name}{suffix}.o"
-        self.lines.append(f"build {target}: {rule} {Path(source).resolve()}")
-        self.lines += [f"  {key} = {value}" for key, value in variables.items()]
+    def compile(self, rule, source, suffix="", shared=False, **variables):
+        source = Path(source).resolve()
+        name = source.relative_to(ROOT.resolve()).with_suffix("")
+        target = self.build_dir / ("shared" if shared else self.kind) / f"{name}{suffix}.o"
+        lines = [f"build {target}: {rule} {source}"]
+        lines += [f"  {key} = {value}" for key, value in variables.items()]
+        # What takes longest is started first: kernels, above all those of folders full of code.
+        kernel = bool(suffix) or rule == "nvcc"
+        code = sum(path.stat().st_size for path in source.parent.iterdir())
+        self.builds.append(((kernel, code), lines))
         self.objects.append(str(target))
 
     def link(self, target):
@@ -123,9 +140,12 @@ class NinjaFile:
 
     def run(self):
         self.build_dir.mkdir(parents=True, exist_ok=True)
-        (self.build_dir / "build.ninja").write_text("\n".join(self.lines) + "\n")
+        self.builds.sort(key=lambda build: build[0], reverse=True)
+        lines = [*self.lines, *(line for _, build in self.builds for line in build)]
+        file = self.build_dir / f"{self.kind}.ninja"
+        file.write_text("\n".join(lines) + "\n")
         jobs = os.environ.get("MAX_JOBS")
-        command = [sys.executable, "-m", "ninja", "-C", str(self.build_dir)]
+        command = [sys.executable, "-m", "ninja", "-C", str(self.build_dir), "-f", file.name]
         subprocess.run(command + (["-j", jobs] if jobs else []), check=True)
 
 
@@ -146,22 +166,21 @@ class NinjaBuild(build_ext):
         nvcc = find_nvcc() if cuda else None
         arch_flags, arch_names = cuda_architectures(nvcc) if cuda else ([], [])
         compiler = os.environ.get("CXX", "c++")
-        defines = ["-DMOLKERN_X86=1"] * X86 + ["-DMOLKERN_EMULATE_CUDA"] * emulate
-        defines += ["-DMOLKERN_WITH_CUDA"] * cuda + ["-DMOLKERN_HAS_CUDA_KERNELS"] * (
-            cuda or emulate
-        )
-        base = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", f"-I{CSRC}", *defines]
-        base += [*OPENMP, "-O3", *EXTRA_FLAGS]
+        defines = [f"-DMOLKERN_WITH_{isa.upper()}" for isa in ISAS]
+        defines += ["-DMOLKERN_EMULATE_CUDA"] * emulate + ["-DMOLKERN_WITH_CUDA"] * cuda
+        defines += ["-DMOLKERN_HAS_CUDA_KERNELS"] * (cuda or emulate)
+        plain = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", f"-I{CSRC}"]
+        plain += [*OPENMP, "-O3", *EXTRA_FLAGS]
+        base = [*plain, *defines]
         torch_flags = [*base, *(f"-isystem{path}" for path in cpp_extension.include_paths())]
         if cuda:
             torch_flags.append(f"-isystem{cuda_home(nvcc) / 'include'}")
 
         # ninja watches no torch headers: objects of another torch must not be found.
         tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch-{torch.__version__}"
-        kind = "emulated" if emulate else "native"
-        if EXTRA_FLAGS:
-            kind += f"-{zlib.crc32(shlex.join(EXTRA_FLAGS).encode()):08x}"
-        ninja = NinjaFile(ROOT / "build" / f"objects-{tag}" / kind)
+        extra = f"flags-{zlib.crc32(shlex.join(EXTRA_FLAGS).encode()):08x}"
+        folder = ROOT / "build" / f"objects-{tag}" / (extra if EXTRA_FLAGS else "plain")
+        ninja = NinjaFile(folder, "emulated" if emulate else "native")
         ninja.rule("cxx", f"{compiler} $flags -MMD -MF $out.d -c $in -o $out")
         if cuda:
             flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", *defines]
@@ -180,7 +199,7 @@ class NinjaBuild(build_ext):
             ninja.compile("cxx", CSRC / "common" / name, flags=" ".join(base))
         for source in [*sorted(CSRC.glob("*/*_op.cpp")), CSRC / "common" / "torch_utils.cpp"]:
             ninja.compile("cxx", source, flags=" ".join(torch_flags))
-        self._add_kernels(ninja, base, cuda, emulate)
+        self._add_kernels(ninja, plain, base, cuda, emulate)
 
         ninja.rule("link", f"{compiler} -shared -o $out $in {self._link_flags(nvcc)}", deps=False)
         target = Path(self.get_ext_fullpath(ext.name))
@@ -202,19 +221,20 @@ class NinjaBuild(build_ext):
         return flags + [shlex.quote(f'-D{key}="{value}"') for key, value in info.items()]
 
     @staticmethod
-    def _add_kernels(ninja, base, cuda, emulate):
+    def _add_kernels(ninja, plain, base, cuda, emulate):
         # Errors of single operations are never looked at (errno, floating-point traps).
-        kernel = [*base, "-fno-math-errno", "-fno-trapping-math"]
+        careless = ["-fno-math-errno", "-fno-trapping-math"]
         for isa, isa_flags in ISAS.items():
             for source in sorted(CSRC.glob("*/*_cpu.cpp")):
-                flags = [*kernel, *isa_flags, f"-DMOLKERN_ISA={isa}"]
+                flags = [*plain, *careless, *isa_flags, f"-DMOLKERN_ISA={isa}"]
                 flags += ["-ffp-contract=off"] * (source.name in EXACT_KERNELS)
-                ninja.compile("cxx", source, f".{isa}", flags=" ".join(flags))
+                ninja.compile("cxx", source, f".{isa}", shared=True, flags=" ".join(flags))
         for source in sorted(CSRC.glob("*/*_cuda.cu")):
             if cuda:
                 ninja.compile("nvcc", source)
             elif emulate:
-                flags = [*kernel, "-ffp-contract=off", "-Wno-unknown-pragmas", f"-I{EMULATION}"]
+                flags = [*base, *careless, "-ffp-contract=off", "-Wno-unknown-pragmas"]
+                flags.append(f"-I{EMULATION}")
                 ninja.compile("cxx", source, ".emulated", flags=" ".join([*flags, "-x", "c++"]))
         for source in sorted(EMULATION.glob("*.cpp")) if emulate else []:
             ninja.compile("cxx", source, flags=" ".join(base))

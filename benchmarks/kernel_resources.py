@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,10 +55,12 @@ def readable(mangled: list[str]) -> list[str]:
     return names
 
 
-def compile_kernels(source: Path) -> Iterator[Resources]:
-    """Compiles one source for all capabilities and reads what the assembler reports."""
+def compile_kernels(
+    source: Path, capabilities: Sequence[int] = CAPABILITIES
+) -> Iterator[Resources]:
+    """Compiles one source for some capabilities and reads what the assembler reports."""
     command = ["nvcc", "-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{ROOT / 'csrc'}"]
-    command += [f"-gencode=arch=compute_{c},code=sm_{c}" for c in CAPABILITIES]
+    command += [f"-gencode=arch=compute_{c},code=sm_{c}" for c in capabilities]
     with tempfile.TemporaryDirectory() as folder:
         command += [
             "--threads",

@@ -12,8 +12,9 @@ namespace py = pybind11;
 
 #ifdef MOLKERN_EMULATE_CUDA
 namespace cuda_emulation {
+bool wanted();
 std::vector<std::string> launched();
-}
+}  // namespace cuda_emulation
 #endif
 
 PYBIND11_MODULE(_C, module) {
@@ -30,7 +31,7 @@ PYBIND11_MODULE(_C, module) {
     info["cuda"] = py::str(MOLKERN_CUDA_VERSION);
     info["cuda_architectures"] = py::str(MOLKERN_CUDA_ARCHITECTURES).attr("split")();
 #ifdef MOLKERN_EMULATE_CUDA
-    info["cuda_emulation"] = true;
+    info["cuda_emulation"] = cuda_emulation::wanted();
 #else
     info["cuda_emulation"] = false;
 #endif

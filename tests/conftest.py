@@ -1,11 +1,13 @@
 """What the tests share: devices, the folder of reference data, and graphs to try things on."""
 
+import gc
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cuda_emulation.kernels import kernels, launched
 
 import molkern
 
@@ -19,8 +21,54 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() and molkern.build_info
 
 
 def pytest_collection_modifyitems(items):
-    """What counts the kernels that ran comes last."""
-    items.sort(key=lambda item: item.name == "test_every_kernel_was_launched")
+    """The longest come first, so that no worker of pytest-xdist is left with one at the end."""
+    items.sort(key=lambda item: item.path.name != "test_cuda_compile.py")
+
+
+def pytest_collection_finish():
+    """The garbage collector need not go through all that was imported again and again."""
+    gc.freeze()
+
+
+LAUNCHED = pytest.StashKey[set]()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every-kernel",
+        action="store_true",
+        help="fail if there is a CUDA kernel in csrc that no test launched (emulated builds)",
+    )
+
+
+def pytest_configure(config):
+    config.stash[LAUNCHED] = set()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A worker of pytest-xdist has ended: what it launched counts for the whole run."""
+    launched = getattr(node, "workeroutput", {}).get("launched_kernels", [])
+    node.config.stash[LAUNCHED].update(launched)
+
+
+def never_launched(config):
+    return [name for name in kernels() if name not in config.stash[LAUNCHED]]
+
+
+def pytest_sessionfinish(session):
+    config = session.config
+    config.stash[LAUNCHED].update(launched())
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["launched_kernels"] = sorted(config.stash[LAUNCHED])
+    elif config.getoption("every_kernel") and never_launched(config) and not session.exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("every_kernel") and (names := never_launched(config)):
+        terminalreporter.section("CUDA kernels that no test launched", red=True, bold=True)
+        terminalreporter.line("\n".join(names))
 
 
 @pytest.fixture(params=DEVICES)

@@ -8,11 +8,15 @@ namespace molkern {
 namespace {
 
 Isa supported() {
-#ifdef MOLKERN_X86
+#if defined(MOLKERN_WITH_AVX2) || defined(MOLKERN_WITH_AVX512)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#ifdef MOLKERN_WITH_AVX512
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx2 && avx512) return Isa::avx512;
+#endif
+#ifdef MOLKERN_WITH_AVX2
   if (avx2) return Isa::avx2;
 #endif
   return Isa::baseline;

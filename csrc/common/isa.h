@@ -2,6 +2,7 @@
 // template over Isa; its source file instantiates it for MOLKERN_ISA, the set it is compiled for.
 #pragma once
 
+#include <stdexcept>
 #include <type_traits>
 
 namespace molkern {
@@ -14,20 +15,20 @@ Isa best_isa();
 
 const char* name(Isa isa);
 
-// Calls function(std::integral_constant<Isa, best_isa()>).
+// Calls function(std::integral_constant<Isa, best_isa()>), of the sets in this build.
 template <typename Function>
 decltype(auto) with_isa(Function&& function) {
-#ifdef MOLKERN_X86
-  switch (best_isa()) {
-    case Isa::avx512:
-      return function(std::integral_constant<Isa, Isa::avx512>{});
-    case Isa::avx2:
-      return function(std::integral_constant<Isa, Isa::avx2>{});
-    case Isa::baseline:
-      break;
-  }
+#ifdef MOLKERN_WITH_AVX512
+  if (best_isa() == Isa::avx512) return function(std::integral_constant<Isa, Isa::avx512>{});
 #endif
+#ifdef MOLKERN_WITH_AVX2
+  if (best_isa() == Isa::avx2) return function(std::integral_constant<Isa, Isa::avx2>{});
+#endif
+#ifdef MOLKERN_WITH_BASELINE
   return function(std::integral_constant<Isa, Isa::baseline>{});
+#else
+  throw std::runtime_error("molkern: built for other instruction sets than this machine's");
+#endif
 }
 
 }  // namespace molkern

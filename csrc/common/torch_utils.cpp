@@ -14,11 +14,17 @@
 #include <c10/cuda/CUDAStream.h>
 #endif
 
+#ifdef MOLKERN_EMULATE_CUDA
+namespace cuda_emulation {
+bool wanted();
+}
+#endif
+
 namespace molkern {
 
 bool on_cuda([[maybe_unused]] const Tensor& tensor) {
 #if defined(MOLKERN_EMULATE_CUDA)
-  return true;
+  return cuda_emulation::wanted();
 #elif defined(MOLKERN_WITH_CUDA)
   return tensor.is_cuda();
 #else

@@ -19,7 +19,8 @@ namespace molkern {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Whether the CUDA kernels serve this tensor. In a build that emulates CUDA they serve CPU tensors.
+// Whether the CUDA kernels serve this tensor. In a build that emulates CUDA they serve CPU tensors,
+// unless the environment says MOLKERN_EMULATE_CUDA=0.
 bool on_cuda(const Tensor& tensor);
 
 // The current stream of the tensor's device.

@@ -37,6 +37,12 @@ struct Thread {
   uint64_t value = 0;  // brought; then received
 };
 
+// Lanes by their bits, so that an exchange need not look at each of them every time.
+struct Warp {
+  unsigned running = 0;  // present, and not exited
+  unsigned exchanging = 0;
+};
+
 struct Worker {
   Fiber fiber;
   Thread* thread = nullptr;
@@ -51,6 +57,7 @@ struct Launch {
   void (*body)(const void*) = nullptr;
   const void* closure = nullptr;
   std::vector<Thread> threads;
+  std::vector<Warp> warps;
   std::vector<int> order;
   Thread* current = nullptr;
   Fiber scheduler;
@@ -66,10 +73,8 @@ struct Launch {
   void* dynamic = nullptr;
 };
 
-Launch& launch() {
-  static Launch* instance = new Launch;  // never destroyed: stacks may still hold frames
-  return *instance;
-}
+Launch* const instance = new Launch;  // never destroyed: stacks may still hold frames
+Launch& launch() { return *instance; }
 
 uint64_t random_below(uint64_t bound) {  // splitmix64
   uint64_t z = launch().random_state += 0x9e3779b97f4a7c15u;
@@ -116,10 +121,16 @@ Thread* lane_of(const Thread& thread, int lane) {
   return number < launch().threads.size() ? &launch().threads[number] : nullptr;
 }
 
+Warp& warp_of(const Thread& thread) {
+  return launch().warps[static_cast<size_t>(thread.number / 32)];
+}
+unsigned bit_of(const Thread& thread) { return 1u << thread.number % 32; }
+
 void finish_thread(Thread& thread) {
-  Launch& now = launch();
   thread.state = State::exited;
-  ++now.exited;
+  ++launch().exited;
+  warp_of(thread).running &= ~bit_of(thread);
+  if (!warp_of(thread).exchanging) return;
   for (int lane = 0; lane < 32; ++lane) {
     const Thread* other = lane_of(thread, lane);
     if (other && other->state == State::exchanging && other->mask >> thread.number % 32 & 1)
@@ -189,11 +200,13 @@ void run_block(dim3 block) {
   now.static_bytes = 0;
   if (now.dynamic) fill_with_poison(now.dynamic, now.dynamic_bytes);
   int number = 0;
+  now.warps.assign((now.threads.size() + 31) / 32, Warp{});
   for (Thread& thread : now.threads) {
     const unsigned k = static_cast<unsigned>(number);
     thread = Thread{};
     thread.index = {k % block.x, k / block.x % block.y, k / block.x / block.y};
     thread.number = number++;
+    warp_of(thread).running |= bit_of(thread);
   }
   while (now.exited < number) {
     bool progress = false;
@@ -252,16 +265,17 @@ void run_grid(dim3 grid, dim3 block) {
 }
 
 bool all_here(const Thread& thread) {
+  if (thread.mask & ~warp_of(thread).exchanging) return false;
   for (int lane = 0; lane < 32; ++lane) {
     if (!(thread.mask >> lane & 1)) continue;
-    const Thread& other = *lane_of(thread, lane);
-    if (other.state != State::exchanging || other.mask != thread.mask) return false;
+    if (lane_of(thread, lane)->mask != thread.mask) return false;
   }
   return true;
 }
 
 void check_exchange(const Thread& thread) {
-  if (!(thread.mask >> thread.number % 32 & 1)) fail("its own lane is not in the mask it gives");
+  if (!(thread.mask & bit_of(thread))) fail("its own lane is not in the mask it gives");
+  if (!(thread.mask & ~warp_of(thread).running)) return;
   for (int lane = 0; lane < 32; ++lane) {
     if (!(thread.mask >> lane & 1)) continue;
     const Thread* other = lane_of(thread, lane);
@@ -290,6 +304,7 @@ uint64_t received(const Thread& thread, const uint64_t (&values)[32]) {
 }
 
 void complete(Thread& last) {
+  warp_of(last).exchanging &= ~last.mask;
   uint64_t values[32] = {}, results[32] = {};
   for (int lane = 0; lane < 32; ++lane) {
     if (!(last.mask >> lane & 1)) continue;
@@ -310,6 +325,14 @@ void complete(Thread& last) {
 }
 
 }  // namespace
+
+bool wanted() {
+  static const bool answer = [] {
+    const char* setting = std::getenv("MOLKERN_EMULATE_CUDA");
+    return !setting || std::strcmp(setting, "0") != 0;
+  }();
+  return answer;
+}
 
 std::vector<std::string> launched() {
   Launch& now = launch();
@@ -402,6 +425,7 @@ uint64_t exchange(Exchange kind, unsigned mask, uint64_t value, int source, int 
   self.line = line;
   check_exchange(self);
   self.state = State::exchanging;
+  warp_of(self).exchanging |= bit_of(self);
   if (all_here(self)) complete(self);
   // In natural order the last lane goes straight on; shuffled, every lane has its turn.
   if (self.state != State::ready || launch().random_state) give_way();

@@ -20,6 +20,9 @@
 
 namespace cuda_emulation {
 
+// Whether the emulated kernels are to run: not if MOLKERN_EMULATE_CUDA=0 when this is first asked.
+bool wanted();
+
 // Names of the kernels launched by this process so far, sorted.
 std::vector<std::string> launched();
 

@@ -36,6 +36,7 @@ def test_equals_indexing(kind, dtype, device):
     torch.testing.assert_close(sum_edges(values, graph, factors=factors), expected)
 
 
+@pytest.mark.unemulated
 @pytest.mark.parametrize("kind", KINDS)
 def test_derivatives(kind, device):
     graph = graph_of(kind, device)

@@ -47,6 +47,7 @@ def norms_in_float32(zeros):
     return torch.as_tensor(norms)
 
 
+@pytest.mark.unemulated
 def test_official_code(kind, reference):
     data = reference(f"{FILES[kind]}_reference.npz")
     model = load(reference.path(f"{FILES[kind]}_weights.npz")).double()
@@ -63,6 +64,7 @@ def test_official_code(kind, reference):
     assert deviation(out["forces"], data["F_f64"]) < 1e-11
 
 
+@pytest.mark.unemulated
 def test_official_code_with_exact_zeros(kind, reference):
     data = reference(f"{FILES[kind]}_reference.npz")
     loaded = load(reference.path(f"{FILES[kind]}_weights.npz"))
@@ -74,6 +76,7 @@ def test_official_code_with_exact_zeros(kind, reference):
     assert deviation(out["forces"], data["F_f64_exactzeros"]) < 1e-11
 
 
+@pytest.mark.unemulated
 def test_official_code_in_float32(kind, reference):
     data = reference(f"{FILES[kind]}_reference.npz")
     model = load(reference.path(f"{FILES[kind]}_weights.npz"))
@@ -157,6 +160,7 @@ def scattered(atoms, closest=0.7):
     return positions
 
 
+@pytest.mark.unemulated
 @pytest.mark.parametrize(
     "options",
     [

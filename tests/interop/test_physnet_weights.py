@@ -20,6 +20,7 @@ def reference_batch(data):
     return AtomicBatch(torch.as_tensor(data["Z"]), torch.as_tensor(data["R"]), system)
 
 
+@pytest.mark.unemulated
 def test_official_code(reference):
     """14 molecules by the authors' code in float64, dispersion off: equal but for rounding."""
     data = reference("physnet_official_random_reference.npz")
@@ -45,6 +46,7 @@ def test_official_code(reference):
         )
 
 
+@pytest.mark.unemulated
 def test_official_code_in_float32(reference):
     data = reference("physnet_official_random_reference.npz")
     model = load(reference.path("physnet_official_random_weights.npz"))

@@ -15,6 +15,7 @@ CASES = {
 }
 
 
+@pytest.mark.unemulated  # takes long and runs the kernels that others run
 @pytest.mark.parametrize("name", CASES)
 def test_forces(reference, name):
     weights, file, types, forces = CASES[name]

@@ -349,6 +349,7 @@ def test_force_training_on_collinear_molecules(kind, line, tilted):
         assert float(tensor.grad.view(-1)[index]) == pytest.approx(slope, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.unemulated
 def test_training_on_forces_and_stress(kind, crystal):
     numbers, positions, cell = crystal
     model = small(kind).train()
@@ -412,6 +413,7 @@ def test_results_are_the_same_bits_on_every_run(kind, crystal):
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
 
 
+@pytest.mark.unemulated
 def test_compiled_model_gives_the_same(kind, crystal):
     numbers, positions, cell = crystal
     model = small(kind, num_blocks=1).eval()

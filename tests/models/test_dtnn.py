@@ -334,6 +334,7 @@ def test_lone_atoms(atoms):
     assert not out["forces"].any()
 
 
+@pytest.mark.unemulated
 def test_compiled_model_gives_the_same(crystal):
     model = small().eval()
     for batch in (crystal_batch(crystal), AtomicBatch(*crystal[:2])):

@@ -137,6 +137,7 @@ def test_memory_of_a_large_system():
     assert 0 < peak < 0.5 * neighbors.num_edges * 24 * 4
 
 
+@pytest.mark.unemulated  # takes long and runs the kernels that others run
 def test_compiled():
     model, batch = small(torch.float32), molecules(torch.float32)
     lean = LeanSchNet(model)
@@ -147,6 +148,7 @@ def test_compiled():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.unemulated
 def test_exported_and_packaged(tmp_path):
     """One program for molecules of any size, run by torch and as AOTInductor's package."""
     model = small(torch.float32)

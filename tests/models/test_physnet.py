@@ -354,6 +354,7 @@ def test_saved_model_is_the_same(tmp_path, kind, dtype):
     assert torch.equal(loaded(batch)["energy"], model(batch)["energy"])
 
 
+@pytest.mark.unemulated
 def test_compiled_model_gives_the_same(crystal):
     blocks = {f"num_residual_{name}": 1 for name in ("atomic", "interaction", "output")}
     model = small(lr_cut=6.0, num_interactions=1, **blocks).eval()

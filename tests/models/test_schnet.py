@@ -194,6 +194,7 @@ def test_evaluation_keeps_no_graph_and_leaves_positions_alone(crystal):
     assert torch.equal(out["forces"], again["forces"])
 
 
+@pytest.mark.unemulated
 def test_compiled_model_gives_the_same(crystal):
     model = small().eval()
     batch = crystal_batch(crystal)

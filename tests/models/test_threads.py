@@ -16,6 +16,7 @@ MODELS = {
 }
 
 
+@pytest.mark.unemulated
 @pytest.mark.parametrize("name", MODELS)
 def test_same_bits_for_every_number_of_threads(name, threads):
     model = MODELS[name]().eval()

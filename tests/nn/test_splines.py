@@ -75,7 +75,7 @@ def test_what_is_not_smooth_is_refused():
     def kinked(d):
         return [(d - 1.23456).abs()[:, None]]
 
-    with pytest.raises(ValueError, match="no splines hold the tolerance 1e-06, .* not smooth"):
+    with pytest.raises(ValueError, match=r"no splines hold the tolerance 1e-06, .* not smooth"):
         molkern.nn.choose_grid(kinked, 0.0, 5.0, tolerance=1e-6, degree=3)
     with pytest.raises(ValueError, match=r"tolerance must be positive, got 0\.0"):
         molkern.nn.choose_grid(bumps, 0.0, 5.0, tolerance=0.0, degree=3)

@@ -258,6 +258,7 @@ torch.save(results, sys.argv[1])
 """
 
 
+@pytest.mark.unemulated
 def test_instruction_sets_agree(tmp_path):
     saved = tmp_path / "baseline.pt"
     environment = os.environ | {"MOLKERN_ISA": "baseline", "PYTHONPATH": os.pathsep.join(FOLDERS)}

@@ -270,6 +270,7 @@ torch.save(evaluate(spherical_radial, inputs(301), *constants()), sys.argv[1])
 """
 
 
+@pytest.mark.unemulated
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_instruction_sets_agree(tmp_path, isa):
     if isa not in molkern.build_info()["cpu_instruction_sets"]:

@@ -258,6 +258,7 @@ for value in results(graph, *inputs(graph, 37, grid), grid):
 """
 
 
+@pytest.mark.unemulated
 @pytest.mark.parametrize("degree", [3, 5])
 def test_instruction_sets_agree(degree, monkeypatch):
     monkeypatch.setenv(

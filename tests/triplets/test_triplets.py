@@ -272,6 +272,7 @@ torch.save([t.detach() for t in out], sys.argv[1])
 """
 
 
+@pytest.mark.unemulated
 def test_instruction_sets_agree(tmp_path):
     results = []
     for isa in molkern.build_info()["cpu_instruction_sets"]:
