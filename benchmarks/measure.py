@@ -19,12 +19,19 @@ def peak_memory(function: Callable[[], object]) -> int:
     return peak
 
 
-def interleaved(functions: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Median seconds of each function, measured in turns so that a busy machine hits all alike."""
+def interleaved(
+    functions: Sequence[Callable[[], object]], rounds: int, calls: int = 1
+) -> list[float]:
+    """Median seconds of each function, measured in turns so that a busy machine hits all alike.
+
+    In its turn a function is called ``calls`` times, as often as it takes for short ones to find
+    their own data in the caches, as they do in a run of them.
+    """
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
         for function, seconds in zip(functions, times, strict=True):
             start = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - start)
+            for _ in range(calls):
+                function()
+            seconds.append((time.perf_counter() - start) / calls)
     return [statistics.median(seconds) for seconds in times]
