@@ -79,17 +79,18 @@ class LeanSchNet(nn.Module):
         self._tables = tables
 
     def _compose(self) -> tuple[list[Any], list[Any]]:
-        """The layers with their activations, looked up once."""
+        """Weights, biases and activations of the layers: modules take long to give them."""
         blocks = []
         interactions: list[Any] = list(self.interactions)
         for k, block in enumerate(interactions):
             conv = block.conv
             kind = _fused(block.activation, conv.lin_out.weight.dtype)
-            blocks.append((f"table_{k}", conv.lin_in, conv.lin_out, block.lin, kind))
-        layers: list[Any] = list(self.head.layers)
+            layers = [_tensors(layer) for layer in (conv.lin_in, conv.lin_out, block.lin)]
+            blocks.append((f"table_{k}", *layers, kind))
+        modules: list[Any] = list(self.head.layers)
         head = [
-            (layer, _fused(bend, layer.weight.dtype))
-            for layer, bend in zip(layers[::2], [*layers[1::2], None], strict=True)
+            (_tensors(layer), _fused(bend, layer.weight.dtype))
+            for layer, bend in zip(modules[::2], [*modules[1::2], None], strict=True)
         ]
         return blocks, head
 
@@ -181,18 +182,18 @@ class LeanSchNet(nn.Module):
         energy = segment_sum(energies.unsqueeze(1), system_ptr).squeeze(1)
 
         g = self.reference.scale.to(x.dtype).expand(x.shape[0], 1)
-        for layer, _ in reversed(head):
-            g = operators.dense_input_grad.default(g, slopes.pop(), layer.weight, None)
+        for (weight, _), _ in reversed(head):
+            g = operators.dense_input_grad.default(g, slopes.pop(), weight, None)
         gd = None
         for table, lin_in, lin_out, lin, _ in reversed(blocks):
             v, slope = kept.pop()
-            gh = operators.dense_input_grad.default(g, None, lin.weight, None)
-            gy = operators.dense_input_grad.default(gh, slope, lin_out.weight, None)
+            gh = operators.dense_input_grad.default(g, None, lin[0], None)
+            gy = operators.dense_input_grad.default(gh, slope, lin_out[0], None)
             gv, gd, _ = operators.spline_cfconv_grad.default(
                 gy, v, getattr(self, table), distances, gd, *sides, *spline, False
             )
             if kept:  # the first features do not depend on the positions
-                g = operators.dense_input_grad.default(gv, None, lin_in.weight, g)
+                g = operators.dense_input_grad.default(gv, None, lin_in[0], g)
         vectors = operators.edge_vectors.default(positions, *images, *sides, padded)
         pulls = operators.edge_norm_grad.default(gd, vectors)
         systems = 0 if cell is None else cell.shape[0]
@@ -224,21 +225,25 @@ def _fused(activation: nn.Module | None, dtype: torch.dtype) -> int | ShiftedSof
     return DENSE_ACTIVATIONS.index("silu" if isinstance(activation, nn.SiLU) else "tanh")
 
 
-def _linear(layer: nn.Linear, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    return operators.dense.default(
-        x, layer.weight, layer.bias, residual, None, None, 0, False, False
-    )[0]
+#: Weight and bias of a layer.
+Layer = tuple[Tensor, Tensor | None]
+
+
+def _tensors(layer: nn.Linear) -> Layer:
+    return layer.weight, layer.bias
+
+
+def _linear(layer: Layer, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    return operators.dense.default(x, *layer, residual, None, None, 0, False, False)[0]
 
 
 def _activated(
-    layer: nn.Linear, kind: int | ShiftedSoftplus, x: Tensor
+    layer: Layer, kind: int | ShiftedSoftplus, x: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """A layer's output and the slope of its activation, None for 1."""
     if isinstance(kind, ShiftedSoftplus):
         z = _linear(layer, x)
         slope = torch.where(z > kind.threshold, 1.0, torch.sigmoid(z))
         return kind(z), slope.to(z.dtype)
-    y, slope, _ = operators.dense.default(
-        x, layer.weight, layer.bias, None, None, None, kind, kind != 0, False
-    )
+    y, slope, _ = operators.dense.default(x, *layer, None, None, None, kind, kind != 0, False)
     return y, slope if kind else None
