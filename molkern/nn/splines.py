@@ -387,12 +387,14 @@ class SplineTables:
 
     def constant(self, model: Any) -> tuple[SplineGrid, list[Tensor]]:
         """The grid and tables without gradients, kept until the weights change."""
-        if self._tables is None or not self.current():
-            if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            if self._report is None or self._tables is None:
                 raise RuntimeError(
                     "the model's splines are not made yet: call model.spline_report() before "
                     "compiling it, and again after its weights have changed"
                 )
+            return self._report.grid, self._tables
+        if self._tables is None or not self.current():
             double = self._renew(model)
             assert self._report is not None
             with torch.no_grad():

@@ -149,6 +149,23 @@ def test_compiled():
 
 
 @pytest.mark.unemulated
+def test_the_model_itself_compiles():
+    """Energies, with the tables that are there."""
+    model, batch = small(torch.float32), molecules(torch.float32)
+    neighbors = batch.neighbors(CUTOFF)
+
+    with torch.no_grad():
+        expected = model_energy(model, batch, neighbors, batch.positions)  # makes the tables
+        compiled = torch.compile(lambda p: model_energy(model, batch, neighbors, p), fullgraph=True)
+        torch.testing.assert_close(compiled(batch.positions), expected)
+
+
+def model_energy(model, batch, neighbors, positions):
+    structure = molkern.models.Structure(batch, neighbors, positions, None)
+    return model.predict(structure)["energy"]
+
+
+@pytest.mark.unemulated
 def test_exported_and_packaged(tmp_path):
     """One program for molecules of any size, run by torch and as AOTInductor's package."""
     model = small(torch.float32)
