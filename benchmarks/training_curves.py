@@ -69,14 +69,21 @@ def plot(runs: list[dict], path: Path) -> None:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2)
-    colors = {"exact": "tab:gray", "spline": "tab:blue"}
+    colors = {"exact": "0.75", "spline": "tab:blue"}
     for run in runs:
         rows = torch.tensor(run["curve"], dtype=torch.float64)
         label = f"{run['filters']} filters" if run["seed"] == 0 else None
         for axis, column in zip(axes, (2, 1), strict=True):
-            style = "--" if run["filters"] == "exact" else "-"
-            axis.plot(rows[:, 0], 1e3 * rows[:, column], style, c=colors[run["filters"]], lw=1.3,
-                      label=label)  # fmt: skip
+            style, width = ("-", 5) if run["filters"] == "exact" else ("--", 1.5)
+            axis.plot(
+                rows[:, 0],
+                1e3 * rows[:, column],
+                style,
+                c=colors[run["filters"]],
+                lw=width,
+                label=label,
+                zorder=-width,
+            )
     names = ("force error, meV/Å", "energy error, meV")
     for axis, name in zip(axes, names, strict=True):
         axis.set(xlabel="step", ylabel=f"validation {name}", yscale="log")
