@@ -179,7 +179,10 @@ class LeanSchNet(nn.Module):
             x, slope = _activated(layer, kind, x)
             slopes.append(slope)
         energies = self.reference(x.squeeze(1), numbers)
-        energy = segment_sum(energies.unsqueeze(1), system_ptr).squeeze(1)
+        if torch.compiler.is_compiling() and system_ptr.shape[0] == 2:
+            energy = energies.sum(0, keepdim=True)  # compiled code serves any number of atoms
+        else:
+            energy = segment_sum(energies.unsqueeze(1), system_ptr).squeeze(1)
 
         g = self.reference.scale.to(x.dtype).expand(x.shape[0], 1)
         for (weight, _), _ in reversed(head):

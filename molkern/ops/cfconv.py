@@ -142,8 +142,7 @@ def _check_segments(name: str, segment_ptr: Tensor, values: Tensor, count: int) 
 def _sum_segments(values: Tensor, segment_ptr: Tensor) -> Tensor:
     """A convolution with filters of one; a single segment is summed by torch or in chunks."""
     count, device = values.shape[0], values.device
-    # Compiled code serves any number of rows, so its path must not depend on it
-    if segment_ptr.shape[0] == 2 and not torch.compiler.is_compiling():
+    if segment_ptr.shape[0] == 2:
         if device.type != "cpu" or values.numel() < _ONE_THREAD:
             return values.sum(0, keepdim=True)
         if count > _CHUNK:
