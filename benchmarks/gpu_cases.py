@@ -16,6 +16,7 @@ import molkern
 from molkern.ops import (
     SplineGrid,
     cfconv,
+    dtnn_message,
     radial_basis,
     spherical_radial,
     spline_cfconv,
@@ -25,6 +26,7 @@ from molkern.ops import (
 CUTOFF, FUNCTIONS, FEATURES = 5.0, 50, 128
 ORDERS, RADIAL, CHANNELS = 7, 6, 8  # of DimeNet
 INTERVALS = 512  # of splines
+FACTORS, MESSAGES = 60, 30  # of DTNN
 # DimeNet's and DimeNet++'s sums over triplets: features, angle, whether channels are contracted.
 TRIPLETS = {"dimenet": (128, "at_i", False), "dimenet_plusplus": (64, "plusplus", True)}
 Run = Callable[[], object]
@@ -186,6 +188,36 @@ class Water:
         runs = [product(y, leaves, g, h)] + ([product(z, leaves, g, h)] if fits else [])
         yield Case("spline_cfconv_double", twice, *runs)
 
+    def dtnn(self) -> Iterator[Case]:
+        """DTNN's messages, which products of a matrix bound; the table as for the splines."""
+        n, e, k, c, nl = self.atoms, self.edges, FACTORS, MESSAGES, self.neighbors
+        grid = SplineGrid(0.0, CUTOFF, INTERVALS)
+        d = nl.distances(self.positions, self.cell).detach().requires_grad_()
+        x = torch.randn(n, k, device=self.device, requires_grad=True)
+        table = torch.randn(grid.rows, k, device=self.device, requires_grad=True)
+        weight = torch.randn(c, k, device=self.device, requires_grad=True)
+        bins = grid.bins(d, nl)
+        senders, receivers = nl.edge_index
+
+        def ours(*inputs: torch.Tensor) -> torch.Tensor:
+            return dtnn_message(*inputs, nl, grid, bins=bins)
+
+        def plain(*inputs: torch.Tensor) -> torch.Tensor:
+            x, table, d, weight = inputs
+            messages = torch.tanh((x[senders] * cubic(d, table)) @ weight.t())
+            return messages.new_zeros(n, c).index_add(0, receivers, messages)
+
+        leaves = [x, table, d, weight]
+        still = [t.detach() for t in leaves]
+        fits, rows = self.has_room(16 * 4 * k * e), 4 * (k + c) * n + 8 * e
+        runs = [lambda: ours(*still)] + ([lambda: plain(*still)] if fits else [])
+        yield Case("dtnn_message", rows, *runs)
+        y = ours(*leaves)
+        z = plain(*leaves) if fits else None
+        g = torch.randn_like(y).requires_grad_()
+        runs = [gradient(y, leaves, g)] + ([gradient(z, leaves, g)] if fits else [])
+        yield Case("dtnn_message_backward", 3 * rows, *runs)
+
     def triplets(self) -> Iterator[Case]:
         """Of the two models' shapes. The peer lists all triplets: only where they are few."""
         triplets = self.edges * (self.edges // max(self.atoms, 1))
@@ -249,6 +281,7 @@ class Water:
         yield from self.spherical()
         yield from self.convolution()
         yield from self.splines()
+        yield from self.dtnn()
         # DimeNet's sums, their cotangents and derivatives by them.
         if self.has_room(6 * 4 * CHANNELS * FEATURES * self.edges):
             yield from self.triplets()

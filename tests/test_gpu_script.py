@@ -26,6 +26,7 @@ def test_kernels_and_ceilings(tmp_path):
     names = [row["name"] for row in report["kernels"]]
     assert {"neighbor_list", "distances", "radial_double", "cfconv_backward"} <= set(names)
     assert {"spline_bins", "spline_cfconv", "spline_cfconv_double"} <= set(names)
+    assert {"dtnn_message", "dtnn_message_backward"} <= set(names)
     assert {"spherical_radial", "spherical_backward", "spherical_double"} <= set(names)
     for row in report["kernels"]:
         assert row["same_bits"], row["name"]

@@ -49,6 +49,12 @@ void check_index(const char* op, const char* argument, const Tensor& tensor, con
 Adjacency adjacency(const char* op, const Tensor& row_ptr, const Tensor& neighbors,
                     const OptionalTensor& edges, const Tensor& like);
 
+// The numbers of a tensor, or null where there is none.
+template <typename T>
+const T* data(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr<T>() : nullptr;
+}
+
 // Calls function(T{}) with T = float or double, after the tensor's type.
 template <typename Function>
 void with_real(const Tensor& tensor, Function&& function) {

@@ -25,11 +25,6 @@ namespace {
 
 constexpr double softplus_threshold = 20;
 
-template <typename T>
-const T* data(const OptionalTensor& tensor) {
-  return tensor ? tensor->const_data_ptr<T>() : nullptr;
-}
-
 // Threads that share the multiplications, sixteen of which take as long as one number of memory.
 int dense_threads(const DenseShape& shape) {
   return threads_for(shape.rows * (shape.columns * shape.depth / 16 + shape.columns + shape.depth));

@@ -1,68 +1,30 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <cmath>
 #include <tuple>
 
-#include "common/torch_utils.h"
 #include "dtnn/dtnn.h"
+#include "splines/spline_arguments.h"
 
 namespace molkern {
 namespace {
 
-// What the operators have in common, checked.
-struct Arguments {
-  const Tensor &x, &table, &distances, &weight;
-  Adjacency receivers, senders;
-  double start, stop;
-  int degree;
-  bool zero_beyond;
-  int64_t intervals;
+// The weight beside what all operators with splines take.
+struct Arguments : SplineArguments {
+  const Tensor& weight;
 
-  Arguments(const char* op, const Tensor& x_in, const Tensor& table_in, const Tensor& distances_in,
-            const Tensor& weight_in, const Tensor& row_ptr, const Tensor& neighbors,
-            const OptionalTensor& edges, const Tensor& t_row_ptr, const Tensor& t_neighbors,
-            const OptionalTensor& t_edges, double start_in, double stop_in, int64_t degree_in,
-            bool zero_in)
-      : x(x_in),
-        table(table_in),
-        distances(distances_in),
-        weight(weight_in),
-        start(start_in),
-        stop(stop_in),
-        degree(static_cast<int>(degree_in)),
-        zero_beyond(zero_in) {
-    TORCH_CHECK_VALUE(degree_in == 3 || degree_in == 5, op, ": degree must be 3 or 5, got ",
-                      degree_in);
-    TORCH_CHECK_VALUE(std::isfinite(start) && std::isfinite(stop) && start < stop, op,
-                      ": start and stop must be finite and ascend, got ", start, " and ", stop);
-    check_real(op, "x", x, 2);
-    check_real(op, "table", table, 2);
-    check_like(op, "table", table, "x", x);
-    check_size(op, "table", table, 1, x.size(1));
-    intervals = table.size(0) - degree;
-    TORCH_CHECK_VALUE(intervals >= 1 && intervals < (int64_t{1} << 24), op,
-                      ": the table must have from ", degree + 1, " to ", (1 << 24) + degree - 1,
-                      " rows, got ", table.size(0));
-    check_real(op, "distances", distances, 1);
-    check_like(op, "distances", distances, "x", x);
+  template <typename... Rest>
+  Arguments(const char* op, const Tensor& x, const Tensor& table, const Tensor& distances,
+            const Tensor& weight_in, const Rest&... rest)
+      : SplineArguments(op, x, table, distances, rest...), weight(weight_in) {
     check_real(op, "weight", weight, 2);
     check_like(op, "weight", weight, "x", x);
     check_size(op, "weight", weight, 1, x.size(1));
-    receivers = adjacency(op, row_ptr, neighbors, edges, x);
-    senders = adjacency(op, t_row_ptr, t_neighbors, t_edges, x);
-    check_size(op, "distances", distances, 0, neighbors.numel());
-    check_size(op, "x", x, 0, senders.rows);
   }
 
   template <typename T>
   DtnnInputs<T> inputs() const {
-    const SplineGrid<T> grid{T(start), T(stop), T(static_cast<double>(intervals) / (stop - start)),
-                             static_cast<int32_t>(intervals), zero_beyond};
-    return {{grid, table.const_data_ptr<T>(), distances.const_data_ptr<T>(), degree, x.size(1)},
-            x.const_data_ptr<T>(),
-            weight.const_data_ptr<T>(),
-            weight.size(0)};
+    return {filters<T>(), x.const_data_ptr<T>(), weight.const_data_ptr<T>(), weight.size(0)};
   }
 
   // No factor or no channel.
@@ -73,24 +35,9 @@ struct Arguments {
     return threads_for(distances.numel() * x.size(1) * (2 + weight.size(0) / 8));
   }
 
-  void check_cotangent(const char* op, const Tensor& g) const {
-    check_real(op, "g", g, 2);
-    check_like(op, "g", g, "x", x);
-    check_size(op, "g", g, 0, receivers.rows);
-    check_size(op, "g", g, 1, weight.size(0));
-  }
-
-  // The edges by interval, see spline_bins; only GPUs read them.
-  SplineBins bins(const char* op, const OptionalTensor& tensor, bool needed) const {
-    TORCH_CHECK_VALUE(tensor || !needed || !on_cuda(x), op,
-                      ": the gradient of the table needs the edges by interval");
-    if (!tensor) return {};
-    const int64_t edges = distances.numel();
-    check_index(op, "bins", *tensor, x);
-    check_size(op, "bins", *tensor, 0, intervals + 1 + 3 * edges);
-    const int32_t* ptr = tensor->const_data_ptr<int32_t>();
-    const int32_t* first = ptr + intervals + 1;
-    return {ptr, first, first + edges, first + 2 * edges};
+  // The edges by interval; only GPUs read them.
+  SplineBins bins_if_read(const char* op, const OptionalTensor& tensor, bool needed) const {
+    return tensor || (needed && on_cuda(x)) ? bins(op, tensor) : SplineBins{};
   }
 
   // What the kernels for GPUs work in.
@@ -99,21 +46,7 @@ struct Arguments {
                                           degree, need_table, need_weight)},
                      x.options());
   }
-
-  // A direction's part, or none.
-  void check_direction(const char* op, const char* name, const OptionalTensor& h,
-                       const Tensor& like) const {
-    if (!h) return;
-    check_real(op, name, *h, like.dim());
-    check_like(op, name, *h, "x", x);
-    for (int64_t dim = 0; dim < like.dim(); ++dim) check_size(op, name, *h, dim, like.size(dim));
-  }
 };
-
-template <typename T>
-const T* data(const OptionalTensor& tensor) {
-  return tensor ? tensor->const_data_ptr<T>() : nullptr;
-}
 
 template <typename T>
 void run_value(const Arguments& in, const DtnnDirection<T>* direction, const Tensor& y) {
@@ -216,9 +149,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dtnn_message_grad(
   constexpr auto op = "dtnn_message_grad";
   const Arguments in(op, x, table, distances, weight, row_ptr, neighbors, edges, t_row_ptr,
                      t_neighbors, t_edges, start, stop, degree, zero_beyond);
-  in.check_cotangent(op, g);
-  in.check_direction(op, "added", added, distances);
-  const SplineBins edges_by_interval = in.bins(op, bins, need_table);
+  in.check_cotangent(op, g, weight.size(0));
+  in.check_part(op, "added", added, distances);
+  const SplineBins edges_by_interval = in.bins_if_read(op, bins, need_table);
   const c10::DeviceGuard guard(x.device());
   const Gradients out(in, padded, need_table, need_weight);
   with_real(x, [&](auto zero) {
@@ -239,12 +172,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dtnn_message_hvp(
   constexpr auto op = "dtnn_message_hvp";
   const Arguments in(op, x, table, distances, weight, row_ptr, neighbors, edges, t_row_ptr,
                      t_neighbors, t_edges, start, stop, degree, zero_beyond);
-  in.check_cotangent(op, g);
-  const SplineBins edges_by_interval = in.bins(op, bins, need_table);
-  in.check_direction(op, "hx", hx, x);
-  in.check_direction(op, "hd", hd, distances);
-  in.check_direction(op, "hc", hc, table);
-  in.check_direction(op, "hw", hw, weight);
+  in.check_cotangent(op, g, weight.size(0));
+  const SplineBins edges_by_interval = in.bins_if_read(op, bins, need_table);
+  in.check_part(op, "hx", hx, x);
+  in.check_part(op, "hd", hd, distances);
+  in.check_part(op, "hc", hc, table);
+  in.check_part(op, "hw", hw, weight);
   const c10::DeviceGuard guard(x.device());
   const Tensor gg = empty_result({in.receivers.rows, weight.size(0)}, x.options());
   const Gradients out(in, padded, need_table, need_weight);

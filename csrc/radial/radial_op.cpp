@@ -83,11 +83,6 @@ struct Arguments {
 #endif
 }
 
-template <typename T>
-const T* data(const OptionalTensor& tensor) {
-  return tensor ? tensor->const_data_ptr<T>() : nullptr;
-}
-
 // Null for a derivative that nobody asked for.
 template <typename T>
 T* output(const Tensor& tensor, bool wanted) {

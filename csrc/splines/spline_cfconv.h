@@ -57,6 +57,7 @@ struct SplineDirection {
 
 // Numbers that spline_table_grad needs to work in, on the CPU and for so many edges on a GPU.
 int64_t spline_table_workspace(int64_t intervals, int degree, int64_t features);
+constexpr int spline_block = 32;  // intervals that it adds up at a time, in rows of their own
 int64_t spline_table_workspace_cuda(int64_t edges, int64_t intervals, int degree, int64_t features);
 
 // y, or gg with a direction; rows are receivers.

@@ -6,103 +6,24 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <cmath>
 #include <tuple>
 #include <vector>
 
-#include "common/torch_utils.h"
-#include "splines/spline_cfconv.h"
+#include "splines/spline_arguments.h"
 
 namespace molkern {
 
-// Blocks of 32 intervals with the rows that they reach.
+// Blocks of intervals with the rows that they reach.
 int64_t spline_table_workspace(int64_t intervals, int degree, int64_t features) {
-  return (intervals + 31) / 32 * (32 + degree) * features;
+  return (intervals + spline_block - 1) / spline_block * (spline_block + degree) * features;
 }
 
 namespace {
 
-void check_knots(const char* op, double start, double stop, int64_t intervals) {
-  TORCH_CHECK_VALUE(std::isfinite(start) && std::isfinite(stop) && start < stop, op,
-                    ": start and stop must be finite and ascend, got ", start, " and ", stop);
-  TORCH_CHECK_VALUE(intervals >= 1 && intervals < (int64_t{1} << 24), op,
-                    ": there must be from 1 to ", (1 << 24) - 1, " intervals, got ", intervals,
-                    " (of a table: its rows less the degree)");
-}
+using Arguments = SplineArguments;
 
-// What the operators have in common, checked. Filters are not kept contiguous here: `table` and
-// `distances` must be.
-struct Arguments {
-  const Tensor &x, &table, &distances;
-  Adjacency receivers, senders;
-  const int32_t* reverse;  // of a symmetric graph, whose rows are the same from both sides
-  double start, stop;
-  int degree;
-  bool zero_beyond;
-  int64_t intervals;
-
-  Arguments(const char* op, const Tensor& x_in, const Tensor& table_in, const Tensor& distances_in,
-            const Tensor& row_ptr, const Tensor& neighbors, const OptionalTensor& edges,
-            const Tensor& t_row_ptr, const Tensor& t_neighbors, const OptionalTensor& t_edges,
-            double start_in, double stop_in, int64_t degree_in, bool zero_in)
-      : x(x_in),
-        table(table_in),
-        distances(distances_in),
-        start(start_in),
-        stop(stop_in),
-        degree(static_cast<int>(degree_in)),
-        zero_beyond(zero_in) {
-    TORCH_CHECK_VALUE(degree_in == 3 || degree_in == 5, op, ": degree must be 3 or 5, got ",
-                      degree_in);
-    check_real(op, "x", x, 2);
-    check_real(op, "table", table, 2);
-    check_like(op, "table", table, "x", x);
-    check_size(op, "table", table, 1, x.size(1));
-    intervals = table.size(0) - degree;
-    check_knots(op, start, stop, intervals);
-    check_real(op, "distances", distances, 1);
-    check_like(op, "distances", distances, "x", x);
-    receivers = adjacency(op, row_ptr, neighbors, edges, x);
-    senders = adjacency(op, t_row_ptr, t_neighbors, t_edges, x);
-    const bool symmetric = !edges && t_edges && receivers.row_ptr == senders.row_ptr &&
-                           receivers.neighbors == senders.neighbors;
-    reverse = symmetric ? senders.edges : nullptr;
-    check_size(op, "distances", distances, 0, neighbors.numel());
-    check_size(op, "x", x, 0, senders.rows);
-  }
-
-  template <typename T>
-  SplineFilters<T> filters() const {
-    const SplineGrid<T> grid{T(start), T(stop), T(static_cast<double>(intervals) / (stop - start)),
-                             static_cast<int32_t>(intervals), zero_beyond};
-    return {grid, table.const_data_ptr<T>(), distances.const_data_ptr<T>(), degree, x.size(1)};
-  }
-
-  int threads() const { return threads_for(distances.numel() * x.size(1) * 2); }
-
-  void check_cotangent(const char* op, const Tensor& g) const {
-    check_real(op, "g", g, 2);
-    check_like(op, "g", g, "x", x);
-    check_size(op, "g", g, 0, receivers.rows);
-    check_size(op, "g", g, 1, x.size(1));
-  }
-};
-
-// Row pointers, edges, senders and receivers of the edges by interval, in one tensor.
-SplineBins bins_of(const char* op, const OptionalTensor& bins, const Arguments& in) {
-  TORCH_CHECK_VALUE(bins, op, ": the gradient of the table needs the edges by interval");
-  check_index(op, "bins", *bins, in.x);
-  const int64_t edges = in.distances.numel();
-  check_size(op, "bins", *bins, 0, in.intervals + 1 + 3 * edges);
-  const int32_t* ptr = bins->const_data_ptr<int32_t>();
-  const int32_t* first = ptr + in.intervals + 1;
-  return {ptr, first, first + edges, first + 2 * edges, edges};
-}
-
-template <typename T>
-const T* data(const OptionalTensor& tensor) {
-  return tensor ? tensor->const_data_ptr<T>() : nullptr;
-}
+// Threads worth their start for the loops over edges.
+int threads_of(const Arguments& in) { return threads_for(in.distances.numel() * in.x.size(1) * 2); }
 
 // spline_bins on a GPU by torch's own operators, none of which waits for the device. Intervals are
 // those of spline_interval, operation by operation.
@@ -122,7 +43,8 @@ Tensor sorted_bins(const Tensor& distances, const Tensor& senders, const Tensor&
                   senders.index_select(0, order), receivers.index_select(0, order)});
 }
 
-// The edges by interval, see bins_of; those that are zero or padding in none. Not differentiable.
+// The edges by interval, see SplineArguments; those that are zero or padding in none. Not
+// differentiable.
 Tensor spline_bins(const Tensor& distances, const Tensor& senders, const Tensor& receivers,
                    double start, double stop, int64_t intervals, bool zero_beyond) {
   constexpr auto op = "spline_bins";
@@ -188,7 +110,7 @@ Tensor spline_cfconv(const Tensor& x, const Tensor& table, const Tensor& distanc
 #endif
     with_isa([&](auto isa) {
       spline_value_cpu<isa(), T>(in.receivers, in.reverse, filters, x_data, nullptr, y_data,
-                                 in.threads());
+                                 threads_of(in));
     });
   });
   return y;
@@ -225,7 +147,7 @@ void run_grad(const Arguments& in, const Tensor& g, const SplineDirection<T>* di
   }
 #endif
   with_isa([&](auto isa) {
-    const int threads = in.threads();
+    const int threads = threads_of(in);
     spline_grad_cpu<isa(), T>(in.senders, in.reverse, filters, x_data, g_data, direction,
                               data<T>(added), gx_data, gd_data, threads);
     if (bins)
@@ -244,19 +166,15 @@ std::tuple<Tensor, Tensor, Tensor> spline_cfconv_grad(
   constexpr auto op = "spline_cfconv_grad";
   const Arguments in(op, x, table, distances, row_ptr, neighbors, edges, t_row_ptr, t_neighbors,
                      t_edges, start, stop, degree, zero_beyond);
-  in.check_cotangent(op, g);
-  if (added) {
-    check_real(op, "added", *added, 1);
-    check_like(op, "added", *added, "x", x);
-    check_size(op, "added", *added, 0, distances.numel());
-  }
+  in.check_cotangent(op, g, x.size(1));
+  in.check_part(op, "added", added, distances);
   const c10::DeviceGuard guard(x.device());
   const Tensor gx = empty_result({in.senders.rows, x.size(1)}, x.options());
   const Tensor gd = empty_result({distances.numel()}, x.options());
   const Tensor gc = at::empty({need_table ? table.size(0) : 0, x.size(1)}, x.options());
   if (padded) gd.zero_();
   SplineBins bins{};
-  if (need_table) bins = bins_of(op, bins_in, in);
+  if (need_table) bins = in.bins(op, bins_in);
   with_real(x, [&](auto zero) {
     using T = decltype(zero);
     run_grad<T>(in, g, nullptr, added, need_table ? &bins : nullptr, gx, gd, gc);
@@ -274,16 +192,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spline_cfconv_hvp(
   constexpr auto op = "spline_cfconv_hvp";
   const Arguments in(op, x, table, distances, row_ptr, neighbors, edges, t_row_ptr, t_neighbors,
                      t_edges, start, stop, degree, zero_beyond);
-  in.check_cotangent(op, g);
-  const auto check = [&](const char* name, const OptionalTensor& h, const Tensor& like) {
-    if (!h) return;
-    check_real(op, name, *h, like.dim());
-    check_like(op, name, *h, "x", x);
-    for (int64_t dim = 0; dim < like.dim(); ++dim) check_size(op, name, *h, dim, like.size(dim));
-  };
-  check("hx", hx, x);
-  check("hd", hd, distances);
-  check("hc", hc, table);
+  in.check_cotangent(op, g, x.size(1));
+  in.check_part(op, "hx", hx, x);
+  in.check_part(op, "hd", hd, distances);
+  in.check_part(op, "hc", hc, table);
   const c10::DeviceGuard guard(x.device());
   const Tensor gg = empty_result({in.receivers.rows, x.size(1)}, x.options());
   const Tensor gx = empty_result({in.senders.rows, x.size(1)}, x.options());
@@ -291,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spline_cfconv_hvp(
   const Tensor gc = at::empty({need_table ? table.size(0) : 0, x.size(1)}, x.options());
   if (padded) gd.zero_();
   SplineBins bins{};
-  if (need_table) bins = bins_of(op, bins_in, in);
+  if (need_table) bins = in.bins(op, bins_in);
   with_real(x, [&](auto zero) {
     using T = decltype(zero);
     const SplineDirection<T> direction{data<T>(hx), data<T>(hd), data<T>(hc)};
@@ -306,7 +218,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spline_cfconv_hvp(
 #endif
     with_isa([&](auto isa) {
       spline_value_cpu<isa(), T>(in.receivers, in.reverse, filters, x_data, &direction, gg_data,
-                                 in.threads());
+                                 threads_of(in));
     });
   });
   return {gg, gx, gd, gc};

@@ -135,31 +135,23 @@ class LeanSchNet(nn.Module):
 
         Edge tensors of a list with a capacity may be longer than ``row_ptr[N]``.
         """
-        energy, grad, _ = self.evaluate(
+        inputs = (
             numbers, positions, system_ptr, row_ptr, senders, sender_ptr, receivers, edges,
-            shifts, cell, system, padded=True,
+            shifts, cell, system,
         )  # fmt: skip
+        energy, grad, _ = self.evaluate(*inputs, padded=True)
         return energy, -grad
 
     def evaluate(
-        self,
-        numbers: Tensor,
-        positions: Tensor,
-        system_ptr: Tensor,
-        row_ptr: Tensor,
-        senders: Tensor,
-        sender_ptr: Tensor,
-        receivers: Tensor,
-        edges: Tensor | None,
-        shifts: Tensor | None,
-        cell: Tensor | None,
-        system: Tensor | None,
-        *,
-        need_cell: bool = False,
-        padded: bool,
+        self, *inputs: Any, padded: bool, need_cell: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Energies, and their derivatives by positions ``[N, 3]`` and cells ``[B, 3, 3]``."""
-        sides = row_ptr, senders, None, sender_ptr, receivers, edges
+        """Energies, and their derivatives by positions ``[N, 3]`` and cells ``[B, 3, 3]``.
+
+        The arguments of :meth:`forward`, whether edges may be padding, and whether the cells'
+        derivatives are wanted; else they are empty.
+        """
+        numbers, positions, system_ptr, row_ptr, senders, *by_sender, shifts, cell, system = inputs
+        sides = row_ptr, senders, None, *by_sender
         images = cell, shifts, system
         positions = positions.contiguous()
         distances = operators.edge_distances.default(positions, *images, *sides, padded)

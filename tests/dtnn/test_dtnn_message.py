@@ -271,6 +271,7 @@ for degree in (3, 5):
 """
 
 
+@pytest.mark.unemulated
 def test_instruction_sets_agree(monkeypatch):
     monkeypatch.setenv(
         "PYTHONPATH", ":".join([__file__.rsplit("/", 2)[0], *filter(None, sys.path)])

@@ -311,6 +311,23 @@ def test_bins_of_other_edges_are_refused(device):
         torch.autograd.grad(y.sum(), table)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gradients_of_distances_add_up(symmetric, device):
+    """What is given is added to, also for edges that are zero; that is linear in it."""
+    grid = GRIDS[0]
+    graph = random_graph(6, 20, symmetric, device)
+    x, table, d = (value.detach() for value in inputs(graph, 5, grid))
+    d[0] = grid.stop + 0.1  # zero, and its derivative
+    g, added = torch.randn_like(x), torch.randn_like(d).requires_grad_()
+    rest = (*graph.by_receiver, *graph.by_sender, None, *grid.form, False, False)
+    gradient = torch.ops.molkern.spline_cfconv_grad
+    alone, total = (gradient(g, x, table, d, start, *rest)[1] for start in (None, added))
+    assert alone[0] == 0
+    torch.testing.assert_close(total, alone + added, rtol=1e-12, atol=1e-12)
+    (slope,) = torch.autograd.grad(total.sum(), added)
+    assert slope.eq(1).all()
+
+
 def test_types_must_agree(device):
     graph = random_graph(3, 2, True, device)
     x, table, d = inputs(graph, 2, GRIDS[0])
