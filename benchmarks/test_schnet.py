@@ -40,8 +40,20 @@ FORCES = {
     "64 aspirins": (lambda: aspirins(64), 8.0, 2),
     "one aspirin": (aspirin, 5.0, 20),
 }
+
+
+def physnet():
+    """With masks and outputs that are not zero, as they start."""
+    model = molkern.models.PhysNet(cutoff=6.0, lr_cut=6.0)
+    for block in model.interactions:
+        torch.nn.init.normal_(block.filters.weight, std=0.1)
+    for block in model.outputs:
+        torch.nn.init.normal_(list(block.parameters())[-1], std=0.1)
+    return model
+
+
 MODELS = {
-    "PhysNet": lambda: molkern.models.PhysNet(cutoff=6.0, lr_cut=6.0),
+    "PhysNet": physnet,
     "DTNN": lambda: molkern.models.DTNN(zero_start=False, cutoff=6.0),
     "DimeNet++": lambda: molkern.models.DimeNetPlusPlus(output_init="glorot_orthogonal"),
 }
@@ -172,7 +184,8 @@ def test_splines_beside_exact_filters(benchmark, name):
 
         run[filters] = forces
     exact, splined = run["exact"](), run["spline"]()
-    assert (splined - exact).abs().max() <= 2e-4 * exact.abs().max() + 1e-7
+    # Of random weights: float32 alone leaves DTNN's forces with errors of 2e-5 of the largest
+    assert 0 < (splined - exact).abs().max() <= 5e-5 * exact.abs().max()
     benchmark(run["spline"])
     slow, fast = interleaved(list(run.values()), 3)
     benchmark.extra_info.update(times_as_fast=slow / fast)
