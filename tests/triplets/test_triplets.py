@@ -173,7 +173,8 @@ def test_same_bits_for_every_number_of_threads(angle, method, threads):
     case = molecule(40)
     inputs = tensors(case, 20, 4, 3, True, torch.float32)
     results = []
-    for count in (1, 2, 3, 1):
+    # Emulated kernels run on one thread, and slowly: that they repeat their bits is enough
+    for count in (1, 2) if molkern.build_info()["cuda_emulation"] else (1, 2, 3, 1):
         threads(count)
         y = triplet_sum(*inputs[:3], case[0], inputs[3], angle=angle, method=method)
         grads = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
