@@ -125,9 +125,11 @@ def plot(accuracy: Accuracy, trajectory: Trajectory, path: Path) -> None:
 def run(steps: int, path: Path, say: Callable[[str], None] = print) -> None:
     """The whole demonstration, on one thread: prints figures and writes the plot."""
     model = ethanol_model()
+    model.filters = "spline"
     frames = ethanol_frames()["test"]
     torch.set_num_threads(1)  # one molecule is too little work for more
     say("SchNet for ethanol, trained on GFN2-xTB energies and forces; one CPU thread")
+    say(f"filters as splines: {model.spline_report()}")
     accuracy = evaluate(model, frames)
     spread = float(np.abs(accuracy.true_forces).mean())
     say(
