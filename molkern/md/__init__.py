@@ -2,7 +2,9 @@
 
 from typing import Any
 
-__all__ = ["ASECalculator"]
+from .evaluator import Evaluator
+
+__all__ = ["ASECalculator", "Evaluator"]
 
 
 def __getattr__(name: str) -> Any:
