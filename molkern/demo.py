@@ -93,7 +93,7 @@ def simulate(model: Potential, frame: Frames, steps: int, temperature: float) ->
             progress.update(RECORD_EVERY)
     table = np.array(rows)
     rate = steps // RECORD_EVERY * RECORD_EVERY / done
-    return Trajectory(table[:, 0], table[:, 1], table[:, 2], rate, calculator.neighbors.builds)
+    return Trajectory(table[:, 0], table[:, 1], table[:, 2], rate, calculator.evaluator.builds)
 
 
 def plot(accuracy: Accuracy, trajectory: Trajectory, path: Path) -> None:

@@ -9,6 +9,7 @@
 #include "common/block_pool.h"
 #include "common/grain.h"
 #include "common/memory.h"
+#include "common/step_memory.h"
 
 #ifdef MOLKERN_WITH_CUDA
 #include <c10/cuda/CUDAStream.h>
@@ -58,7 +59,8 @@ void tell_profiler(void* data, int64_t bytes) {
 Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
   const int64_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
   // From half a large page on: malloc may hand such memory back to the system each time.
-  if (options.device().is_cuda() || bytes < static_cast<int64_t>(large_page / 2))
+  const bool small = bytes < static_cast<int64_t>(large_page / 2);
+  if (small || options.device().is_cuda() || StepMemory::current())
     return at::empty(sizes, options);
   void* const block = block_pool().take(bytes);
   tell_profiler(block, bytes);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
@@ -11,7 +12,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from ..graph import AtomicBatch
 from ..models import Potential
-from .verlet import VerletList
+from .evaluator import Evaluator
 
 
 class ASECalculator(Calculator):
@@ -19,9 +20,10 @@ class ASECalculator(Calculator):
 
     Args:
         model: the potential, on its device and of its type; put in evaluation mode.
-        skin: how much farther than the model's cutoff the neighbor list reaches, in Å. The list is
-            reused until an atom has moved half of it; results do not depend on it.
+        skin: how much farther than the model's cutoff the neighbor list reaches, in Å, see
+            :class:`molkern.md.Evaluator`.
         energy_unit: the model's unit of energy in eV (``ase.units.kcal / ase.units.mol``, say).
+        conditions: what else the model's prediction depends on (``total_charge``, say).
 
     >>> import ase.build, molkern
     >>> atoms = ase.build.molecule("CH3CH2OH")
@@ -34,13 +36,21 @@ class ASECalculator(Calculator):
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
 
     def __init__(
-        self, model: Potential, *, skin: float = 0.5, energy_unit: float = 1.0, **options: Any
+        self,
+        model: Potential,
+        *,
+        skin: float = 0.5,
+        energy_unit: float = 1.0,
+        conditions: dict[str, Any] | None = None,
+        **options: Any,
     ):
         super().__init__(**options)
         self.model = model.eval()
-        self.energy_unit = energy_unit
-        self.neighbors = VerletList(model.list_cutoff, skin)
-        self._weight = next(model.parameters())
+        self.skin, self.energy_unit = skin, energy_unit
+        self.conditions = conditions or {}
+        #: Of the atoms that were calculated last; None before.
+        self.evaluator: Evaluator | None = None
+        self._numbers = self._pbc = np.empty(0)
 
     def calculate(
         self,
@@ -49,12 +59,26 @@ class ASECalculator(Calculator):
         system_changes: list[str] = all_changes,
     ) -> None:
         super().calculate(atoms, properties, system_changes)
-        batch = AtomicBatch.from_ase(self.atoms, self._weight.dtype, self._weight.device)
+        evaluator = self._evaluator_for(self.atoms)
         stress = "stress" in (properties or [])
-        out = self.model(batch, forces=True, stress=stress, neighbors=self.neighbors(batch))
+        positions = torch.from_numpy(self.atoms.positions)
+        cell = None
+        if evaluator.batch.cell is not None:
+            cell = torch.from_numpy(self.atoms.cell.array)
+        out = evaluator(positions, cell, stress=stress)
         energy = float(out["energy"]) * self.energy_unit
         forces = out["forces"].to("cpu", torch.float64).numpy() * self.energy_unit
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
         if stress:
             full = out["stress"][0].to("cpu", torch.float64).numpy() * self.energy_unit
             self.results["stress"] = full_3x3_to_voigt_6_stress(full)
+
+    def _evaluator_for(self, atoms: Atoms) -> Evaluator:
+        numbers, pbc = atoms.numbers, atoms.pbc
+        known = np.array_equal(numbers, self._numbers) and np.array_equal(pbc, self._pbc)
+        if self.evaluator is None or not known:
+            weight = next(self.model.parameters())
+            batch = AtomicBatch.from_ase(atoms, weight.dtype, weight.device)
+            self.evaluator = Evaluator(self.model, batch, skin=self.skin, **self.conditions)
+            self._numbers, self._pbc = numbers.copy(), pbc.copy()
+        return self.evaluator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,26 +10,46 @@ from torch import Tensor
 
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
+from .fixed import FixedList
+from .order import spatial_order
+from .steps import GraphSteps, HostSteps, capture_graph
 from .verlet import VerletList
+
+#: What models predict for each atom.
+_PER_ATOM = ("forces", "charges")
+#: Atoms of a system from which on their order is worth a copy of positions and forces.
+_REORDER_FROM = 4096
 
 
 class Evaluator:
     """Energies, forces and stress of one system or thousands, step after step.
 
-    Made once for a batch, whose atoms, cells' periodicity and systems stay; positions and cells
-    change from call to call. Buffers are made once and the neighbor list is kept while it is valid.
+    Made once for a batch, whose atoms, systems and periodicity stay; positions and cells change
+    from call to call. The neighbor list reaches ``skin`` farther than the model and is reused until
+    an atom has moved half of that (Verlet, Phys. Rev. 159, 98 (1967)). After the first steps none
+    allocates memory. On a GPU the step is captured as a CUDA graph and replayed; a step whose
+    list turns out not to be valid, or too small, is done again before anything is given back.
+
+    Results are those of ``model(batch, forces=True, neighbors=evaluator.neighbors)`` to the bit,
+    but for large systems, whose atoms are reordered: then up to rounding.
 
     Args:
-        model: put in evaluation mode.
+        model: the potential, put in evaluation mode. Its weights may change between calls.
         batch: the systems, of the model's type and on its device; copied.
         forces: whether forces are wanted.
-        stress: whether stress is wanted, by default and of every call.
-        skin: how much farther than the model's cutoff the neighbor list reaches, in the unit of the
-            positions. The list is reused until an atom has moved half of it.
+        stress: whether stress is wanted where a call does not say.
+        skin: in the unit of the positions; 0 makes a list for every step.
+        capacity: on a GPU: edges to make room for at first. By default, and when that is not
+            enough, a fifth more than are needed.
+        graph: whether steps are captured as a CUDA graph; by default on a GPU, where a model that
+            cannot be captured runs without, with a warning.
+        reorder: whether atoms are sorted in space for the computation, which is faster for large
+            systems; by default where a system has 4,096 atoms or more.
         conditions: what else the model's prediction depends on (``total_charge``, say).
 
     Raises:
-        ValueError, TypeError: as the model does for the batch; a negative skin.
+        ValueError, TypeError: as the model does for the batch; a negative skin or capacity; a graph
+            on the CPU.
 
     >>> import torch, molkern
     >>> model = molkern.models.SchNet(16, 16, 2, cutoff=5.0, filters="spline")
@@ -38,6 +59,8 @@ class Evaluator:
     >>> out = evaluate(positions + 0.01)
     >>> out["energy"].shape, out["forces"].shape
     (torch.Size([1]), torch.Size([3, 3]))
+    >>> evaluate.builds
+    1
     """
 
     def __init__(
@@ -48,30 +71,48 @@ class Evaluator:
         forces: bool = True,
         stress: bool = False,
         skin: float = 0.5,
+        capacity: int | None = None,
+        graph: bool | None = None,
+        reorder: bool | None = None,
         **conditions: Any,
     ):
+        if graph and not batch.positions.is_cuda:
+            raise ValueError("graph=True needs a batch on a GPU: leave it out, or move the batch")
         self.model = model.eval()
-        self.forces, self.stress = forces, stress
-        self.conditions = conditions
-        self.batch = AtomicBatch(
-            batch.numbers.clone(),
-            batch.positions.detach().clone(),
-            batch.batch,
-            None if batch.cell is None else batch.cell.detach().clone(),
-            batch.pbc,
-            batch.num_systems,
-        )
-        self._list = VerletList(model.list_cutoff, skin)
+        self.model.check(batch)
+        self.forces, self.stress, self.conditions = forces, stress, conditions
+        with torch.inference_mode(False), torch.no_grad():
+            self._order = _chosen_order(batch, model.cutoff, reorder)
+            self.batch = _copy(batch, self._order)
+            self._given = torch.empty_like(self.batch.positions)
+            self._sorted: dict[str, Tensor] = {}
+            self._steps = self._make_steps(skin, capacity, graph)
+
+    def _make_steps(
+        self, skin: float, capacity: int | None, graph: bool | None
+    ) -> HostSteps | GraphSteps:
+        model, reach = self.model, self.model.list_cutoff
+        if not self.batch.positions.is_cuda:
+            return HostSteps(VerletList(self.batch, reach, skin), self._compute)
+        constant = type(model).list_cutoff is Potential.list_cutoff
+        fixed = FixedList(self.batch, reach, skin, capacity, constant)
+        capture = _run_again if graph is False else capture_graph
+        return GraphSteps(fixed, self._compute, model, capture, insist=bool(graph))
 
     @property
-    def neighbors(self) -> NeighborList:
-        """The list for the present positions."""
-        return self._list(self.batch)
+    def neighbors(self) -> NeighborList | None:
+        """The list that the last step used; of reordered atoms where ``reorder`` holds."""
+        return self._steps.list.neighbors
 
     @property
     def builds(self) -> int:
         """How often a neighbor list was made."""
-        return self._list.builds
+        return self._steps.list.builds
+
+    @property
+    def memory(self) -> tuple[int, int] | None:
+        """On the CPU: bytes held for steps, and how often the system was asked for memory."""
+        return self._steps.memory if isinstance(self._steps, HostSteps) else None
 
     def __call__(
         self,
@@ -86,22 +127,84 @@ class Evaluator:
 
         Args:
             positions: ``[N, 3]``, of any floating type and device; None: as before.
-            cell: ``[B, 3, 3]`` (or ``[3, 3]``), the same; for batches that have cells.
+            cell: ``[B, 3, 3]`` (or ``[3, 3]`` for all), the same; for batches that have cells.
             stress: whether stress is wanted this time; None: as given to the constructor.
 
         Raises:
-            ValueError: shapes that are not the batch's, or positions that are not finite.
+            ValueError: shapes that are not the batch's, positions or cells that are not finite, a
+                stress without cells.
         """
-        with torch.no_grad():
-            if positions is not None:
-                self.batch.positions.copy_(positions)
-            if cell is not None:
-                self.batch.cell.copy_(cell)
-            stress = self.stress if stress is None else stress
-            return self.model(
-                self.batch,
-                forces=self.forces,
-                stress=stress,
-                neighbors=self.neighbors,
-                **self.conditions,
-            )
+        stress = self.stress if stress is None else stress
+        with torch.inference_mode(False), torch.no_grad():
+            self._take(positions, cell)
+            if stress:
+                self._check_stress()
+            out = self._steps(stress)
+            return out if self._order is None else self._in_given_order(out, self._order)
+
+    def _take(self, positions: Tensor | None, cell: Tensor | None) -> None:
+        batch = self.batch
+        if positions is not None:
+            if positions.shape != batch.positions.shape:
+                raise ValueError(
+                    f"positions must have shape {list(batch.positions.shape)}, the atoms of this "
+                    f"evaluator, got {list(positions.shape)}: make another one for other atoms"
+                )
+            if self._order is None:
+                batch.positions.copy_(positions)
+            else:
+                self._given.copy_(positions)
+                torch.index_select(self._given, 0, self._order, out=batch.positions)
+        if cell is not None:
+            if batch.cell is None:
+                raise ValueError("this evaluator's batch has no cell: give it one when it is made")
+            if cell.shape not in ((3, 3), batch.cell.shape):
+                raise ValueError(
+                    f"cell must have shape [3, 3] or {list(batch.cell.shape)}, got "
+                    f"{list(cell.shape)}"
+                )
+            batch.cell.copy_(cell)
+
+    def _check_stress(self) -> None:
+        cell = self.batch.cell
+        if cell is None:
+            raise ValueError("stress needs a cell: give the batch its lattice vectors")
+
+    def _compute(self, neighbors: NeighborList, stress: bool) -> dict[str, Tensor]:
+        return self.model.compute(self.batch, neighbors, self.forces, stress, **self.conditions)
+
+    def _in_given_order(self, out: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+        given = dict(out)
+        for name in _PER_ATOM:
+            if name in out:
+                if name not in self._sorted:
+                    self._sorted[name] = torch.empty_like(out[name])
+                given[name] = self._sorted[name].index_copy_(0, order, out[name])
+        return given
+
+
+def _run_again(step: Callable[[], Any]) -> Callable[[], Any]:
+    """In place of a capture."""
+    return step
+
+
+def _chosen_order(batch: AtomicBatch, cutoff: float, wanted: bool | None) -> Tensor | None:
+    if wanted is None:
+        wanted = batch.num_atoms > 0 and int(batch.system_ptr.diff().max()) >= _REORDER_FROM
+    # Half the cutoff: a few dozen atoms, whose neighbors are much the same
+    return spatial_order(batch, 0.5 * cutoff) if wanted and batch.num_atoms else None
+
+
+def _copy(batch: AtomicBatch, order: Tensor | None) -> AtomicBatch:
+    """The batch with memory of its own, its atoms in another order within systems."""
+    numbers, positions = batch.numbers, batch.positions.detach()
+    if order is not None:
+        numbers, positions = numbers[order], positions[order]
+    return AtomicBatch(
+        numbers.clone(),
+        positions.clone(),
+        batch.batch,
+        None if batch.cell is None else batch.cell.detach().clone(),
+        batch.pbc,
+        batch.num_systems,
+    )

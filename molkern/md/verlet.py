@@ -11,53 +11,59 @@ from ..graph import AtomicBatch, NeighborList
 
 
 class VerletList:
-    """Makes neighbor lists with a skin and reuses them until an atom has moved half of it.
+    """The neighbor list of a batch whose positions and cells change in place.
 
     Verlet, Phys. Rev. 159, 98 (1967). A list with cutoff + skin holds every pair within the cutoff
-    as long as no atom has moved farther than skin / 2 and the cell is the same.
+    as long as no atom has moved farther than skin / 2 and the cells are the same.
 
     Args:
-        cutoff: in the unit of the positions, or a function of the batch that gives it (a model's
-            ``list_cutoff``).
+        batch: looked at again in every :meth:`update`.
+        cutoff: of the batch, in the unit of its positions (a model's ``list_cutoff``).
         skin: in the same unit; a skin of 0 makes a list every time.
 
+    Raises:
+        ValueError: a negative or infinite skin.
+
     Attributes:
+        neighbors: the list; None before the first :meth:`update`.
         builds: how often a list was made.
     """
 
-    def __init__(self, cutoff: float | Callable[[AtomicBatch], float], skin: float):
-        if not skin >= 0:
-            raise ValueError(f"skin must not be negative, got {skin}")
-        self.cutoff, self.skin = cutoff, skin
+    def __init__(self, batch: AtomicBatch, cutoff: Callable[[AtomicBatch], float], skin: float):
+        if not 0 <= skin < float("inf"):
+            raise ValueError(f"skin must not be negative and must be finite, got {skin}")
+        self.batch, self.cutoff, self.skin = batch, cutoff, skin
+        self.neighbors: NeighborList | None = None
         self.builds = 0
-        self._made_for: tuple[Tensor | None, ...] = ()
-        self._neighbors: NeighborList | None = None
+        self._positions = torch.empty_like(batch.positions)
+        self._cell = None if batch.cell is None else torch.empty_like(batch.cell)
 
-    def __call__(self, batch: AtomicBatch) -> NeighborList:
-        """A list that holds every pair of ``batch`` within the cutoff."""
-        if self._neighbors is None or not self._valid(batch):
-            cutoff = self.cutoff(batch) if callable(self.cutoff) else self.cutoff
-            self._neighbors = batch.neighbors(cutoff + self.skin)
-            self._made_for = _geometry(batch)
-            self.builds += 1
-        return self._neighbors
-
-    def _valid(self, batch: AtomicBatch) -> bool:
-        for before, now in zip(self._made_for[1:], _geometry(batch)[1:], strict=True):
-            if (before is None) != (now is None):
-                return False
-            if before is not None and now is not None and not torch.equal(before, now):
-                return False
-        positions = self._made_for[0]
-        if positions is None or self.skin == 0 or positions.shape != batch.positions.shape:
+    def valid(self) -> bool:
+        """Whether the list still holds every pair within the cutoff; waits for the device."""
+        if self.neighbors is None or self.skin == 0:
             return False
-        if batch.num_atoms == 0:
-            return True
-        moved = (batch.positions - positions).square().sum(1).max()
-        return bool(moved < (0.5 * self.skin) ** 2)
+        cell = self.batch.cell
+        if self._cell is not None and cell is not None and not torch.equal(self._cell, cell):
+            return False
+        # Not a number compares as false: the search is to find it
+        return bool(largest_step(self.batch.positions, self._positions) < 0.25 * self.skin**2)
+
+    def build(self) -> None:
+        """Makes the list anew.
+
+        Raises:
+            ValueError: positions or cells that are not finite, singular cells.
+        """
+        self.neighbors = None  # its memory serves the next one
+        self.neighbors = self.batch.neighbors(self.cutoff(self.batch) + self.skin)
+        self._positions.copy_(self.batch.positions)
+        if self._cell is not None and self.batch.cell is not None:
+            self._cell.copy_(self.batch.cell)
+        self.builds += 1
 
 
-def _geometry(batch: AtomicBatch) -> tuple[Tensor | None, ...]:
-    """What a list depends on, copied: positions may be changed in place."""
-    tensors = (batch.positions, batch.cell, batch.pbc, batch.batch)
-    return tuple(None if t is None else t.detach().clone() for t in tensors)
+def largest_step(positions: Tensor, before: Tensor) -> Tensor:
+    """The largest square of the distance that an atom has moved; ``[]``, 0 without atoms."""
+    if positions.shape[0] == 0:
+        return positions.new_zeros(())
+    return (positions - before).square_().sum(1).max()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..graph import AtomicBatch, NeighborList
 from ..nn import AtomicReference, AtomwiseHead, DTNNInteraction, GaussianBasis
 from ..nn.activations import dense
+from ..ops._library import is_recorded
 from .checks import check_sizes
 from .potential import Potential
 from .structure import Structure, largest_extent
@@ -192,7 +193,7 @@ class DTNN(Potential):
             self._require_cutoff(neighbors, self.cutoff)
         if neighbors.cutoff is None:
             return  # a graph of the user's own
-        if batch.positions.is_cuda and torch.cuda.is_current_stream_capturing():
+        if is_recorded(batch.positions):
             return
         ends = neighbors.row_ptr[batch.system_ptr.long()].long()
         atoms = batch.system_ptr.long().diff()

@@ -23,6 +23,7 @@ from ..nn import (
 from ..nn.dispersion import BOHR, HARTREE, HARTREE_FOCK
 from ..nn.electrostatics import COULOMB_CONSTANT
 from ..nn.physnet import nonhierarchicality
+from ..ops._library import is_recorded
 from .potential import Potential
 from .readout import Readout
 from .structure import Structure, largest_extent
@@ -309,7 +310,7 @@ class PhysNet(Potential):
         if self.lr_cut is not None or not self._long_range:
             return super()._check_reach(batch, neighbors)
         self._refuse_periodic(batch)
-        if batch.positions.is_cuda and torch.cuda.is_current_stream_capturing():
+        if is_recorded(batch.positions):
             return
         atoms = (batch.system_ptr[1:] - batch.system_ptr[:-1]).long()
         pairs = int((atoms * (atoms - 1)).sum())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..graph import AtomicBatch, NeighborList
 from ..nn.splines import SplineFilter, SplineReport, SplineTables
 from ..ops import segment_sum
-from ..ops._library import first_derivatives_only, keeps_first_only
+from ..ops._library import first_derivatives_only, is_recorded, keeps_first_only
 from .lean import below_autograd
 from .structure import Structure
 
@@ -139,7 +139,7 @@ class Potential(nn.Module):
         """
         differentiate = forces or stress
         if not torch.compiler.is_compiling():
-            self._check(batch, neighbors)
+            self.check(batch, neighbors)
             if differentiate and torch.is_inference_mode_enabled():
                 raise RuntimeError(
                     "forces and stress are derivatives, which torch.inference_mode() forbids: "
@@ -147,6 +147,18 @@ class Potential(nn.Module):
                 )
         if neighbors is None:
             neighbors = self.neighbors(batch)
+        return self.compute(batch, neighbors, forces, stress, **conditions)
+
+    def compute(
+        self,
+        batch: AtomicBatch,
+        neighbors: NeighborList,
+        forces: bool = False,
+        stress: bool = False,
+        **conditions: Any,
+    ) -> dict[str, Tensor]:
+        """What :meth:`forward` gives, without its checks: for arguments that passed them once."""
+        differentiate = forces or stress
         keep = self.training and torch.is_grad_enabled()
         if differentiate and not keep and not torch.compiler.is_compiling():
             lean = self.lean()
@@ -206,7 +218,8 @@ class Potential(nn.Module):
                 out["stress"] = symmetric / volumes.reshape(-1, 1, 1)
         return out
 
-    def _check(self, batch: AtomicBatch, neighbors: NeighborList | None) -> None:
+    def check(self, batch: AtomicBatch, neighbors: NeighborList | None = None) -> None:
+        """Refuses a batch or list that the model cannot take, with :meth:`forward`'s errors."""
         weight = next(self.parameters())
         if batch.positions.dtype != weight.dtype:
             raise TypeError(
@@ -252,7 +265,7 @@ class Potential(nn.Module):
             raise ValueError(
                 f"the position {batch.positions[atom].tolist()} of atom {atom} is NaN or infinite"
             )
-        if not (batch.positions.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if not is_recorded(batch.positions):
             neighbors.check()  # a list that overflowed has no edges
         self._check_reach(batch, neighbors)
 
@@ -281,7 +294,7 @@ def _volumes(batch: AtomicBatch) -> Tensor:
     if batch.cell is None:
         raise ValueError("stress needs a cell: give the batch its lattice vectors")
     volumes = torch.linalg.det(batch.cell.detach()).abs()
-    if not torch.compiler.is_compiling() and bool((volumes == 0).any()):
+    if not is_recorded(volumes) and bool((volumes == 0).any()):
         system = int((volumes == 0).nonzero()[0])
         raise ValueError(f"stress needs cells with a volume; that of system {system} is 0")
     return volumes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ..nn.properties import DipoleMoment, ElectronicSpatialExtent
+from ..ops._library import is_recorded
 from .structure import Structure
 
 #: Properties that a number per atom can be summed to.
@@ -54,7 +54,7 @@ class Readout(nn.Module):
         batch, positions = structure.batch, structure.positions
         if self.layer is None:
             return {"energy": structure.sum_atoms(values)}
-        if not torch.compiler.is_compiling() and batch.pbc is not None and bool(batch.pbc.any()):
+        if batch.pbc is not None and not is_recorded(batch.pbc) and bool(batch.pbc.any()):
             system = int(batch.pbc.any(1).nonzero()[0])
             raise ValueError(
                 f"system {system} is periodic, where {self.prediction} depends on the choice of "

@@ -60,6 +60,13 @@ def keeps_first_only() -> bool:
     return not torch.compiler.is_compiling() and getattr(_mode, "first_only", False)
 
 
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether what is done to a tensor is compiled or captured, so that no value can be read."""
+    if torch.compiler.is_compiling():
+        return True
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def describe(tensor: Tensor) -> str:
     """Shape, type and device of a tensor, for error messages."""
     return f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("ase")
 import ase.build
@@ -8,9 +7,8 @@ from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_s
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs
 
-from molkern import AtomicBatch
+import molkern
 from molkern.md import ASECalculator
-from molkern.md.verlet import VerletList
 from molkern.models import SchNet
 
 
@@ -52,32 +50,8 @@ def test_list_is_reused_while_valid(model):
         expected = atoms.copy()
         expected.calc = plain
         np.testing.assert_allclose(atoms.get_forces(), expected.get_forces(), atol=1e-12)
-    assert 1 < atoms.calc.neighbors.builds < 25
-    assert plain.neighbors.builds == 30
-
-
-def test_list_is_made_again_when_it_must_be():
-    cell = 8 * torch.eye(3)
-    positions = torch.rand(5, 3) * 8
-    numbers = torch.ones(5, dtype=torch.int64)
-    verlet = VerletList(3.0, 1.0)
-
-    def builds(positions, cell, pbc):
-        verlet(AtomicBatch(numbers[: len(positions)], positions, cell=cell, pbc=pbc))
-        return verlet.builds
-
-    assert builds(positions, cell, True) == 1
-    moved = positions.clone()
-    moved[2, 0] += 0.49
-    assert builds(moved, cell, True) == 1
-    moved[2, 0] += 0.02
-    assert builds(moved, cell, True) == 2
-    assert builds(moved, cell * 1.001, True) == 3
-    assert builds(moved, cell * 1.001, [True, True, False]) == 4
-    assert builds(moved, None, None) == 5
-    assert builds(moved[:4], None, None) == 6
-    with pytest.raises(ValueError, match="skin must not be negative, got -1"):
-        VerletList(3.0, -1)
+    assert 1 < atoms.calc.evaluator.builds < 25
+    assert plain.evaluator.builds == 30
 
 
 def test_energy_is_conserved(model):
@@ -91,10 +65,28 @@ def test_energy_is_conserved(model):
     assert np.ptp(totals) < 1e-3 * abs(atoms.get_kinetic_energy()) + 1e-5
 
 
-def test_positions_changed_in_place_are_noticed():
-    positions = torch.tensor([[0.0, 0, 0], [2.8, 0, 0]])
-    batch = AtomicBatch(torch.tensor([1, 1]), positions)
-    neighbors = VerletList(cutoff=2.0, skin=0.5)
-    assert neighbors(batch).num_edges == 0
-    positions[1, 0] = 1.0
-    assert neighbors(batch).num_edges == 2
+def test_other_atoms_and_boxes(model):
+    """One calculator for one structure after the other."""
+    shared = ASECalculator(model)
+    water = ase.build.molecule("H2O")
+    salt = ase.build.bulk("NaCl", "rocksalt", a=5.6)
+    slab = salt.copy()
+    slab.pbc = [True, True, False]
+    wide = salt.copy()
+    wide.set_cell(1.1 * salt.cell.array, scale_atoms=True)
+    for atoms in (water, salt, wide, slab, water, ase.build.molecule("CH4")):
+        atoms.calc = shared
+        forces, energy = atoms.get_forces(), atoms.get_potential_energy()
+        atoms.calc = ASECalculator(model)
+        np.testing.assert_allclose(forces, atoms.get_forces(), atol=1e-12)
+        assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-12)
+
+
+def test_conditions():
+    atoms = ase.build.molecule("H2O")
+    model = molkern.models.PhysNet(16, 8, 2, cutoff=4.0).double()
+    energies = []
+    for charge in (0.0, 1.0):
+        atoms.calc = ASECalculator(model, conditions={"total_charge": charge})
+        energies.append(atoms.get_potential_energy())
+    assert energies[0] != energies[1]

@@ -1,0 +1,154 @@
+"""How an evaluator's steps are run: on the CPU in memory of their own, on a GPU as CUDA graphs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import molkern._C
+
+from ..graph import NeighborList
+from ..nn.splines import Fingerprint
+from .fixed import FixedList
+from .verlet import VerletList
+
+#: From a neighbor list, and whether stress is wanted, to what a model predicts.
+Compute = Callable[[NeighborList, bool], dict[str, Tensor]]
+#: From a function without arguments to one that gives the same tensors, with new values.
+Capture = Callable[[Callable[[], Any]], Callable[[], Any]]
+
+_log = logging.getLogger(__name__)
+
+
+class HostSteps:
+    """Steps on the CPU. Their tensors lie in memory that serves one step after the other.
+
+    The first step of a kind is done outside of it, for what models keep (splines, above all).
+    """
+
+    def __init__(self, neighbors: VerletList, compute: Compute):
+        self.list, self._compute = neighbors, compute
+        self._memory, self._list_memory = molkern._C.StepMemory(), molkern._C.StepMemory()
+        self._results: dict[bool, dict[str, Tensor]] = {}
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes that steps and lists hold, and how often the system was asked for memory."""
+        both = self._memory, self._list_memory
+        return sum(m.reserved for m in both), sum(m.requests for m in both)
+
+    def __call__(self, stress: bool) -> dict[str, Tensor]:
+        with _within(self._memory):
+            valid = self.list.valid()
+        if not valid:
+            with _within(self._list_memory):
+                self.list.build()
+        assert self.list.neighbors is not None
+        kept = self._results.get(stress)
+        if kept is None:
+            out = self._compute(self.list.neighbors, stress)
+            kept = self._results[stress] = {name: value.clone() for name, value in out.items()}
+            return kept
+        with _within(self._memory):
+            out = self._compute(self.list.neighbors, stress)
+            for name, value in out.items():
+                kept[name].copy_(value)
+            del out, value
+        return kept
+
+
+@contextmanager
+def _within(memory: Any) -> Iterator[None]:
+    memory.enter()
+    try:
+        yield
+    finally:
+        memory.leave()
+
+
+class GraphSteps:
+    """Steps that are captured once and replayed, until the list outgrows its capacity.
+
+    Whether the list was valid is found by the step itself, on the device: one that was not is done
+    again. So are steps whose weights have changed, which are captured anew.
+
+    Args:
+        neighbors: the list, whose tensors stay where they are.
+        compute: the step.
+        model: whose weights are watched.
+        capture: makes a function that repeats what it was given (:func:`capture_graph`).
+        insist: whether a step that cannot be captured is an error, or run as it is.
+    """
+
+    def __init__(
+        self,
+        neighbors: FixedList,
+        compute: Compute,
+        model: torch.nn.Module,
+        capture: Capture,
+        insist: bool = True,
+    ):
+        self.list, self._compute, self._model = neighbors, compute, model
+        self._capture, self._insist = capture, insist
+        self._runs: dict[bool, Callable[[], Any]] = {}
+        self._made_for: tuple[int, Fingerprint] | None = None
+
+    def __call__(self, stress: bool) -> dict[str, Tensor]:
+        while True:
+            self.list.prepare()
+            out, verdict = self._run(stress)()
+            if self.list.accept(verdict):
+                return out
+            _log.info("the list was not valid; step done again, capacity %d", self.list.capacity)
+
+    def _run(self, stress: bool) -> Callable[[], Any]:
+        made_for = self._made_for
+        if made_for is None or made_for[0] != self.list.generation or not made_for[1].holds():
+            self._runs.clear()
+            self._made_for = self.list.generation, Fingerprint(self._model)
+        if stress not in self._runs:
+            self._runs[stress] = self._captured(lambda: self._step(stress))
+        return self._runs[stress]
+
+    def _step(self, stress: bool) -> tuple[dict[str, Tensor], Tensor]:
+        neighbors, verdict = self.list.renew()
+        return self._compute(neighbors, stress), verdict
+
+    def _captured(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        step()  # what models make once and keep is not captured
+        try:
+            return self._capture(step)
+        except RuntimeError as error:
+            if self._insist:
+                raise
+            warnings.warn(f"steps run without a CUDA graph, slower: {error}", stacklevel=4)
+            return step
+
+
+def capture_graph(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Captures what a function does on the GPU in a CUDA graph, which the result replays.
+
+    The tensors given back are the same ones each time, with new values.
+    """
+    current = torch.cuda.current_stream()
+    side = torch.cuda.Stream()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):  # as torch asks for: libraries make their workspaces
+        for _ in range(2):
+            function()
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = function()
+
+    def replay() -> Any:
+        graph.replay()
+        return out
+
+    return replay

@@ -1,0 +1,450 @@
+"""The evaluator: the plain model's numbers, lists that are valid, and no memory per step."""
+
+import threading
+
+import pytest
+import torch
+
+import molkern
+from molkern import AtomicBatch
+from molkern.md import Evaluator
+from molkern.md.fixed import FixedList
+from molkern.md.order import spatial_order
+from molkern.md.steps import GraphSteps
+from molkern.md.verlet import VerletList
+from molkern.models import DTNN, DimeNetPlusPlus, PhysNet, SchNet
+
+MODELS = {
+    "SchNet": lambda: SchNet(16, 16, 2, num_basis=10, cutoff=3.0),
+    "SchNet, splines": lambda: SchNet(16, 16, 2, num_basis=10, cutoff=3.0, filters="spline"),
+    "PhysNet": lambda: PhysNet(16, 8, 2, cutoff=3.0, lr_cut=3.5),
+    "DTNN": lambda: DTNN(16, 16, 2, cutoff=3.0, zero_start=False),
+    "DimeNet++": lambda: DimeNetPlusPlus(
+        16, 2, 8, 4, 8, 7, 6, cutoff=3.0, output_init="glorot_orthogonal"
+    ),
+}
+
+
+def systems(dtype=torch.float32, periodic=True):
+    """Two systems of different sizes, one of them sheared."""
+    generator = torch.Generator().manual_seed(1)
+    cell = torch.tensor(
+        [[[5.0, 0, 0], [0.5, 4.5, 0], [0, 0, 6]], [[6.0, 0, 0], [0, 6, 0], [0, 0, 6]]]
+    )
+    fractions = torch.rand(17, 3, generator=generator)
+    owner = torch.tensor([0] * 7 + [1] * 10)
+    positions = torch.einsum("na,nab->nb", fractions, cell[owner])
+    numbers = torch.randint(1, 9, (17,), generator=generator)
+    cell = cell.to(dtype) if periodic else None
+    return AtomicBatch(numbers, positions.to(dtype), owner, cell, num_systems=2)
+
+
+def same(out, expected):
+    assert out.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(out[name], value), name
+
+
+def walk(batch, steps, scale):
+    generator = torch.Generator().manual_seed(2)
+    positions = batch.positions.clone()
+    for _ in range(steps):
+        positions += scale * torch.randn(positions.shape, generator=generator).to(positions)
+        yield positions
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bits_of_the_plain_model(name):
+    """With the evaluator's list, whatever the skin; without a skin with any list."""
+    model, batch = MODELS[name]().eval(), systems()
+    for skin in (0.4, 0.0):
+        evaluator = Evaluator(model, batch, stress=True, skin=skin)
+        for positions in walk(batch, 6, 0.05):
+            out = evaluator(positions)
+            moved = AtomicBatch(
+                batch.numbers, positions, batch.batch, batch.cell, batch.pbc, batch.num_systems
+            )
+            neighbors = evaluator.neighbors if skin else None
+            same(out, model(moved, forces=True, stress=True, neighbors=neighbors))
+        assert evaluator.builds == 6 if skin == 0 else 1 < evaluator.builds < 6
+
+
+def test_a_skin_changes_nothing():
+    """Edges beyond the cutoff of splines add zeros: the same bits as without a skin."""
+    for filters in ("spline",):
+        model = SchNet(16, 16, 2, num_basis=10, cutoff=3.0, filters=filters)
+        batch = systems()
+        evaluators = [Evaluator(model, batch, stress=True, skin=skin) for skin in (0.0, 0.6)]
+        for positions in walk(batch, 6, 0.05):
+            first, second = [e(positions) for e in evaluators]
+            same(first, second)
+
+
+def test_cells_and_stress():
+    model, batch = MODELS["SchNet"]().eval(), systems()
+    evaluator = Evaluator(model, batch)
+    assert "stress" not in evaluator()
+    for scale in (1.0, 1.05, 0.98):
+        cell = batch.cell * scale
+        out = evaluator(None, cell, stress=True)
+        changed = AtomicBatch(batch.numbers, batch.positions, batch.batch, cell, num_systems=2)
+        neighbors = evaluator.neighbors
+        same(out, model(changed, forces=True, stress=True, neighbors=neighbors))
+    assert evaluator.builds == 3
+
+
+def test_conditions_and_energies_alone():
+    model, batch = MODELS["PhysNet"]().eval(), systems()
+    out = Evaluator(model, batch, forces=False, skin=0.0, total_charge=1.0)()
+    same(out, {k: v.detach() for k, v in model(batch, total_charge=1.0).items()})
+    assert "forces" not in out
+    torch.testing.assert_close(out["charges"].sum(), torch.tensor(2.0, dtype=torch.float64))
+
+
+def test_positions_of_other_types():
+    batch = systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch)
+    single = {k: v.clone() for k, v in evaluator(batch.positions).items()}
+    same(evaluator(batch.positions.double()), single)
+    evaluator.batch.positions.add_(1.0)
+    same(evaluator(batch.positions), single)
+
+
+def test_positions_of_the_caller_stay():
+    batch = systems()
+    before = batch.positions.clone()
+    evaluator = Evaluator(MODELS["SchNet"](), batch)
+    evaluator(batch.positions + 1)
+    assert torch.equal(batch.positions, before)
+
+
+def allocations(function):
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    events = profile.profiler.kineto_results.events()
+    return [e.nbytes() for e in events if e.name() == "[memory]" and e.nbytes() > 0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_memory_per_step(name):
+    """After two steps torch asks for none, nor do the steps' own memories."""
+    batch = systems()
+    evaluator = Evaluator(MODELS[name](), batch, stress=True, skin=1.0)
+    path = [positions.clone() for positions in walk(batch, 12, 0.01)]
+    for positions in path[:3]:
+        evaluator(positions)
+    held = evaluator.memory
+    assert held[0] > 0
+    # The plain model makes tensors, so the profiler would see them
+    assert len(allocations(lambda: evaluator.model(batch, forces=True))) > 10
+
+    def steps():
+        for positions in path[3:]:
+            evaluator(positions)
+
+    assert allocations(steps) == []
+    assert evaluator.memory == held
+
+
+def test_new_lists_use_the_memory_of_old_ones():
+    batch = systems()
+    evaluator = Evaluator(MODELS["SchNet, splines"](), batch, skin=0.0)
+    path = [positions.clone() for positions in walk(batch, 30, 0.02)]
+    for positions in path[:20]:
+        evaluator(positions)
+    held = evaluator.memory
+    for positions in path[20:]:
+        evaluator(positions)
+    assert evaluator.builds == 30
+    assert evaluator.memory == held
+
+
+def test_results_are_the_same_tensors():
+    batch = systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch)
+    first = evaluator(batch.positions)
+    before = {k: v.clone() for k, v in first.items()}
+    second = evaluator(batch.positions + 0.1 * torch.rand(17, 3))
+    assert all(first[k] is second[k] for k in first)
+    assert not torch.equal(before["forces"], first["forces"])
+
+
+def test_weights_may_change():
+    for filters in ("exact", "spline"):
+        model = SchNet(16, 16, 2, num_basis=10, cutoff=3.0, filters=filters)
+        batch = systems()
+        evaluator = Evaluator(model, batch, skin=0.0)
+        evaluator()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+        same(evaluator(), model(batch, forces=True))
+        same(evaluator(), model(batch, forces=True))
+
+
+def test_under_inference_mode_and_in_threads():
+    batch = systems()
+    model = MODELS["PhysNet"]()
+    with torch.inference_mode():
+        evaluator = Evaluator(model, batch)
+        out = evaluator(batch.positions)
+    evaluators = [Evaluator(model, batch) for _ in range(3)]
+    found = [None] * 3
+
+    def run(k):
+        for _ in range(5):
+            found[k] = evaluators[k](batch.positions)
+
+    workers = [threading.Thread(target=run, args=(k,)) for k in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for k in range(3):
+        same(found[k], out)
+
+
+def test_tensors_outlive_their_evaluator():
+    batch = systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch, skin=0.0)
+    for _ in range(3):
+        evaluator()
+    neighbors = evaluator.neighbors
+    before = neighbors.senders.clone()
+    del evaluator
+    for _ in range(3):
+        other = Evaluator(MODELS["SchNet"](), batch, skin=0.0)
+        other()
+    assert torch.equal(neighbors.senders, before)
+
+
+def test_errors():
+    model, batch = MODELS["SchNet"](), systems()
+    evaluator = Evaluator(model, batch)
+    good = {k: v.clone() for k, v in evaluator().items()}
+    for value in (float("nan"), float("inf")):
+        wrong = batch.positions.clone()
+        wrong[3, 1] = value
+        with pytest.raises(ValueError, match=r"of atom 3 is NaN or infinite"):
+            evaluator(wrong)
+    with pytest.raises(ValueError, match="of system 1 is NaN or infinite"):
+        evaluator(batch.positions, batch.cell * torch.tensor([1.0, float("nan")]).view(2, 1, 1))
+    same(evaluator(batch.positions, batch.cell), good)
+    with pytest.raises(ValueError, match=r"positions must have shape \[17, 3\].*got \[16, 3\]"):
+        evaluator(batch.positions[1:])
+    with pytest.raises(
+        ValueError, match=r"cell must have shape \[3, 3\] or \[2, 3, 3\], got \[2\]"
+    ):
+        evaluator(batch.positions, torch.ones(2))
+    open_batch = systems(periodic=False)
+    evaluator = Evaluator(model, open_batch)
+    with pytest.raises(ValueError, match="no cell: give it one when it is made"):
+        evaluator(batch.positions, batch.cell)
+    with pytest.raises(ValueError, match="stress needs a cell"):
+        evaluator(stress=True)
+    with pytest.raises(TypeError, match=r"positions are torch\.float64 but the model is"):
+        Evaluator(model, systems(torch.float64))
+    with pytest.raises(ValueError, match="atom 2 has number 200"):
+        Evaluator(model, AtomicBatch(torch.tensor([1, 1, 200]), torch.rand(3, 3)))
+    with pytest.raises(ValueError, match="skin must not be negative and must be finite, got -1"):
+        Evaluator(model, batch, skin=-1)
+    with pytest.raises(ValueError, match="graph=True needs a batch on a GPU"):
+        Evaluator(model, batch, graph=True)
+
+
+def test_empty():
+    model = MODELS["SchNet"]()
+    empty = AtomicBatch(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3))
+    for _ in range(3):
+        out = Evaluator(model, empty)()
+        assert out["energy"].tolist() == [0.0]
+        assert out["forces"].shape == (0, 3)
+
+
+# A list that is valid
+
+
+def test_list_is_made_again_when_it_must_be():
+    batch = AtomicBatch(
+        torch.ones(5, dtype=torch.int64), torch.rand(5, 3) * 8, cell=8 * torch.eye(3)
+    )
+    batch.cell = batch.cell.clone()
+    verlet = VerletList(batch, lambda batch: 3.0, 1.0)
+
+    def builds():
+        if not verlet.valid():
+            verlet.build()
+        return verlet.builds
+
+    assert builds() == 1
+    batch.positions[2, 0] += 0.49
+    assert builds() == 1
+    batch.positions[2, 0] += 0.02
+    assert builds() == 2
+    batch.positions[2, 0] -= 0.4
+    assert builds() == 2
+    batch.cell *= 1.001
+    assert builds() == 3
+
+
+def test_pairs_that_come_near_are_found():
+    positions = torch.tensor([[0.0, 0, 0], [2.8, 0, 0]])
+    evaluator = Evaluator(
+        SchNet(16, 16, 1, cutoff=2.0), AtomicBatch(torch.tensor([1, 1]), positions), skin=0.5
+    )
+    assert evaluator()["forces"].abs().max() == 0
+    positions[1, 0] = 1.0
+    assert evaluator(positions)["forces"].abs().max() > 0
+
+
+# Steps that are captured, here by functions that are called again
+
+
+def replayed(model, batch, skin, capacity=None, stress=False):
+    fixed = FixedList(batch, model.list_cutoff, skin, capacity)
+    captured = []
+
+    def capture(step):
+        captured.append(step)
+        return step
+
+    def compute(neighbors, stress):
+        with torch.no_grad():
+            return model.compute(batch, neighbors, True, stress)
+
+    return GraphSteps(fixed, compute, model, capture), fixed, captured
+
+
+@pytest.mark.parametrize("name", ["SchNet", "SchNet, splines", "PhysNet", "DimeNet++"])
+def test_replayed_steps(name):
+    """The same numbers with a padded list; captured anew when it has outgrown its capacity."""
+    model, batch = MODELS[name]().eval(), systems()
+    steps, fixed, captured = replayed(model, batch, 0.4)
+    dense = batch.positions.clone()
+    for scale in (1.3, 1.28, 1.0, 0.7):
+        batch.positions.copy_(dense * scale)
+        out = steps(True)
+        expected = model(batch, forces=True, stress=True)
+        for key, value in expected.items():
+            torch.testing.assert_close(out[key], value, rtol=1e-4, atol=1e-4)
+    assert fixed.builds == 3  # 1.28 moves no atom by 0.2
+    assert fixed.neighbors.padded
+    batch.positions.add_(0.05)
+    steps(True)
+    assert fixed.builds == 3  # 1.28 moves no atom by 0.2
+    count = len(captured)
+    steps(False)
+    assert len(captured) == count + 1
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.1)
+    expected = model(batch, forces=True)
+    torch.testing.assert_close(steps(False)["forces"], expected["forces"], rtol=1e-4, atol=1e-4)
+    assert len(captured) == count + 2
+
+
+def test_a_list_that_outgrows_its_capacity():
+    model, batch = MODELS["SchNet"]().eval(), systems(periodic=False)
+    batch.positions.mul_(2.5)
+    steps, fixed, captured = replayed(model, batch, 0.4, capacity=3)
+    assert fixed.capacity == 3
+    out = steps(False)
+    torch.testing.assert_close(out["forces"], model(batch, forces=True)["forces"])
+    needed = batch.neighbors(3.4).num_edges
+    assert needed <= fixed.capacity <= 1.2 * needed + 64
+    capacity, generation = fixed.capacity, fixed.generation
+    batch.positions.mul_(1.2)
+    steps(False)
+    assert (fixed.capacity, fixed.generation, len(captured)) == (capacity, generation, 1)
+    batch.positions.mul_(0.2)  # many more pairs
+    out = steps(False)
+    assert fixed.capacity > capacity
+    assert len(captured) == 2
+    torch.testing.assert_close(out["forces"], model(batch, forces=True)["forces"])
+
+
+@pytest.mark.skipif(
+    not molkern.build_info()["cuda_emulation"], reason="the CPU's search refuses overflow at once"
+)
+def test_lists_within_steps():
+    """Without a skin a step makes its list itself, and is repeated where that had no room."""
+    model, batch = MODELS["SchNet"]().eval(), systems()
+    steps, fixed, captured = replayed(model, batch, 0.0)
+    for scale in (1.0, 1.1, 0.5):
+        batch.positions.mul_(scale)
+        out = steps(False)
+        torch.testing.assert_close(out["forces"], model(batch, forces=True)["forces"])
+    assert len(captured) == 2
+    assert fixed.capacity >= batch.neighbors(3.0).num_edges
+    batch.positions[4, 0] = float("nan")
+    with pytest.raises(ValueError, match="of atom 4 is NaN or infinite"):
+        steps(False)
+
+
+def test_steps_that_cannot_be_captured():
+    model, batch = MODELS["SchNet"]().eval(), systems()
+    steps, _, _ = replayed(model, batch, 0.4)
+
+    def fails(step):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    steps._capture = fails
+    with pytest.raises(RuntimeError, match="not permitted"):
+        steps(False)
+    steps._insist = False
+    steps._runs.clear()
+    with pytest.warns(UserWarning, match="without a CUDA graph, slower: operation not permitted"):
+        out = steps(False)
+    torch.testing.assert_close(out["forces"], model(batch, forces=True)["forces"])
+    with pytest.raises(ValueError, match="capacity must not be negative, got -1"):
+        FixedList(batch, model.list_cutoff, 0.4, capacity=-1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("skin", [0.0, 0.4])
+def test_on_a_gpu(name, skin):
+    """Captured steps against the plain model on the same GPU."""
+    model, batch = MODELS[name]().eval().cuda(), systems().to("cuda")
+    evaluator = Evaluator(model, batch, stress=True, skin=skin)
+    for positions in walk(batch, 12, 0.03):
+        out = evaluator(positions)
+        moved = AtomicBatch(
+            batch.numbers, positions, batch.batch, batch.cell, batch.pbc, batch.num_systems
+        )
+        for key, value in model(moved, forces=True, stress=True).items():
+            torch.testing.assert_close(out[key], value, rtol=1e-4, atol=1e-4)
+
+
+# Atoms in another order
+
+
+def test_spatial_order():
+    batch = systems()
+    order = spatial_order(batch, 1.5)
+    assert torch.equal(order.sort().values, torch.arange(17))
+    assert torch.equal(batch.batch[order], batch.batch)
+    # The same in any cell of the lattice, and neighbors in space are neighbors in the order
+    shift = torch.tensor([[1.0, -2, 3]]) @ batch.cell[0]
+    moved = AtomicBatch(batch.numbers, batch.positions.double(), batch.batch, batch.cell.double())
+    inside = spatial_order(moved, 1.5)
+    moved.positions[:7] += shift.double()
+    assert torch.equal(spatial_order(moved, 1.5), inside)
+    line = AtomicBatch(torch.ones(64, dtype=torch.int64), torch.zeros(64, 3))
+    line.positions[:, 0] = torch.randperm(64)
+    order = spatial_order(line, 0.5)
+    assert torch.equal(line.positions[order, 0], torch.arange(64.0))
+
+
+@pytest.mark.parametrize("name", ["SchNet, splines", "PhysNet"])
+def test_reordered_atoms(name):
+    model, batch = MODELS[name]().double(), systems(torch.float64)
+    plain = Evaluator(model, batch, stress=True)
+    sorted_ = Evaluator(model, batch, stress=True, reorder=True)
+    for positions in walk(batch, 5, 0.05):
+        expected = plain(positions)
+        out = sorted_(positions)
+        assert out.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(out[key], value, rtol=1e-10, atol=1e-10)
+    assert not torch.equal(sorted_.batch.positions, plain.batch.positions)
+    assert out["forces"] is sorted_(positions)["forces"]
