@@ -1,0 +1,5 @@
+"""``python -m molkern``."""
+
+from .cli import app
+
+app(prog_name="molkern")
