@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 class VelocityVerlet:
     """Steps at constant energy, for all systems of an evaluator at once.
 
-    Swope et al., J. Chem. Phys. 76, 637 (1982), eq. 4: half a kick, a drift, forces, half a kick.
+    Swope et al., J. Chem. Phys. 76, 637 (1982): half a kick, a drift, forces, half a kick.
     Positions and velocities are float64 whatever the model's type. Each operation on them is
     rounded for itself, so a system's bits do not depend on the systems beside it, where those of
     its forces do not.
@@ -99,7 +99,7 @@ class VelocityVerlet:
 class Langevin(VelocityVerlet):
     """Steps at constant temperature, BAOAB.
 
-    Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34 (2013), eq. 10: kick, drift, exact
+    Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34 (2013): kick, drift, exact
     Ornstein-Uhlenbeck step of the velocities, drift, kick. Averages of positions are those of the
     temperature to high order in the time step; the kinetic energy of a mode of frequency ω is too
     low by (ω · time step)² / 4.
