@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..graph import AtomicBatch
+from ..graph import AtomicBatch, neighbor_list
 from ..models import Potential
 from .checkpoint import Checkpoint
 from .dynamics import (
@@ -95,6 +95,9 @@ class GroupRun:
         found = Checkpoint.load(path) if path.exists() else None
         if found is not None:
             found.require(plan.identity(group), path)
+        self._reach = float(model.cutoff) + SKIN
+        first = neighbor_list(torch.from_numpy(plan.atoms.positions), self._reach)
+        self._alone = int((first.row_ptr.diff() == 0).sum())
         self.dynamics = self._dynamics(model)
         self._go_on(found) if found is not None else self._begin()
         self._first = self.dynamics.step
@@ -231,9 +234,8 @@ class GroupRun:
         atom = int((~(speeds < longest)).nonzero()[0])
         moved = float(speeds[atom].sqrt()) * dynamics.time_step
         place = self._place(atom // self.atoms_each)
-        return f"atoms fly apart in {place}: atom {atom % self.atoms_each} moves {moved:.3g} Å " + (
-            f"in one step: {remedy}"
-        )
+        atom %= self.atoms_each
+        return f"atoms fly apart in {place}: atom {atom} moves {moved:.3g} Å in a step: {remedy}"
 
     def _place(self, system: int) -> str:
         return f"replica {self.replicas[system]} at step {self.dynamics.step}"
@@ -244,25 +246,12 @@ class GroupRun:
         if not self._rotates or self.plan.settings.dissociation or neighbors is None:
             return
         degrees = neighbors.row_ptr.diff().reshape(len(self.replicas), self.atoms_each)
-        alone = (degrees == 0).sum(1)
-        if self.dynamics.step == 0:
-            self._alone = alone
-        more = (alone > self._alone_at_first()).nonzero()
+        more = ((degrees == 0).sum(1) > self._alone).nonzero()
         if len(more):
-            reach = f"{float(self.evaluator.model.cutoff) + SKIN:g} Å"
             raise DynamicsError(
-                f"atoms fly apart in {self._place(int(more[0]))}: one has no other within {reach}; "
-                "--allow-dissociation goes on all the same"
+                f"atoms fly apart in {self._place(int(more[0]))}: one has no other within "
+                f"{self._reach:g} Å; --allow-dissociation goes on all the same"
             )
-
-    def _alone_at_first(self) -> Tensor:
-        if not hasattr(self, "_alone"):
-            positions = torch.from_numpy(self.plan.atoms.positions)
-            distances = torch.cdist(positions, positions)
-            distances.fill_diagonal_(float("inf"))
-            reach = float(self.evaluator.model.cutoff) + SKIN
-            self._alone = (distances.amin(1) >= reach).sum().to(self.dynamics.positions.device)
-        return self._alone
 
     # Writing
 
