@@ -12,7 +12,7 @@ from .extras import require
 
 #: How often a piece is done again after the loss of a worker.
 _TRIES = 3
-#: Pieces that are under way or wait for their turn, for each worker.
+#: Results that may wait for their turn, for each worker.
 _AHEAD = 4
 _OBJECT_STORE = 200 << 20  # bytes, of a Ray that is started here
 
@@ -169,7 +169,7 @@ class RayPool:
         turn = 0
         while True:
             if not stopped():
-                self._give_out(waiting, again, turn + _AHEAD * self._workers)
+                self._give_out(waiting, again, len(results) < _AHEAD * self._workers)
             if not self._running:
                 return
             for task, answer in self._answers(again, stopped):
@@ -181,19 +181,18 @@ class RayPool:
                 turn += 1
 
     def _give_out(
-        self, waiting: Iterator[tuple[int, Any]], again: list[_Task], limit: int
+        self, waiting: Iterator[tuple[int, Any]], again: list[_Task], room: bool
     ) -> None:
+        """Sends pieces to idle workers: lost ones, then new ones while there is room."""
         while self._idle:
             if again:
                 task = again.pop(0)
                 task.actor = self._idle.pop()
-            elif max((t.index for t in self._running.values()), default=-1) + 1 < limit:
-                following = next(waiting, None)
+            else:
+                following = next(waiting, None) if room else None
                 if following is None:
                     return
                 task = _Task(*following, self._idle.pop())
-            else:
-                return
             self._send(task)
 
     def _send(self, task: _Task) -> None:
