@@ -16,7 +16,8 @@ from .files import read_frame
 from .plan import Plan, Settings, default_group, output_path
 from .report import lines
 from .run import run
-from .source import ModelSource, energy_unit, model_description
+from .source import ModelSource, model_description
+from .source import energy_unit as unit_of_energy
 
 Say = Callable[[str], Any]
 
@@ -90,7 +91,7 @@ def dynamics(
     plan = Plan(
         source,
         atoms,
-        Settings(**settings, energy_unit=_unit(energy_unit)),
+        Settings(**settings, energy_unit=unit_of_energy(energy_unit)),
         output_path(out),
         default_group(len(atoms), device) if group is None else group,
         device,
@@ -107,15 +108,13 @@ def dynamics(
         name=str(structure),
     )
     if summary is None:
-        say(f"stopped by signal {signal} after a checkpoint: the same command with --resume goes on")
+        say(
+            f"stopped by signal {signal} after a checkpoint: the same command with --resume goes on"
+        )
         return 128 + (signal or 0)
     for line in [*lines(summary), f"trajectory: {_trajectories(plan)}", f"summary: {plan.summary}"]:
         say(line)
     return 0
-
-
-def _unit(name: str) -> float:
-    return energy_unit(name)
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -159,7 +158,7 @@ def energies(
         out,
         device=chosen_device(device),
         threads=chosen_threads(threads, workers),
-        energy_unit=_unit(energy_unit),
+        energy_unit=unit_of_energy(energy_unit),
         max_atoms=batch_size,
         max_edges=max_edges,
         stress=stress,
@@ -182,9 +181,8 @@ def description(model: str | None) -> Iterator[str]:
     yield f"  threads: {torch.get_num_threads()} of {_cores()} cores"
     if model is not None:
         require("md", "ase")
-        source = ModelSource.open(model)
+        source = ModelSource.open(model, filters=None)
         loaded = source.load()
-        loaded.filters = loaded.config["filters"]
         yield f"model {model}"
         for key, value in model_description(source, loaded).items():
             yield f"  {key}: {value}"

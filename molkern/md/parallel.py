@@ -180,9 +180,7 @@ class RayPool:
                 yield results.pop(turn)
                 turn += 1
 
-    def _give_out(
-        self, waiting: Iterator[tuple[int, Any]], again: list[_Task], room: bool
-    ) -> None:
+    def _give_out(self, waiting: Iterator[tuple[int, Any]], again: list[_Task], room: bool) -> None:
         """Sends pieces to idle workers: lost ones, then new ones while there is room."""
         while self._idle:
             if again:

@@ -157,7 +157,8 @@ class _Bar:
         kind = plan.settings.ensemble.upper()
         self._sizes = [len(group) for group in plan.groups]
         self._steps: dict[int, int] = {}
-        self._bar = tqdm(total=total, desc=f"{kind} dynamics", unit="step", file=sys.stderr)
+        unit = "step" if plan.settings.replicas == 1 else "replica step"
+        self._bar = tqdm(total=total, desc=f"{kind} dynamics", unit=unit, file=sys.stderr)
 
     def __enter__(self) -> _Bar:
         return self

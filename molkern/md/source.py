@@ -47,17 +47,17 @@ class ModelSource:
     Attributes:
         name: as it was given.
         content: of the file that :meth:`molkern.models.Potential.save` wrote.
-        filters: ``"exact"`` or ``"spline"``.
+        filters: ``"exact"`` or ``"spline"``; None: as saved.
         conditions: what else the prediction depends on, with names (``total_charge``, say).
     """
 
     name: str
     content: bytes
-    filters: str = "spline"
+    filters: str | None = "spline"
     conditions: tuple[tuple[str, float], ...] = ()
 
     @classmethod
-    def open(cls, name: str, filters: str = "spline", **conditions: float) -> ModelSource:
+    def open(cls, name: str, filters: str | None = "spline", **conditions: float) -> ModelSource:
         """From a path, or ``"ethanol"`` for the shipped model.
 
         Raises:
@@ -98,7 +98,8 @@ class ModelSource:
                 f"model {self.name} predicts {self._prediction(model)}, not an energy, so there "
                 "are no forces: give a model of energies"
             )
-        model.filters = self.filters
+        if self.filters is not None:
+            model.filters = self.filters
         return model
 
     @staticmethod
