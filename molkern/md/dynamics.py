@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ class VelocityVerlet:
         energy_unit: float = 1.0,
     ):
         batch = evaluator.batch
-        on = {"device": batch.positions.device, "dtype": torch.float64}
+        on: dict[str, Any] = {"device": batch.positions.device, "dtype": torch.float64}
         self.evaluator, self.time_step, self.energy_unit = evaluator, time_step, energy_unit
         self.positions = positions.to(**on, copy=True)
         self.velocities = velocities.to(**on, copy=True)

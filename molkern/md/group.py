@@ -108,7 +108,7 @@ class GroupRun:
         settings, count = self.plan.settings, len(self.replicas)
         weight = next(model.parameters())
         batch = AtomicBatch.from_ase([self.plan.atoms] * count, weight.dtype, weight.device)
-        conditions = dict(self.plan.source.conditions)
+        conditions: dict[str, Any] = dict(self.plan.source.conditions)
         self.evaluator = Evaluator(model, batch, skin=SKIN, **conditions)
         positions = torch.from_numpy(np.tile(self.plan.atoms.positions, (count, 1)))
         masses = torch.from_numpy(np.tile(self._masses, count))
@@ -271,7 +271,7 @@ class GroupRun:
                 f"{temperature!r}\n"
             )
             info = {"step": dynamics.step, "time_fs": fs, "replica": replica}
-            file.add_frame(_frame(self._template, *state, potential, info))
+            file.add_frame(_frame(self._template, state, potential, info))
 
     def _due(self) -> bool:
         pending = sum(file.pending for file in (self._table, *self._frames))
@@ -337,11 +337,11 @@ def _bare(atoms: Atoms) -> Atoms:
     return Atoms(atoms.numbers, atoms.positions, masses=masses, cell=atoms.cell, pbc=atoms.pbc)
 
 
-def _frame(
-    template: Atoms, positions: Any, velocities: Any, forces: Any, energy: float, info: dict
-) -> Atoms:
+def _frame(template: Atoms, state: tuple[Any, ...], energy: float, info: dict[str, Any]) -> Atoms:
+    """A frame of positions, velocities and forces, which it does not keep hold of."""
     from ase.calculators.singlepoint import SinglePointCalculator
 
+    positions, velocities, forces = state
     frame = template.copy()
     frame.positions[:] = positions
     frame.set_velocities(velocities)

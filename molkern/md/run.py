@@ -41,7 +41,8 @@ def stopping_on_signals() -> Iterator[Stop]:
         stop.signal = number
         signal.signal(number, before[number])
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = int(signal.SIGINT), int(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
     for number in before:
         signal.signal(number, note)
     try:
