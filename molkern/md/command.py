@@ -20,6 +20,7 @@ from .source import ModelSource, model_description
 from .source import energy_unit as unit_of_energy
 
 Say = Callable[[str], Any]
+_ATOMS_PER_THREAD = 512
 
 
 def model_source(name: str, filters: str, charge: float | None) -> ModelSource:
@@ -51,13 +52,18 @@ def chosen_device(name: str) -> str:
     return name
 
 
-def chosen_threads(threads: int | None, workers: int) -> int:
-    """As many as were asked for, or a worker's share of the cores."""
+def chosen_threads(threads: int | None, workers: int, atoms: int | None = None) -> int:
+    """As many as were asked for, or a worker's share of the cores.
+
+    In one process no more than there is work for, where the number of atoms that are computed at
+    once is known: threads that wait for each other make small steps slower.
+    """
     if threads is not None:
         return threads
     if workers:
         return max(1, _cores() // workers)
-    return torch.get_num_threads()
+    most = torch.get_num_threads()
+    return most if atoms is None else min(most, max(1, atoms // _ATOMS_PER_THREAD))
 
 
 def _cores() -> int:
@@ -88,14 +94,16 @@ def dynamics(
     require("md", "ase", "tqdm", "matplotlib")
     atoms = read_frame(structure, frame)
     device = chosen_device(device)
+    size = default_group(len(atoms), device) if group is None else group
+    together = len(atoms) * min(size, settings["replicas"])
     plan = Plan(
         source,
         atoms,
         Settings(**settings, energy_unit=unit_of_energy(energy_unit)),
         output_path(out),
-        default_group(len(atoms), device) if group is None else group,
+        size,
         device,
-        chosen_threads(threads, workers),
+        chosen_threads(threads, workers, together),
     )
     _check_plot(plot)
     summary, signal = run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +35,11 @@ class Stop:
 
 @contextmanager
 def stopping_on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask to stop; a second one has its usual effect."""
+    """SIGINT and SIGTERM ask to stop, in the main thread; a second one has its usual effect."""
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.signal = number
