@@ -103,7 +103,7 @@ def test_time_is_reversible(ethanol):
 
 def test_temperature_of_the_thermostat(ethanol):
     """The mean over replicas, within four standard errors and the known error of the step."""
-    replicas = range(48)
+    replicas = range(32)
     dynamics = advance(thermostat(ethanol, replicas, 50.0, torch.float32), 300)
     start = dynamics.conserved()
     temperatures = []
