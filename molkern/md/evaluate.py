@@ -209,7 +209,7 @@ class Output(Protocol):
 
     def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None: ...
 
-    def finish(self) -> bytes | None:
+    def finish(self) -> bytes:
         """What is still to be written."""
 
 
@@ -233,8 +233,8 @@ class _Frames:
         result.calc = SinglePointCalculator(result, energy=energy, forces=forces, **voigt)
         write_xyz(self._file, result)
 
-    def finish(self) -> None:
-        return None
+    def finish(self) -> bytes:
+        return b""
 
 
 class _Table:
@@ -248,8 +248,8 @@ class _Table:
         self._file.write(f"{self._count},{len(frame)},{energy!r}\n")
         self._count += 1
 
-    def finish(self) -> None:
-        return None
+    def finish(self) -> bytes:
+        return b""
 
 
 class _Arrays:
@@ -357,18 +357,17 @@ def _write(out: Path, results: Iterator[Results], kept: dict[int, Atoms]) -> tup
     errors, count = Errors(), 0
     part = out.with_name(out.name + ".part")
     try:
-        with (
-            writing(out),
-            part.open("w", encoding="utf-8") as file,
-            tqdm(desc="evaluating", unit="frame", file=sys.stderr) as bar,
-        ):
+        with writing(out):
+            file = part.open("w", encoding="utf-8")
+        with file, tqdm(desc="evaluating", unit="frame", file=sys.stderr) as bar:
             output: Output = _OUTPUTS[out.suffix](file)
             for result in results:
-                count += _add(output, result, kept, count, errors)
+                with writing(out):
+                    count += _add(output, result, kept, count, errors)
                 bar.update(count - bar.n)
-            rest = output.finish()
-            if rest is not None:
-                file.buffer.write(rest)
+            with writing(out):
+                file.buffer.write(output.finish())
+                file.flush()
         with writing(out):
             part.replace(out)
     except BaseException:

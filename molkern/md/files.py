@@ -31,9 +31,11 @@ def read_frames(path: str | Path) -> Iterator[Atoms]:
         for atoms in iread(str(path), index=":", do_not_split_by_at_sign=True):
             yield atoms
             count += 1
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # parsers raise anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         where = f" after frame {count - 1}" if count else ""
         raise ValueError(f"{path} cannot be read{where}: {reason}") from error

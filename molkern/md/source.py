@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,13 +85,11 @@ class ModelSource:
         Raises:
             ValueError: not a molkern model, or one that predicts no energy.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.safetensors"
-            path.write_bytes(self.content)
-            try:
-                model = load(path, device)
-            except ValueError as error:
-                raise ValueError(str(error).replace(str(path), self.name)) from error
+        try:
+            model = load(self.content, device)
+        except ValueError as error:
+            text = str(error).replace("the content", self.name, 1)
+            raise ValueError(f"model {text}") from error
         if self._prediction(model) != "energy":
             raise ValueError(
                 f"model {self.name} predicts {self._prediction(model)}, not an energy, so there "

@@ -23,7 +23,7 @@ from conftest import arrays
 from molkern.data import ethanol_model
 from molkern.md import files, group
 from molkern.md.checkpoint import Checkpoint
-from molkern.models import SchNet
+from molkern.models import SchNet, load
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,11 +88,8 @@ def test_crystals_and_units(molkern, tmp_path):
     np.testing.assert_allclose(first.cell, last.cell)
     assert last.pbc.all()
     table = np.loadtxt("c.csv", delimiter=",", skiprows=1)
-    model = SchNet(8, 8, 1, num_basis=8, cutoff=4.0, num_elements=20)
-    from molkern.models import load
-
     model = load("m.safetensors")
-    energy = float(model(group.AtomicBatch.from_ase(crystal))["energy"])
+    energy = model(group.AtomicBatch.from_ase(crystal))["energy"].item()
     assert table[0, 3] == pytest.approx(energy * 0.0433641, rel=1e-4)
 
 
@@ -154,7 +151,9 @@ def test_signals_stop_after_a_checkpoint(molkern, ethanol, tmp_path, monkeypatch
         found, expected = (ase.io.read(f"{n}_{k}.traj", index=":") for n in ("s", "whole"))
         assert found == expected
         assert len(found) == 16
-        assert all(np.array_equal(a.positions, b.positions) for a, b in zip(found, expected))
+        assert all(
+            np.array_equal(a.positions, b.positions) for a, b in zip(found, expected, strict=True)
+        )
     assert arrays(tmp_path / "s.group1.checkpoint") == arrays(tmp_path / "whole.group1.checkpoint")
 
 
