@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,7 +84,8 @@ class ModelSource:
         """The model, in evaluation mode.
 
         Raises:
-            ValueError: not a molkern model, or one that predicts no energy.
+            ValueError: not a molkern model, one that predicts no energy, or one that does not take
+                the conditions.
         """
         try:
             model = load(self.content, device)
@@ -95,6 +97,10 @@ class ModelSource:
                 f"model {self.name} predicts {self._prediction(model)}, not an energy, so there "
                 "are no forces: give a model of energies"
             )
+        taken = inspect.signature(model.predict).parameters
+        for name, value in self.conditions:
+            if name not in taken:
+                raise ValueError(f"model {self.name} takes no {name}, got {value}: leave it out")
         if self.filters is not None:
             model.filters = self.filters
         return model

@@ -292,7 +292,7 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
         (f"{ethanol} --temperature nan", "temperature must be finite and not negative, got nan"),
         (f"{ethanol} --device abacus", "device 'abacus' is unknown"),
         (f"{ethanol} --energy-unit cal", "energy unit 'cal' is unknown"),
-        (f"{ethanol} --charge 1", "total_charge"),
+        (f"{ethanol} --charge 1", "model ethanol takes no total_charge, got 1.0"),
     ):
         assert text in molkern(f"md {arguments}", code=1), arguments
     for model, text in (
