@@ -125,12 +125,15 @@ class RayPool:
         options = {"num_cpus": threads, "num_gpus": gpus, "max_restarts": 0}
         self._class = ray.remote(_Host).options(**options)
         self._factory = ray.put(factory)
-        self._idle = [self._new_actor() for _ in range(workers)]
         self._workers = workers
+        self._idle: list[Any] = []
         self._running: dict[Any, _Task] = {}
+        self._complete()
 
-    def _new_actor(self) -> Any:
-        return self._class.remote(self._factory)
+    def _complete(self) -> None:
+        """Makes workers in place of those that were lost."""
+        while len(self._idle) + len(self._running) < self._workers:
+            self._idle.append(self._class.remote(self._factory))
 
     def pids(self) -> list[int]:
         """Process ids of the workers, idle ones first; waits for those that are busy."""
@@ -163,6 +166,16 @@ class RayPool:
             RuntimeError: a piece whose workers died again and again.
             Exception: what a worker raised, as it raised it.
         """
+        try:
+            yield from self._run(pieces, progress, stopped)
+        finally:  # after an error others may still be at work, for nobody
+            for task in self._running.values():
+                self._ray.kill(task.actor)
+            self._running.clear()
+
+    def _run(
+        self, pieces: Iterable[Any], progress: Progress, stopped: Callable[[], bool]
+    ) -> Iterator[Any]:
         waiting = enumerate(pieces)
         again: list[_Task] = []
         results: dict[int, Any] = {}
@@ -182,6 +195,7 @@ class RayPool:
 
     def _give_out(self, waiting: Iterator[tuple[int, Any]], again: list[_Task], room: bool) -> None:
         """Sends pieces to idle workers: lost ones, then new ones while there is room."""
+        self._complete()
         while self._idle:
             if again:
                 task = again.pop(0)
@@ -228,7 +242,6 @@ class RayPool:
                 "there may be too little memory; use smaller pieces or fewer workers"
             )
         _log.warning("a worker was lost; piece %d is done again by a new one", task.index)
-        self._idle.append(self._new_actor())
         again.append(task)
 
 

@@ -64,7 +64,7 @@ def test_structures(cluster):
 
 def test_replicas(cluster, molkern, ethanol, tmp_path, monkeypatch):
     """The group of the dead worker goes on from its checkpoint; files as of one process."""
-    command = f"md {ethanol} --ensemble nvt --steps 400 --replicas 5 --group 2 --every 20"
+    command = f"md {ethanol} --ensemble nvt --steps 200 --replicas 5 --group 2 --every 20"
     molkern(f"{command} --checkpoint-every 60 --out one")
     plain, seen = RayPool.run, []
 

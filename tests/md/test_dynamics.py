@@ -76,13 +76,13 @@ def test_against_ase(ethanol):
 
 
 def test_energy_is_conserved(ethanol):
-    """Of the float32 model: over a picosecond the slope is far below that of a cut-off force."""
+    """Of the float32 model: the slope is within what half a picosecond can tell from none."""
     dynamics = advance(VelocityVerlet(*parts(ethanol, [0, 1], torch.float32), 0.5 * FEMTOSECOND), 0)
     energies = []
-    for _ in range(200):
+    for _ in range(100):
         advance(dynamics, 10)
         energies.append(dynamics.conserved().numpy())
-    slopes = np.polyfit(np.arange(200) * 5e-3, np.array(energies), 1)[0] / 9  # eV/atom/ps
+    slopes = np.polyfit(np.arange(100) * 5e-3, np.array(energies), 1)[0] / 9  # eV/atom/ps
     assert np.abs(slopes).max() < 2e-5
     assert np.std(energies, axis=0).max() / 9 < 5e-4
     assert dynamics.positions.dtype == torch.float64
