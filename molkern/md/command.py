@@ -106,6 +106,7 @@ def dynamics(
         chosen_threads(threads, workers, together),
     )
     _check_plot(plot)
+    _check_address(ray_address, workers)
     summary, signal = run(
         plan,
         resume=resume,
@@ -123,6 +124,11 @@ def dynamics(
     for line in [*lines(summary), f"trajectory: {_trajectories(plan)}", f"summary: {plan.summary}"]:
         say(line)
     return 0
+
+
+def _check_address(address: str | None, workers: int) -> None:
+    if address is not None and not workers:
+        raise ValueError(f"--ray-address {address} needs --workers: say how many there are to be")
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -160,6 +166,7 @@ def energies(
 ) -> None:
     """``molkern evaluate``."""
     require("md", "ase", "tqdm")
+    _check_address(ray_address, workers)
     count, errors = evaluate(
         structures,
         source,

@@ -43,6 +43,21 @@ class VelocityVerlet:
         potential: energies of the systems, ``[B]`` float64, eV.
         heat: what a thermostat has given to each system, ``[B]`` float64, eV; 0 here.
         step: steps done.
+
+    >>> import torch, molkern
+    >>> from molkern.data import ethanol_frames, ethanol_model
+    >>> frames = ethanol_frames()["test"][:2]
+    >>> batch = frames.batch()
+    >>> evaluator = molkern.md.Evaluator(ethanol_model(), batch)
+    >>> masses = torch.tensor([1.0, 12, 16])[(batch.numbers > 1).long() + (batch.numbers > 6).long()]
+    >>> start = batch.positions, torch.zeros_like(batch.positions), masses
+    >>> dynamics = VelocityVerlet(evaluator, *start, time_step=0.5 * FEMTOSECOND)
+    >>> dynamics.compute()
+    >>> before = dynamics.conserved()
+    >>> for _ in range(10):
+    ...     dynamics.advance()
+    >>> bool(((dynamics.conserved() - before).abs() < 0.01).all())
+    True
     """
 
     def __init__(

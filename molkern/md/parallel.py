@@ -103,8 +103,7 @@ class RayPool:
         ValueError: fewer than one worker, or more of them than there are GPUs here.
         ConnectionError: no cluster at this address.
 
-    >>> pool = RayPool(factory, workers=2)            # doctest: +SKIP
-    >>> results = list(pool.run(pieces))              # doctest: +SKIP
+    As in ``with RayPool(factory, workers=2) as pool: results = list(pool.run(pieces))``.
     """
 
     def __init__(

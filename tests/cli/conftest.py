@@ -1,12 +1,10 @@
 """Structures in files, and the command in this process."""
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from molkern.cli import app
 from molkern.data import ethanol_frames
-from molkern.md.checkpoint import Checkpoint
 
 
 @pytest.fixture
@@ -40,9 +38,3 @@ def ethanol(tmp_path):
     path = tmp_path / "ethanol.xyz"
     write(path, [Atoms(frames.numbers.numpy(), p.numpy()) for p in frames.positions[:3]])
     return path
-
-
-def arrays(path):
-    """What is in a checkpoint, as bytes."""
-    found = Checkpoint.load(path)
-    return {k: np.ascontiguousarray(v).tobytes() for k, v in found.arrays.items()}

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -18,7 +19,7 @@ pytest.importorskip("ase")
 import ase.build
 import ase.io
 from ase.constraints import FixAtoms
-from conftest import arrays
+from cli_files import arrays
 
 from molkern.data import ethanol_model
 from molkern.md import files, group
@@ -292,6 +293,7 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
         (f"{ethanol} --temperature nan", "temperature must be finite and not negative, got nan"),
         (f"{ethanol} --device abacus", "device 'abacus' is unknown"),
         (f"{ethanol} --energy-unit cal", "energy unit 'cal' is unknown"),
+        (f"{ethanol} --ray-address auto", "--ray-address auto needs --workers"),
         (f"{ethanol} --charge 1", "model ethanol takes no total_charge, got 1.0"),
     ):
         assert text in molkern(f"md {arguments}", code=1), arguments
@@ -307,3 +309,17 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "tqdm")
     assert "pip install 'molkern[ray]'" in molkern(f"md {ethanol} --workers 2", code=1)
+
+
+README = re.search(r"## Command line\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+COMMANDS = re.findall(r"^molkern (.*?)(?: +#.*)?$", README, re.MULTILINE)
+
+
+def test_readme(molkern, tmp_path):
+    """The README's commands run as they stand, one after the other."""
+    ase.io.write("ethanol.xyz", ase.build.molecule("CH3CH2OH"))
+    for command in COMMANDS:
+        molkern(command.replace(" --model ethanol", "") if "info" not in command else command)
+    assert len(COMMANDS) == 4
+    assert len(ase.io.read("run_3.xyz", index=":")) == 41
+    assert len(ase.io.read("energies.extxyz", index=":")) == 41

@@ -11,7 +11,7 @@ pytest.importorskip("ase")
 pytest.importorskip("ray")
 import ase.build
 import ray
-from conftest import arrays
+from cli_files import arrays
 
 from molkern.md.evaluate import EvaluateWorker, chunks
 from molkern.md.group import DynamicsWorker
