@@ -105,6 +105,7 @@ def dynamics(
         device,
         chosen_threads(threads, workers, together),
     )
+    _check_not_input(structure, plan)
     _check_plot(plot)
     _check_address(ray_address, workers)
     summary, signal = run(
@@ -124,6 +125,13 @@ def dynamics(
     for line in [*lines(summary), f"trajectory: {_trajectories(plan)}", f"summary: {plan.summary}"]:
         say(line)
     return 0
+
+
+def _check_not_input(structure: Path, plan: Plan) -> None:
+    for replica in range(plan.settings.replicas):
+        path = plan.trajectory(replica)
+        if path.exists() and path.samefile(structure):
+            raise ValueError(f"{path} is the structure itself: choose another --out")
 
 
 def _check_address(address: str | None, workers: int) -> None:

@@ -49,7 +49,7 @@ class VelocityVerlet:
     >>> frames = ethanol_frames()["test"][:2]
     >>> batch = frames.batch()
     >>> evaluator = molkern.md.Evaluator(ethanol_model(), batch)
-    >>> masses = torch.tensor([1.0, 12, 16])[(batch.numbers > 1).long() + (batch.numbers > 6).long()]
+    >>> masses = torch.where(batch.numbers == 1, 1.0, 2.0 * batch.numbers)
     >>> start = batch.positions, torch.zeros_like(batch.positions), masses
     >>> dynamics = VelocityVerlet(evaluator, *start, time_step=0.5 * FEMTOSECOND)
     >>> dynamics.compute()

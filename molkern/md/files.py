@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -106,6 +107,31 @@ class AppendedText:
     def __init__(self, path: Path):
         self.path, self.pending = path, 0
         self._parts: list[bytes] = []
+        self._held: IO[bytes] | None = None
+
+    def lock(self) -> None:
+        """Keeps other processes from writing the same file, until :meth:`close` or the end.
+
+        Raises:
+            ValueError: another one does.
+        """
+        with writing(self.path):
+            self._held = self.path.open("ab")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise ValueError(
+                f"{self.path} is being written by another run: wait for it, or choose another --out"
+            ) from error
+        except OSError:  # not every file system has locks
+            self.close()
+
+    def close(self) -> None:
+        """Gives up the lock."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def add(self, text: str) -> None:
         self._parts.append(text.encode())

@@ -91,6 +91,7 @@ class GroupRun:
         self._frames = [trajectory_file(plan.trajectory(r)) for r in self.replicas]
         self._flushed = time.monotonic()
         self.seconds, self._builds_before = 0.0, 0
+        self._table.lock()
         path = plan.checkpoint(group)
         found = Checkpoint.load(path) if path.exists() else None
         if found is not None:
@@ -291,6 +292,10 @@ class GroupRun:
         self._flush(sync=True)
         self._save([file.mark() for file in (self._table, *self._frames)])
 
+    def close(self) -> None:
+        """Lets other processes go on with the group."""
+        self._table.close()
+
     def _save(self, marks: list[int]) -> None:
         dynamics = self.dynamics
         arrays = {
@@ -361,15 +366,21 @@ class DynamicsWorker:
 
     def work(self, group: int) -> tuple[bool, GroupReport]:
         """Goes on with a group: whether it is done, and where it stands."""
-        if self._run is None or self._run.group != group:
+        if self._run is None:
             self._run = GroupRun(self.plan, group, self._model)
-        run = self._run
-        report = run.advance(self.slice)
-        if run.done:
-            self._run = None
-        return run.done, report
+        run, done = self._run, True
+        try:
+            report = run.advance(self.slice)
+            done = run.done
+        finally:
+            if done:  # or failed
+                run.close()
+                self._run = None
+        return done, report
 
     def pause(self) -> None:
         """Makes a checkpoint of what is under way."""
         if self._run is not None:
             self._run.checkpoint()
+            self._run.close()
+            self._run = None

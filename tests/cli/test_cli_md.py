@@ -245,6 +245,15 @@ def test_damaged_files(molkern, ethanol, tmp_path):
     assert "has no checkpoint" in molkern(f"{command} --resume", code=1)
 
 
+def test_two_runs_of_the_same_files(molkern, ethanol, tmp_path, monkeypatch):
+    command = f"md {ethanol} --steps 30 --every 10"
+    errors = []
+    at_step(monkeypatch, 20, lambda: errors.append(molkern(f"{command} --resume", code=1)))
+    molkern(command)
+    assert "traj.csv is being written by another run" in errors[0]
+    molkern(f"{command} --resume")
+
+
 def test_runs_that_cannot_go_on(molkern, ethanol, tmp_path):
     command = f"md {ethanol} --replicas 2 --steps 50"
     error = molkern(f"{command} --time-step 15", code=1)
@@ -293,6 +302,7 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
         (f"{ethanol} --temperature nan", "temperature must be finite and not negative, got nan"),
         (f"{ethanol} --device abacus", "device 'abacus' is unknown"),
         (f"{ethanol} --energy-unit cal", "energy unit 'cal' is unknown"),
+        ("nitrogen.xyz --out nitrogen.xyz --restart", "nitrogen.xyz is the structure itself"),
         (f"{ethanol} --ray-address auto", "--ray-address auto needs --workers"),
         (f"{ethanol} --charge 1", "model ethanol takes no total_charge, got 1.0"),
     ):

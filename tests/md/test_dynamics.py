@@ -22,7 +22,6 @@ from molkern.md.dynamics import (
     initial_velocities,
 )
 
-
 # Thousands of steps of kernels that other tests launch
 pytestmark = pytest.mark.unemulated
 
