@@ -92,18 +92,23 @@ class GroupRun:
         self._flushed = time.monotonic()
         self.seconds, self._builds_before = 0.0, 0
         self._table.lock()
-        path = plan.checkpoint(group)
+        try:
+            self._start(model)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, model: Potential) -> None:
+        path = self.plan.checkpoint(self.group)
         found = Checkpoint.load(path) if path.exists() else None
         if found is not None:
-            found.require(plan.identity(group), path)
+            found.require(self.plan.identity(self.group), path)
         self._reach = float(model.cutoff) + SKIN
-        first = neighbor_list(torch.from_numpy(plan.atoms.positions), self._reach)
+        first = neighbor_list(torch.from_numpy(self.plan.atoms.positions), self._reach)
         self._alone = int((first.row_ptr.diff() == 0).sum())
         self.dynamics = self._dynamics(model)
         self._go_on(found) if found is not None else self._begin()
         self._first = self.dynamics.step
-
-    # Starting
 
     def _dynamics(self, model: Potential) -> VelocityVerlet:
         settings, count = self.plan.settings, len(self.replicas)
