@@ -170,7 +170,7 @@ class GroupRun:
         self._builds_before = max(state["builds"] - self.evaluator.builds, 0)
         dynamics.positions.copy_(torch.from_numpy(arrays["positions"]))
         self._compute()
-        if dynamics.step == 0:
+        if not any(state["files"]):  # made before the first frame
             self._table.add(_COLUMNS + "\n")
             self._record()
 
@@ -200,7 +200,9 @@ class GroupRun:
         except DynamicsError:
             self._flush()
             raise
-        if self._due():
+        if self.done and self._table.pending:
+            self.checkpoint()
+        elif self._due():
             self._flush()
         self.seconds += time.perf_counter() - start
         return self.report()

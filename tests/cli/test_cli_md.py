@@ -158,6 +158,14 @@ def test_signals_stop_after_a_checkpoint(molkern, ethanol, tmp_path, monkeypatch
     assert arrays(tmp_path / "s.group1.checkpoint") == arrays(tmp_path / "whole.group1.checkpoint")
 
 
+def test_a_run_stopped_before_its_first_step(molkern, ethanol, tmp_path):
+    molkern(f"md {ethanol} --steps 0 --out none.xyz")
+    assert len(ase.io.read("none.xyz", index=":")) == 1
+    molkern(f"md {ethanol} --steps 20 --out none.xyz --resume")
+    molkern(f"md {ethanol} --steps 20")
+    assert outputs(tmp_path, "none") == outputs(tmp_path)
+
+
 def test_a_full_disk(molkern, ethanol, tmp_path):
     """A limit on files' sizes, which writing meets as it would a full disk."""
     command = f"md {ethanol} --steps 100 --every 2 --checkpoint-every 20 --out traj.xyz"
