@@ -6,7 +6,6 @@ import functools
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,14 +141,14 @@ def run(
     factory = functools.partial(DynamicsWorker, plan)
     options: dict[str, Any] = {"workers": workers, "threads": plan.threads, "address": ray_address}
     options["gpus"] = int(plan.device.startswith("cuda"))
-    start = time.perf_counter()
     with stopping_on_signals() as stop, _Bar(plan) as bar:
         groups = range(len(plan.groups))
         reports = list(run_pieces(factory, groups, bar.update, stop, **options))
     if len(reports) < len(plan.groups):
         return None, stop.signal
-    wall = time.perf_counter() - start if workers else sum(r.seconds for r in reports)
-    return _finish(plan, reports, wall, plot), None
+    at_once = min(max(workers, 1), len(plan.groups))
+    seconds = sum(r.seconds for r in reports) / at_once  # without the start of workers
+    return _finish(plan, reports, seconds, plot), None
 
 
 class _Bar:

@@ -1,9 +1,11 @@
 """``molkern evaluate`` and ``molkern info``."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("ase")
 import ase.build
@@ -11,7 +13,7 @@ import ase.io
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from molkern.graph import AtomicBatch
-from molkern.models import SchNet
+from molkern.models import DTNN, DimeNetPlusPlus, PhysNet, SchNet
 
 
 @pytest.fixture
@@ -108,6 +110,40 @@ def test_refusals(molkern, tmp_path):
         assert text in molkern(f"evaluate {arguments}", code=1), arguments
     assert Path("in.extxyz").read_bytes() == before
     assert not list(tmp_path.glob("results*"))
+
+
+def test_a_full_disk(molkern, mixed, tmp_path):
+    """Results of an earlier run stay, and nothing half-written is left."""
+    Path("results.extxyz").write_text("of an earlier run")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    try:
+        error = molkern("evaluate mixed.extxyz", code=1, model="m.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "results.extxyz cannot be written: File too large" in error
+    assert Path("results.extxyz").read_text() == "of an earlier run"
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("kind", [PhysNet, DTNN, DimeNetPlusPlus])
+def test_other_models(molkern, kind):
+    """Energies of a file, and a few steps, at constant energy as far as so few tell."""
+    torch.manual_seed(1)
+    model = kind(cutoff=4.0).double().eval()
+    model.save("m.safetensors")
+    atoms = ase.build.molecule("H2O")
+    ase.io.write("water.xyz", atoms)
+    charge, conditions = "", {}
+    if kind is PhysNet:
+        charge, conditions = " --charge 1", {"total_charge": 1.0}
+    molkern(f"evaluate water.xyz --out e.csv{charge}", model="m.safetensors")
+    out = model(AtomicBatch.from_ase(atoms, torch.float64), **conditions)
+    found = np.loadtxt("e.csv", delimiter=",", skiprows=1)[2]
+    assert found == pytest.approx(out["energy"].item(), rel=1e-6)
+    molkern(f"md water.xyz --steps 5 --every 1 --replicas 2{charge}", model="m.safetensors")
+    conserved = np.loadtxt("traj.csv", delimiter=",", skiprows=1)[:, 5].reshape(-1, 2)
+    assert np.ptp(conserved, axis=0).max() < 1e-3
 
 
 def test_reference_energies_tell_elements(molkern):
