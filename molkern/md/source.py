@@ -107,8 +107,10 @@ class ModelSource:
 
     @staticmethod
     def _prediction(model: Potential) -> str:
-        prediction = model.config.get("prediction", model.differentiated)
-        return str(prediction if prediction != "energy" else model.differentiated)
+        targets = model.config.get("num_targets", 1)
+        if targets > 1:  # DimeNet's, whose one target is an energy
+            return f"{targets} properties"
+        return str(model.config.get("prediction", "energy"))
 
     def elements(self, model: Potential) -> frozenset[int]:
         """Atomic numbers that the model knows.

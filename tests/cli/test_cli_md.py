@@ -24,7 +24,7 @@ from cli_files import arrays
 from molkern.data import ethanol_model
 from molkern.md import files, group
 from molkern.md.checkpoint import Checkpoint
-from molkern.models import SchNet, load
+from molkern.models import DimeNetPlusPlus, SchNet, load
 
 ROOT = Path(__file__).parents[2]
 
@@ -295,6 +295,7 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
     Path("empty.xyz").write_text("")
     Path("broken.xyz").write_text("3\n\nH 0 0\n")
     SchNet(8, 8, 1, num_elements=10, prediction="dipole_moment").save("dipole.safetensors")
+    DimeNetPlusPlus(num_targets=3).save("several.safetensors")
     Path("text.safetensors").write_text("not a model")
     for arguments, text in (
         ("none.xyz", "none.xyz is not a file"),
@@ -318,6 +319,7 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
     for model, text in (
         ("none.safetensors", "model none.safetensors cannot be read"),
         ("dipole.safetensors", "predicts dipole_moment, not an energy"),
+        ("several.safetensors", "predicts 3 properties, not an energy"),
         ("text.safetensors", "text.safetensors is not a safetensors file"),
     ):
         assert text in molkern(f"md {ethanol}", code=1, model=model)
