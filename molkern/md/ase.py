@@ -84,7 +84,7 @@ class ASECalculator(Calculator):
         }
         pairs["cell"], pairs["pbc"] = (known.cell.array, atoms.cell.array), (known.pbc, atoms.pbc)
         watched = [name for name in all_changes if name not in self.ignored_changes]
-        return [name for name in watched if not np.array_equal(*pairs[name])]
+        return [name for name in watched if not _same(*pairs[name])]
 
     def _evaluator_for(self, atoms: Atoms) -> Evaluator:
         numbers, pbc = atoms.numbers, atoms.pbc
@@ -95,3 +95,10 @@ class ASECalculator(Calculator):
             self.evaluator = Evaluator(self.model, batch, skin=self.skin, **self.conditions)
             self._numbers, self._pbc = numbers.copy(), pbc.copy()
         return self.evaluator
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    """Whether two arrays are the same bytes; NumPy's comparison takes several times as long."""
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
