@@ -2,12 +2,63 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+class Ensemble(str, Enum):
+    nve = "nve"
+    nvt = "nvt"
+
+
+class Filters(str, Enum):
+    exact = "exact"
+    spline = "spline"
+
+
+Model = Annotated[
+    str, typer.Option(help="a file written by model.save(), or 'ethanol': the shipped model")
+]
+FilterKind = Annotated[Filters, typer.Option(help="networks on edges, or splines through them")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto: a GPU where there is one")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="threads of a process; by default its share of the cores")
+]
+EnergyUnit = Annotated[
+    str, typer.Option(help="the model's unit of energy: eV, kcal/mol, kJ/mol or Hartree")
+]
+Charge = Annotated[
+    float | None, typer.Option(help="total charge of a system, for models that take one")
+]
+Workers = Annotated[
+    int, typer.Option(min=0, help="workers of Ray that share the work; 0: this process does all")
+]
+RayAddress = Annotated[
+    str | None, typer.Option(help="of a Ray cluster ('auto': this machine's); else Ray starts here")
+]
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """What is wrong, on stderr, with exit code 1; MOLKERN_TRACEBACK=1 tells where."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        if os.environ.get("MOLKERN_TRACEBACK") == "1":
+            raise
+        text = str(error) or type(error).__name__
+        typer.echo(f"molkern: {text.splitlines()[0]}", err=True)
+        raise typer.Exit(1) from error
 
 
 @app.callback()
@@ -30,10 +81,137 @@ def demo(
 
 
 @app.command()
-def info() -> None:
-    """What the extension was built with."""
-    from . import __version__, build_info
+def md(
+    structure: Annotated[Path, typer.Argument(help="any file that ASE reads")],
+    model: Model,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="trajectory, .xyz, .extxyz or .traj; of several replicas one file each: "
+            "traj_0.xyz, traj_1.xyz, …"
+        ),
+    ] = Path("traj.xyz"),
+    ensemble: Annotated[Ensemble, typer.Option(help="velocity Verlet, or BAOAB")] = Ensemble.nve,
+    steps: Annotated[int, typer.Option(min=0, help="to be done in all")] = 1000,
+    replicas: Annotated[int, typer.Option(min=1, help="of the structure")] = 1,
+    frame: Annotated[int, typer.Option(help="which of the file's; -1: the last")] = -1,
+    temperature: Annotated[
+        float, typer.Option(help="of the first velocities and of the thermostat, K")
+    ] = 300.0,
+    keep_velocities: Annotated[
+        bool, typer.Option("--keep-velocities", help="start with those in the file")
+    ] = False,
+    time_step: Annotated[float, typer.Option(help="fs")] = 0.5,
+    friction: Annotated[float, typer.Option(help="of the thermostat, 1/ps")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="of velocities and thermostat")] = 0,
+    every: Annotated[int, typer.Option(min=1, help="steps from frame to frame")] = 10,
+    checkpoint_every: Annotated[
+        int, typer.Option(min=1, help="steps from checkpoint to checkpoint")
+    ] = 1000,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the checkpoint, if there is one")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="start anew over an earlier run's files")
+    ] = False,
+    allow_dissociation: Annotated[
+        bool, typer.Option("--allow-dissociation", help="atoms may leave all others")
+    ] = False,
+    filters: FilterKind = Filters.spline,
+    energy_unit: EnergyUnit = "eV",
+    charge: Charge = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    group: Annotated[
+        int | None,
+        typer.Option(min=1, help="replicas computed at once; by default by atoms and device"),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="by default beside the trajectory")] = None,
+    workers: Workers = 0,
+    ray_address: RayAddress = None,
+) -> None:
+    """Molecular dynamics at constant energy or temperature, of one or many replicas."""
+    from .md import command
 
-    typer.echo(f"molkern {__version__}")
-    for key, value in build_info().items():
-        typer.echo(f"  {key}: {', '.join(value) if isinstance(value, list) else value}")
+    with _errors_in_one_line():
+        code = command.dynamics(
+            structure,
+            command.model_source(model, filters.value, charge),
+            out,
+            dict(
+                ensemble=ensemble.value,
+                steps=steps,
+                replicas=replicas,
+                temperature=temperature,
+                keep_velocities=keep_velocities,
+                time_step=time_step,
+                friction=friction,
+                seed=seed,
+                every=every,
+                checkpoint_every=checkpoint_every,
+                dissociation=allow_dissociation,
+            ),
+            energy_unit=energy_unit,
+            frame=frame,
+            resume=resume,
+            restart=restart,
+            device=device,
+            threads=threads,
+            group=group,
+            plot=plot,
+            workers=workers,
+            ray_address=ray_address,
+            say=typer.echo,
+        )
+        raise typer.Exit(code)
+
+
+@app.command()
+def evaluate(
+    structures: Annotated[Path, typer.Argument(help="any file that ASE reads")],
+    model: Model,
+    out: Annotated[
+        Path,
+        typer.Option(help=".extxyz or .xyz, .npz, or .csv (energies only)"),
+    ] = Path("results.extxyz"),
+    stress: Annotated[bool, typer.Option("--stress", help="of periodic structures too")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="atoms of a batch, at most")] = 4096,
+    max_edges: Annotated[int, typer.Option(min=1, help="pairs of a batch, at most")] = 2_000_000,
+    filters: FilterKind = Filters.spline,
+    energy_unit: EnergyUnit = "eV",
+    charge: Charge = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    workers: Workers = 0,
+    ray_address: RayAddress = None,
+) -> None:
+    """Energies and forces of all structures of a file, in eV and Å."""
+    from .md import command
+
+    with _errors_in_one_line():
+        command.energies(
+            structures,
+            command.model_source(model, filters.value, charge),
+            out,
+            energy_unit=energy_unit,
+            stress=stress,
+            batch_size=batch_size,
+            max_edges=max_edges,
+            device=device,
+            threads=threads,
+            workers=workers,
+            ray_address=ray_address,
+            say=typer.echo,
+        )
+
+
+@app.command()
+def info(
+    model: Annotated[str | None, typer.Option(help="a model's file, or 'ethanol'")] = None,
+) -> None:
+    """What the extension was built with, the devices here, and what a model is."""
+    from .md import command
+
+    with _errors_in_one_line():
+        for line in command.description(model):
+            typer.echo(line)

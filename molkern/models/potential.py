@@ -320,34 +320,45 @@ def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Te
     return moved, batch.cell @ deformation, strain
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> Potential:
+def load(path: str | Path | bytes, device: torch.device | str = "cpu") -> Potential:
     """The model that :meth:`Potential.save` wrote, in evaluation mode.
+
+    Args:
+        path: the file, or its content.
+        device: where the model is to be.
 
     Raises:
         ValueError: not a file of molkern's, or one of a newer format.
     """
     from . import MODELS
 
+    content = path if isinstance(path, bytes) else Path(path).read_bytes()
+    name = "the content" if isinstance(path, bytes) else path
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
+        tensors = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        raise ValueError(f"{name} is not a safetensors file: {error}") from error
+    metadata = _metadata(content)
     if "molkern" not in metadata:
         raise ValueError(
-            f"{path} holds no molkern model; for other packages' weights see molkern.interop"
+            f"{name} holds no molkern model; for other packages' weights see molkern.interop"
         )
     description = json.loads(metadata["molkern"])
     if description["format"] > FORMAT or description["model"] not in MODELS:
         raise ValueError(
-            f"{path} holds a {description['model']} in format {description['format']}; this "
+            f"{name} holds a {description['model']} in format {description['format']}; this "
             f"version of molkern reads {sorted(MODELS)} up to format {FORMAT}: update molkern"
         )
-    tensors = safetensors.torch.load_file(str(path), device=str(device))
     model = MODELS[description["model"]](**description["config"])
     model.to(device=device, dtype=_network_type(tensors))
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Of a safetensors file: it starts with the length of a header in JSON, eight bytes."""
+    length = int.from_bytes(content[:8], "little")
+    return dict(json.loads(content[8 : 8 + length]).get("__metadata__") or {})
 
 
 def _network_type(tensors: dict[str, Tensor]) -> torch.dtype:

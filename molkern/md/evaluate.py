@@ -1,0 +1,391 @@
+"""Energies, forces and stress of all structures of a file, in batches of bounded size."""
+
+from __future__ import annotations
+
+import functools
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..graph import AtomicBatch
+from ..models import Potential
+from .extras import require
+from .files import XYZ, read_frames, writing
+from .parallel import run_pieces
+from .source import ModelSource, check_elements
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Structures that are computed at once.
+
+    Attributes:
+        first: number of the first one's frame.
+        systems: elements, positions, cells and periodicity only.
+        stress: whether theirs is wanted.
+    """
+
+    first: int
+    systems: list[Atoms]
+    stress: bool = False
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a model gave for a chunk, in eV and Å.
+
+    Attributes:
+        energies: ``[M]``.
+        forces: ``[n_1 + … + n_M, 3]``.
+        stress: ``[M, 3, 3]``, or None where it was not wanted.
+    """
+
+    energies: Array
+    forces: Array
+    stress: Array | None
+
+
+def chunks(frames: Iterable[Atoms], max_atoms: int, stress: bool = False) -> Iterator[Chunk]:
+    """Consecutive structures of one kind of periodicity, with at most so many atoms together.
+
+    A structure with more atoms is a chunk of its own. How structures are shared out depends on
+    nothing else, so results have the same bits for every number of workers.
+    """
+    held: list[Atoms] = []
+    first, atoms, kind = 0, 0, None
+    for index, frame in enumerate(frames):
+        now = bool(frame.pbc.any()), stress and _has_stress(frame)
+        if held and (now != kind or atoms + len(frame) > max_atoms):
+            yield Chunk(first, held, bool(kind and kind[1]))
+            held, first, atoms = [], index, 0
+        kind = now
+        held.append(_bare(frame))
+        atoms += len(frame)
+    if held:
+        yield Chunk(first, held, bool(kind and kind[1]))
+
+
+def _has_stress(frame: Atoms) -> bool:
+    return bool(frame.pbc.all()) and abs(frame.cell.volume) > 0
+
+
+def _bare(frame: Atoms) -> Atoms:
+    from ase import Atoms
+
+    return Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
+
+
+class EvaluateWorker:
+    """Computes chunks.
+
+    Args:
+        source: the model.
+        device: where.
+        threads: of the CPU.
+        energy_unit: the model's unit of energy in eV.
+        max_edges: with more of them than this a chunk is halved, again and again.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        device: str = "cpu",
+        threads: int = 1,
+        energy_unit: float = 1.0,
+        max_edges: int = 2_000_000,
+    ):
+        torch.set_num_threads(threads)
+        self._model: Potential = source.load(device)
+        self._unit, self._max_edges = energy_unit, max_edges
+        self._conditions: dict[str, Any] = dict(source.conditions)
+
+    def work(self, chunk: Chunk) -> tuple[bool, Results]:
+        """Computes a chunk at once.
+
+        Raises:
+            ValueError: naming the frames: what the model refuses.
+        """
+        last = chunk.first + len(chunk.systems) - 1
+        try:
+            return True, self._compute(chunk)
+        except ValueError as error:
+            frames = f"frame {last}" if last == chunk.first else f"frames {chunk.first} to {last}"
+            raise ValueError(f"{frames}: {error}") from error
+
+    def pause(self) -> None:
+        """Nothing is under way between chunks."""
+
+    def _compute(self, chunk: Chunk) -> Results:
+        weight = next(self._model.parameters())
+        batch = AtomicBatch.from_ase(chunk.systems, weight.dtype, weight.device)
+        neighbors = self._model.neighbors(batch)
+        count = len(chunk.systems)
+        if neighbors.num_edges > self._max_edges and count > 1:
+            del neighbors, batch
+            first, second = chunk.systems[: count // 2], chunk.systems[count // 2 :]
+            return _joined(
+                self._compute(Chunk(chunk.first, first, chunk.stress)),
+                self._compute(Chunk(chunk.first + count // 2, second, chunk.stress)),
+            )
+        out = self._model(
+            batch, forces=True, stress=chunk.stress, neighbors=neighbors, **self._conditions
+        )
+        found = {k: out[k].to("cpu", torch.float64).numpy() * self._unit for k in out}
+        return Results(found["energy"], found["forces"], found.get("stress"))
+
+
+def _joined(a: Results, b: Results) -> Results:
+    stress = None
+    if a.stress is not None and b.stress is not None:
+        stress = np.concatenate([a.stress, b.stress])
+    return Results(
+        np.concatenate([a.energies, b.energies]), np.concatenate([a.forces, b.forces]), stress
+    )
+
+
+@dataclass
+class Errors:
+    """Differences to the energies and forces that a file has, as sums."""
+
+    energies: list[float] = field(default_factory=list)
+    per_atom: list[float] = field(default_factory=list)
+    _absolute: float = 0.0
+    _squares: float = 0.0
+    _components: int = 0
+
+    def add(self, frame: Atoms, energy: float, forces: Array) -> None:
+        reference = _reference(frame)
+        if "energy" in reference:
+            self.energies.append(energy - float(reference["energy"]))
+            self.per_atom.append(self.energies[-1] / max(len(frame), 1))
+        if "forces" in reference:
+            difference = forces - reference["forces"]
+            self._absolute += float(np.abs(difference).sum())
+            self._squares += float((difference**2).sum())
+            self._components += difference.size
+
+    def lines(self) -> list[str]:
+        """Mean absolute and root mean square errors, for people; none without references."""
+        text = []
+        for values, what, unit in (
+            (self.energies, "energy", "meV"),
+            (self.per_atom, "energy per atom", "meV"),
+        ):
+            if values:
+                table = np.array(values) * 1e3
+                text.append(
+                    f"{what}: MAE {np.abs(table).mean():.4g} {unit}, RMSE "
+                    f"{np.sqrt((table**2).mean()):.4g} {unit} ({len(table)} frames)"
+                )
+        if self._components:
+            mean = 1e3 * self._absolute / self._components
+            root = 1e3 * np.sqrt(self._squares / self._components)
+            text.append(f"forces: MAE {mean:.4g} meV/Å, RMSE {root:.4g} meV/Å")
+        return text
+
+
+def _reference(frame: Atoms) -> dict[str, Any]:
+    """Energy and forces that came with a structure."""
+    calculator = frame.calc
+    results = {} if calculator is None else calculator.results
+    return {k: results[k] for k in ("energy", "forces") if results.get(k) is not None}
+
+
+class Output(Protocol):
+    """A file of results, to which structures are added in their order."""
+
+    def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None: ...
+
+    def finish(self) -> bytes:
+        """What is still to be written."""
+
+
+class _Frames:
+    """Extended XYZ, with a file's own energies and forces as ``reference_…``."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None:
+        from ase.calculators.singlepoint import SinglePointCalculator
+        from ase.io.extxyz import write_xyz
+        from ase.stress import full_3x3_to_voigt_6_stress
+
+        before, result = _reference(frame), frame.copy()
+        if "energy" in before:
+            result.info["reference_energy"] = before["energy"]
+        if "forces" in before:
+            result.arrays["reference_forces"] = np.asarray(before["forces"])
+        voigt = {} if stress is None else {"stress": full_3x3_to_voigt_6_stress(stress)}
+        result.calc = SinglePointCalculator(result, energy=energy, forces=forces, **voigt)
+        write_xyz(self._file, result)
+
+    def finish(self) -> bytes:
+        return b""
+
+
+class _Table:
+    """Comma-separated: frame, atoms, energy."""
+
+    def __init__(self, file: TextIO):
+        self._file, self._count = file, 0
+        file.write("frame,atoms,energy_eV\n")
+
+    def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None:
+        self._file.write(f"{self._count},{len(frame)},{energy!r}\n")
+        self._count += 1
+
+    def finish(self) -> bytes:
+        return b""
+
+
+class _Arrays:
+    """NumPy's archive: ``energies`` [M], ``forces`` [N, 3], ``atoms`` [M], ``stress`` [M, 3, 3]."""
+
+    def __init__(self, file: TextIO):
+        self._rows: list[tuple[int, float, Array, Array | None]] = []
+
+    def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None:
+        self._rows.append((len(frame), energy, forces, stress))
+
+    def finish(self) -> bytes:
+        nothing = np.full((3, 3), np.nan)
+        arrays: dict[str, Any] = {
+            "atoms": np.array([row[0] for row in self._rows]),
+            "energies": np.array([row[1] for row in self._rows]),
+            "forces": np.concatenate([row[2] for row in self._rows]),
+        }
+        if any(row[3] is not None for row in self._rows):
+            arrays["stress"] = np.array([nothing if r[3] is None else r[3] for r in self._rows])
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        return content.getvalue()
+
+
+_OUTPUTS: dict[str, Any] = {**dict.fromkeys(XYZ, _Frames), ".csv": _Table, ".npz": _Arrays}
+
+
+def evaluate(
+    structures: Path,
+    source: ModelSource,
+    out: Path,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    energy_unit: float = 1.0,
+    max_atoms: int = 4096,
+    max_edges: int = 2_000_000,
+    stress: bool = False,
+    workers: int = 0,
+    ray_address: str | None = None,
+) -> tuple[int, list[str]]:
+    """Evaluates all structures of a file and writes results in their order.
+
+    Args:
+        structures: a file that ASE reads, one structure after the other.
+        source: the model.
+        out: ``.extxyz`` or ``.xyz`` (energies, forces, stress), ``.npz`` (the same as arrays) or
+            ``.csv`` (energies); appears when all is done.
+        device, threads: where, and the threads of each worker.
+        energy_unit: the model's unit of energy in eV; results are in eV.
+        max_atoms, max_edges: of a batch.
+        stress: whether stress is wanted, of structures that are periodic along all axes.
+        workers: Ray's workers that share the batches; 0: this process does all.
+        ray_address: of a cluster.
+
+    Returns:
+        How many structures there were, and lines about errors where the file has references.
+
+    Raises:
+        ValueError: files that are missing, empty or cannot be read, elements that the model does
+            not know (naming frame and atom), structures that the model refuses.
+        OSError: naming a file that cannot be written.
+    """
+    require("md", "ase", "tqdm")
+    _check_arguments(structures, out, max_atoms, max_edges)
+    known = source.elements(source.load())
+    kept: dict[int, Atoms] = {}
+
+    def frames() -> Iterator[Atoms]:
+        for index, frame in enumerate(read_frames(structures)):
+            check_elements(frame.numbers, known, source.name, f"{structures}, frame {index}")
+            kept[index] = frame
+            yield frame
+
+    factory = functools.partial(EvaluateWorker, source, device, threads, energy_unit, max_edges)
+    results = run_pieces(
+        factory,
+        chunks(frames(), max_atoms, stress),
+        lambda chunk, answer: None,
+        workers=workers,
+        threads=threads,
+        gpus=int(device.startswith("cuda")),
+        address=ray_address,
+    )
+    return _write(out, results, kept)
+
+
+def _check_arguments(structures: Path, out: Path, max_atoms: int, max_edges: int) -> None:
+    for name, value in (("batch size", max_atoms), ("max edges", max_edges)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if out.suffix not in _OUTPUTS:
+        endings = ", ".join(_OUTPUTS)
+        raise ValueError(f"{out} ends in {out.suffix!r}: results end in one of {endings}")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
+    if out.exists() and structures.exists() and out.samefile(structures):
+        raise ValueError(f"{out} is the file of structures itself: choose another --out")
+
+
+def _write(out: Path, results: Iterator[Results], kept: dict[int, Atoms]) -> tuple[int, list[str]]:
+    from tqdm import tqdm
+
+    errors, count = Errors(), 0
+    part = out.with_name(out.name + ".part")
+    try:
+        with writing(out):
+            file = part.open("w", encoding="utf-8")
+        with file, tqdm(desc="evaluating", unit="frame", file=sys.stderr) as bar:
+            output: Output = _OUTPUTS[out.suffix](file)
+            for result in results:
+                with writing(out):
+                    count += _add(output, result, kept, count, errors)
+                bar.update(count - bar.n)
+            with writing(out):
+                file.buffer.write(output.finish())
+                file.flush()
+        with writing(out):
+            part.replace(out)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    return count, errors.lines()
+
+
+def _add(
+    output: Output, result: Results, kept: dict[int, Atoms], first: int, errors: Errors
+) -> int:
+    """Adds the structures of a chunk; how many there were."""
+    start = 0
+    for k, energy in enumerate(result.energies.tolist()):
+        frame = kept.pop(first + k)
+        forces = result.forces[start : start + len(frame)]
+        start += len(frame)
+        output.add(frame, energy, forces, None if result.stress is None else result.stress[k])
+        errors.add(frame, energy, forces)
+    return len(result.energies)

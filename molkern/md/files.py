@@ -1,0 +1,256 @@
+"""Structures and trajectories in files, with errors of one line that name the file."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+#: Formats of trajectories by the end of their name.
+XYZ, TRAJ = (".xyz", ".extxyz"), (".traj",)
+
+
+def read_frames(path: str | Path) -> Iterator[Atoms]:
+    """All structures of a file in any format of ASE's, one after the other.
+
+    Raises:
+        ValueError: no such file, no structures, or a file that cannot be read.
+    """
+    from ase.io import iread
+
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not a file: give one that ASE can read")
+    count = 0
+    try:
+        for atoms in iread(str(path), index=":", do_not_split_by_at_sign=True):
+            yield atoms
+            count += 1
+    except MemoryError:
+        raise
+    except Exception as error:  # parsers raise anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        where = f" after frame {count - 1}" if count else ""
+        raise ValueError(f"{path} cannot be read{where}: {reason}") from error
+    if count == 0:
+        raise ValueError(f"{path} holds no structures: give a file with at least one frame")
+
+
+def read_frame(path: str | Path, frame: int = -1) -> Atoms:
+    """One structure of a file; negative numbers count from the end.
+
+    Raises:
+        ValueError: as :func:`read_frames`, or too few frames.
+    """
+    frames = list(read_frames(path))
+    if not -len(frames) <= frame < len(frames):
+        raise ValueError(f"{path} has {len(frames)} frame(s), numbered from 0; there is no {frame}")
+    return frames[frame]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Gives what the system says about a file that cannot be written the file's name."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"{path} cannot be written: {reason}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that after an interruption the old or the new one is there, complete.
+
+    Raises:
+        OSError: naming the file; the old one is as it was.
+    """
+    part = path.with_name(path.name + ".part")
+    with writing(path):
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last; not every file system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class AppendedText:
+    """A text file that grows, kept in memory between calls of :meth:`flush`.
+
+    Attributes:
+        pending: bytes that are not written yet.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.pending = path, 0
+        self._parts: list[bytes] = []
+        self._held: IO[bytes] | None = None
+
+    def lock(self) -> None:
+        """Keeps other processes from writing the same file, until :meth:`close` or the end.
+
+        Raises:
+            ValueError: another one does.
+        """
+        with writing(self.path):
+            self._held = self.path.open("ab")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise ValueError(
+                f"{self.path} is being written by another run: wait for it, or choose another --out"
+            ) from error
+        except OSError:  # not every file system has locks
+            self.close()
+
+    def close(self) -> None:
+        """Gives up the lock."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    def add(self, text: str) -> None:
+        self._parts.append(text.encode())
+        self.pending += len(self._parts[-1])
+
+    def flush(self, sync: bool = False) -> None:
+        """Writes what is pending; with ``sync`` it is on the disk afterwards."""
+        if not self._parts and not sync:
+            return
+        with writing(self.path), self.path.open("ab") as file:
+            file.write(b"".join(self._parts))
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        self._parts, self.pending = [], 0
+
+    def mark(self) -> int:
+        """Where the file ends now, for :meth:`cut`."""
+        return self.path.stat().st_size
+
+    def cut(self, mark: int) -> None:
+        """Takes away all that was written after a mark; 0 starts the file.
+
+        Raises:
+            ValueError: the file is shorter than that.
+        """
+        size = self.path.stat().st_size if self.path.exists() else 0
+        _require_length(self.path, size, mark, "bytes")
+        with writing(self.path), self.path.open("ab") as file:
+            file.truncate(mark)
+
+
+class XYZFrames(AppendedText):
+    """Frames as extended XYZ."""
+
+    def add_frame(self, atoms: Atoms) -> None:
+        from ase.io.extxyz import write_xyz
+
+        text = io.StringIO()
+        write_xyz(text, atoms)
+        self.add(text.getvalue())
+
+
+class TrajFrames:
+    """Frames as a trajectory of ASE's, with the same calls as :class:`XYZFrames`."""
+
+    def __init__(self, path: Path):
+        self.path, self.pending, self._count = path, 0, 0
+        self._frames: list[Atoms] = []
+
+    def add_frame(self, atoms: Atoms) -> None:
+        self._frames.append(atoms)
+        self.pending += 100 * len(atoms)
+
+    def flush(self, sync: bool = False) -> None:
+        from ase.io.trajectory import Trajectory
+
+        with writing(self.path):
+            if self._frames:
+                mode = "a" if self._count else "w"
+                with Trajectory(str(self.path), mode) as file:
+                    for atoms in self._frames:
+                        file.write(atoms)
+                self._count += len(self._frames)
+            if sync and self.path.exists():
+                with self.path.open("rb") as file:
+                    os.fsync(file.fileno())
+        self._frames, self.pending = [], 0
+
+    def mark(self) -> int:
+        return self._count
+
+    def cut(self, mark: int) -> None:
+        from ase.io.trajectory import Trajectory
+
+        if mark == 0:
+            with writing(self.path):
+                self.path.unlink(missing_ok=True)
+            return
+        part = self.path.with_name(self.path.name + ".part")
+        with writing(self.path):
+            with _reading(self.path), Trajectory(str(self.path)) as old:
+                _require_length(self.path, len(old), mark, "frames")
+                with Trajectory(str(part), "w") as new:
+                    for k in range(mark):
+                        new.write(old[k])
+            part.replace(self.path)
+        self._count = mark
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # ASE's readers raise anything
+        raise ValueError(
+            f"{path} cannot be read ({error}): start anew with --restart, or bring it back"
+        ) from error
+
+
+def _require_length(path: Path, found: int, needed: int, what: str) -> None:
+    if found < needed:
+        raise ValueError(
+            f"{path} has {found} {what}, but the checkpoint was made when it had {needed}: bring "
+            "the file back, or start anew with --restart"
+        )
+
+
+def trajectory_file(path: Path) -> XYZFrames | TrajFrames:
+    """A trajectory to be written, in the format that the end of its name says.
+
+    Raises:
+        ValueError: another ending.
+    """
+    if path.suffix in XYZ:
+        return XYZFrames(path)
+    if path.suffix in TRAJ:
+        return TrajFrames(path)
+    endings = ", ".join((*XYZ, *TRAJ))
+    raise ValueError(f"{path} ends in {path.suffix!r}: trajectories end in one of {endings}")

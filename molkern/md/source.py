@@ -1,0 +1,172 @@
+"""A model as the command line takes it: its file, its unit of energy, the elements it knows."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models import Potential, load
+
+#: The model that is shipped with the package, and what it was trained on.
+SHIPPED = "ethanol"
+SHIPPED_ELEMENTS = frozenset({1, 6, 8})
+
+
+def energy_unit(name: str) -> float:
+    """A unit of energy in eV: eV, kcal/mol, kJ/mol or Hartree.
+
+    Raises:
+        ValueError: another name.
+    """
+    from ase import units
+
+    known = {
+        "eV": 1.0,
+        "kcal/mol": units.kcal / units.mol,
+        "kJ/mol": units.kJ / units.mol,
+        "Hartree": units.Hartree,
+    }
+    for key, value in known.items():
+        if key.lower() == name.lower():
+            return float(value)
+    raise ValueError(f"energy unit {name!r} is unknown: use one of {', '.join(known)}")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's file as bytes, so that it travels to other processes and machines.
+
+    Attributes:
+        name: as it was given.
+        content: of the file that :meth:`molkern.models.Potential.save` wrote.
+        filters: ``"exact"`` or ``"spline"``; None: as saved.
+        conditions: what else the prediction depends on, with names (``total_charge``, say).
+    """
+
+    name: str
+    content: bytes
+    filters: str | None = "spline"
+    conditions: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def open(cls, name: str, filters: str | None = "spline", **conditions: float) -> ModelSource:
+        """From a path, or ``"ethanol"`` for the shipped model.
+
+        Raises:
+            ValueError: a file that is not there or cannot be read.
+        """
+        if name == SHIPPED:
+            content = (files("molkern.data") / "ethanol_schnet.safetensors").read_bytes()
+        else:
+            try:
+                content = Path(name).read_bytes()
+            except OSError as error:
+                raise ValueError(
+                    f"model {name} cannot be read ({error.strerror}): give a file written by "
+                    f"model.save(), or {SHIPPED!r} for the shipped model"
+                ) from error
+        return cls(name, content, filters, tuple(sorted(conditions.items())))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    def load(self, device: torch.device | str = "cpu") -> Potential:
+        """The model, in evaluation mode.
+
+        Raises:
+            ValueError: not a molkern model, one that predicts no energy, or one that does not take
+                the conditions.
+        """
+        try:
+            model = load(self.content, device)
+        except ValueError as error:
+            text = str(error).replace("the content", self.name, 1)
+            raise ValueError(f"model {text}") from error
+        if self._prediction(model) != "energy":
+            raise ValueError(
+                f"model {self.name} predicts {self._prediction(model)}, not an energy, so there "
+                "are no forces: give a model of energies"
+            )
+        taken = inspect.signature(model.predict).parameters
+        for name, value in self.conditions:
+            if name not in taken:
+                raise ValueError(f"model {self.name} takes no {name}, got {value}: leave it out")
+        if self.filters is not None:
+            model.filters = self.filters
+        return model
+
+    @staticmethod
+    def _prediction(model: Potential) -> str:
+        prediction = model.config.get("prediction", model.differentiated)
+        return str(prediction if prediction != "energy" else model.differentiated)
+
+    def elements(self, model: Potential) -> frozenset[int]:
+        """Atomic numbers that the model knows.
+
+        Of its table those with a reference energy, where it has references; of the shipped model
+        those that it was trained on.
+        """
+        if self.name == SHIPPED:
+            return SHIPPED_ELEMENTS
+        table = range(1, model.num_elements)
+        reference = model.config.get("reference")
+        if reference is None or not any(reference):
+            return frozenset(table)
+        return frozenset(z for z in table if reference[z] != 0)
+
+
+def check_elements(numbers: Iterable[int], known: frozenset[int], model: str, where: str) -> None:
+    """Refuses atoms that the model does not know.
+
+    Raises:
+        ValueError: naming the frame (``where``), the atom and its element.
+    """
+    from ase.data import chemical_symbols
+
+    for atom, number in enumerate(numbers):
+        if int(number) not in known:
+            symbol = chemical_symbols[number] if number < len(chemical_symbols) else "?"
+            raise ValueError(
+                f"{where}: atom {atom} is {symbol} ({number}), which model {model} does not "
+                f"know: it knows {symbols(known)}"
+            )
+
+
+def symbols(numbers: Iterable[int]) -> str:
+    """Symbols of elements, ranges of many of them as such."""
+    from ase.data import chemical_symbols
+
+    names = [chemical_symbols[z] for z in sorted(numbers) if z < len(chemical_symbols)]
+    if len(names) > 20:
+        return f"{names[0]} to {names[-1]}, {len(names)} elements"
+    return ", ".join(names)
+
+
+def model_description(source: ModelSource, model: Potential) -> dict[str, Any]:
+    """What a model is, for people: class, sizes, type, cutoff, elements and splines."""
+    lines: dict[str, Any] = {
+        "class": type(model).__name__,
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "type": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "cutoff": f"{model.cutoff} Å",
+        "elements": symbols(source.elements(model)),
+        "filters as saved": model.filters,
+    }
+    try:
+        lines["splines"] = str(model.spline_report())
+    except (ValueError, NotImplementedError) as error:
+        lines["splines"] = f"none: {error}"
+    hidden = {"reference", "filters"}
+    settings = {k: v for k, v in model.config.items() if k not in hidden and v is not None}
+    lines["settings"] = ", ".join(f"{key}={value}" for key, value in settings.items())
+    return lines
