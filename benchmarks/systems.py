@@ -68,6 +68,16 @@ def aspirin() -> Structure:
     return Structure(atoms.numbers.astype(np.int64), atoms.positions)
 
 
+def aspirins(count: int) -> Structure:
+    """So many copies of it, randomly rotated."""
+    one = aspirin()
+    turns = rotations(count, np.random.default_rng(0))
+    positions = np.concatenate([one.positions @ turn.T for turn in turns])
+    atoms = len(one.numbers)
+    numbers = np.tile(one.numbers, count)
+    return Structure(numbers, positions, batch=np.repeat(np.arange(count), atoms))
+
+
 def molecules(count: int = 128, *, largest: bool = False) -> Structure:
     """A batch of small molecules: the G2 set, randomly rotated, repeated up to ``count``.
 

@@ -11,25 +11,15 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from measure import interleaved, peak_memory
-from systems import Structure, aspirin, rotations, water
+from systems import Structure, aspirin, aspirins, water
 
 import molkern
 
 CUTOFF = 5.0
 RESULTS = Path(__file__).parent / "results" / "splines.json"
-
-
-def aspirins(count: int) -> Structure:
-    one = aspirin()
-    turns = rotations(count, np.random.default_rng(0))
-    positions = np.concatenate([one.positions @ turn.T for turn in turns])
-    atoms = len(one.numbers)
-    numbers = np.tile(one.numbers, count)
-    return Structure(numbers, positions, batch=np.repeat(np.arange(count), atoms))
 
 
 #: System, how many times as fast as the peer is aimed at (half is asserted: machines are busy), and

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/block_pool.h"
 #include "common/grain.h"
 #include "common/isa.h"
 #include "common/step_allocator.h"
@@ -47,6 +48,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("set_thread_grain", [](int64_t grain) {
     return std::exchange(molkern::thread_grain(), grain > 0 ? grain : 1);
   });
+  module.def("drop_idle_memory", [] { molkern::block_pool().drop_idle(); });
   module.def("build_info", [] {
     py::dict info;
     info["compiler"] = MOLKERN_COMPILER;

@@ -49,6 +49,13 @@ void BlockPool::give_back(void* data, size_t bytes) {
   idle_bytes_ += bytes;
 }
 
+void BlockPool::drop_idle() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (const Block& block : idle_) std::free(block.data);
+  idle_.clear();
+  idle_bytes_ = 0;
+}
+
 BlockPool& block_pool() {
   static BlockPool* pool = new BlockPool(most_idle);
   return *pool;

@@ -18,6 +18,8 @@ class BlockPool {
   void* take(size_t bytes);
   // For a block of take(bytes): the same number.
   void give_back(void* data, size_t bytes);
+  // Hands idle blocks back to the system.
+  void drop_idle();
 
  private:
   struct Block {

@@ -149,15 +149,16 @@ void StepMemory::remove(Block* block) {
   if (block->next_free) block->next_free->previous_free = block->previous_free;
 }
 
-// At first as much as was in use at a time, and a little; where that was not enough for the order
-// in which blocks come and go, as much as there is.
+// As much as was in use at a time, and a little; where that was not enough for the order in which
+// blocks come and go, as much as there is.
 void StepMemory::make_one() {
-  const size_t bytes = std::max(most_in_use_ + most_in_use_ / 16, one_ ? reserved_ : 0);
+  const bool tried = made_for_ == most_in_use_;
+  const size_t bytes = std::max(most_in_use_ + most_in_use_ / 16, tried ? reserved_ : 0);
+  made_for_ = most_in_use_;
   for (const Piece& piece : pieces_) std::free(piece.first);
   pieces_.clear();
   free_ = nullptr;
   reserved_ = 0;
-  one_ = true;
   add_piece(bytes);
 }
 

@@ -62,7 +62,7 @@ class StepMemory {
   Block* free_ = nullptr;
   size_t in_use_ = 0, most_in_use_ = 0, reserved_ = 0;
   int64_t requests_ = 0;
-  bool one_ = false;  // pieces were made into one before
+  size_t made_for_ = 0;  // most_in_use_ when pieces were last made one
   bool released_ = false;
   StepMemory* outer_ = nullptr;
 };

@@ -54,6 +54,7 @@ class HostSteps:
         if kept is None:
             out = self._compute(self.list.neighbors, stress)
             kept = self._results[stress] = {name: value.clone() for name, value in out.items()}
+            molkern._C.drop_idle_memory()  # what follows lies elsewhere
             return kept
         with _within(self._memory):
             out = self._compute(self.list.neighbors, stress)

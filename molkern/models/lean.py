@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LeanSchNet(nn.Module):
-    """Energy and forces of a :class:`SchNet` with spline filters, written out by hand.
+    """Energy and forces of a :class:`SchNet` with spline filters, in one operator (csrc/schnet).
 
     The forward pass keeps what the backward pass needs and nothing else, no graph is recorded, and
     memory is released layer by layer. Tensors in, tensors out: :func:`torch.compile`,
@@ -75,24 +75,25 @@ class LeanSchNet(nn.Module):
             return
         for k, table in enumerate(tables):
             self.register_buffer(f"table_{k}", table, persistent=False)
-        self.steps = self._compose()
+        self._compose()
         self._tables = tables
 
-    def _compose(self) -> tuple[list[Any], list[Any]]:
-        """Weights, biases and activations of the layers: modules take long to give them."""
-        blocks = []
+    def _compose(self) -> None:
+        """Layers as the operator takes them: modules take long to give their tensors."""
+        layers: list[nn.Linear] = []
+        bends: list[nn.Module | None] = []
         interactions: list[Any] = list(self.interactions)
-        for k, block in enumerate(interactions):
-            conv = block.conv
-            kind = _fused(block.activation, conv.lin_out.weight.dtype)
-            layers = [_tensors(layer) for layer in (conv.lin_in, conv.lin_out, block.lin)]
-            blocks.append((f"table_{k}", *layers, kind))
-        modules: list[Any] = list(self.head.layers)
-        head = [
-            (_tensors(layer), _fused(bend, layer.weight.dtype))
-            for layer, bend in zip(modules[::2], [*modules[1::2], None], strict=True)
-        ]
-        return blocks, head
+        for block in interactions:
+            layers += [block.conv.lin_in, block.conv.lin_out, block.lin]
+            bends.append(block.activation)
+        head: list[Any] = list(self.head.layers)
+        layers += head[::2]
+        bends += [*head[1::2], None]
+        dtype = layers[0].weight.dtype
+        kinds, thresholds, shifts = zip(*(_bend(bend, dtype) for bend in bends), strict=True)
+        self._weights = [layer.weight for layer in layers]
+        self._biases = [layer.bias for layer in layers]
+        self._bends = list(kinds), list(thresholds), list(shifts)
 
     def inputs(self, batch: AtomicBatch, neighbors: NeighborList) -> tuple[Tensor | None, ...]:
         """The arguments of :meth:`forward` for a batch and its list."""
@@ -151,51 +152,43 @@ class LeanSchNet(nn.Module):
         derivatives are wanted; else they are empty.
         """
         numbers, positions, system_ptr, row_ptr, senders, *by_sender, shifts, cell, system = inputs
-        sides = row_ptr, senders, None, *by_sender
-        images = cell, shifts, system
-        positions = positions.contiguous()
-        distances = operators.edge_distances.default(positions, *images, *sides, padded)
-        spline = None, *self.grid.form, padded
-        blocks, head = self.steps
-        x = self.embedding.weight.index_select(0, numbers)
-        kept = []
-        for table, lin_in, lin_out, lin, kind in blocks:
-            table = getattr(self, table)
-            v = _linear(lin_in, x)
-            y = operators.spline_cfconv.default(v, table, distances, *sides, *spline)
-            h, slope = _activated(lin_out, kind, y)
-            x = _linear(lin, h, x)
-            kept.append((v, slope))
-        slopes = []
-        for layer, kind in head:
-            x, slope = _activated(layer, kind, x)
-            slopes.append(slope)
-        energies = self.reference(x.squeeze(1), numbers)
+        values, grad, grad_cell = operators.schnet_energy_grad.default(
+            numbers,
+            positions,
+            cell,
+            shifts,
+            system,
+            row_ptr,
+            senders,
+            None,
+            *by_sender,
+            self.embedding.weight,
+            self.tables,
+            self._weights,
+            self._biases,
+            *self._bends,
+            self.reference.scale,
+            *self.grid.form,
+            padded,
+            need_cell,
+        )
+        energies = self.reference(values.squeeze(1), numbers)
         if torch.compiler.is_compiling() and system_ptr.shape[0] == 2:
             energy = energies.sum(0, keepdim=True)  # compiled code serves any number of atoms
         else:
             energy = segment_sum(energies.unsqueeze(1), system_ptr).squeeze(1)
-
-        g = self.reference.scale.to(x.dtype).expand(x.shape[0], 1)
-        for (weight, _), _ in reversed(head):
-            g = operators.dense_input_grad.default(g, slopes.pop(), weight, None)
-        gd = None
-        for table, lin_in, lin_out, lin, _ in reversed(blocks):
-            v, slope = kept.pop()
-            gh = operators.dense_input_grad.default(g, None, lin[0], None)
-            gy = operators.dense_input_grad.default(gh, slope, lin_out[0], None)
-            gv, gd, _ = operators.spline_cfconv_grad.default(
-                gy, v, getattr(self, table), distances, gd, *sides, *spline, False
-            )
-            if kept:  # the first features do not depend on the positions
-                g = operators.dense_input_grad.default(gv, None, lin_in[0], g)
-        vectors = operators.edge_vectors.default(positions, *images, *sides, padded)
-        pulls = operators.edge_norm_grad.default(gd, vectors)
-        systems = 0 if cell is None else cell.shape[0]
-        grad, grad_cell = operators.edge_vectors_adjoint.default(
-            pulls, shifts, system, systems, need_cell, *sides, padded
-        )
         return energy, grad, grad_cell
+
+    @property
+    def tables(self) -> list[Tensor]:
+        return [getattr(self, f"table_{k}") for k in range(len(self.interactions))]
+
+
+@torch.library.register_fake("molkern::schnet_energy_grad")
+def _(numbers: Tensor, positions: Tensor, cell: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    systems = 0 if cell is None or not rest[-1] else cell.shape[0]
+    values = positions.new_empty(positions.shape[0], 1)
+    return values, torch.empty_like(positions), positions.new_empty(systems, 3, 3)
 
 
 def _convolutions(model: SchNet) -> list[Any]:
@@ -209,36 +202,18 @@ def below_autograd() -> AbstractContextManager[Any]:
     return nullcontext() if guard is None or torch.compiler.is_compiling() else guard()
 
 
-def _fused(activation: nn.Module | None, dtype: torch.dtype) -> int | ShiftedSoftplus:
-    """The code of a fused activation; in float32 all shifted softpluses round alike."""
+#: The operator's number for a shifted softplus whose threshold and shift are given.
+_OWN_SOFTPLUS = 4
+
+
+def _bend(activation: nn.Module | None, dtype: torch.dtype) -> tuple[int, float, float]:
+    """The operator's number for an activation, and a softplus's threshold and shift."""
     if activation is None:
-        return 0
+        return 0, 0.0, 0.0
     if isinstance(activation, ShiftedSoftplus):
         plain = ShiftedSoftplus()
-        same = (activation.threshold, activation.shift) == (plain.threshold, plain.shift)
-        return DENSE_ACTIVATIONS.index("ssp") if same or dtype == torch.float32 else activation
-    return DENSE_ACTIVATIONS.index("silu" if isinstance(activation, nn.SiLU) else "tanh")
-
-
-#: Weight and bias of a layer.
-Layer = tuple[Tensor, Tensor | None]
-
-
-def _tensors(layer: nn.Linear) -> Layer:
-    return layer.weight, layer.bias
-
-
-def _linear(layer: Layer, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    return operators.dense.default(x, *layer, residual, None, None, 0, False, False)[0]
-
-
-def _activated(
-    layer: Layer, kind: int | ShiftedSoftplus, x: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """A layer's output and the slope of its activation, None for 1."""
-    if isinstance(kind, ShiftedSoftplus):
-        z = _linear(layer, x)
-        slope = torch.where(z > kind.threshold, 1.0, torch.sigmoid(z))
-        return kind(z), slope.to(z.dtype)
-    y, slope, _ = operators.dense.default(x, *layer, None, None, None, kind, kind != 0, False)
-    return y, slope if kind else None
+        own = activation.threshold, activation.shift
+        # In float32 all shifted softpluses round alike
+        same = own == (plain.threshold, plain.shift) or dtype == torch.float32
+        return DENSE_ACTIVATIONS.index("ssp") if same else _OWN_SOFTPLUS, *own
+    return DENSE_ACTIVATIONS.index("silu" if isinstance(activation, nn.SiLU) else "tanh"), 0.0, 0.0

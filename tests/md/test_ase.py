@@ -3,6 +3,7 @@ import pytest
 
 pytest.importorskip("ase")
 import ase.build
+from ase.calculators.calculator import all_changes
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs
@@ -90,3 +91,28 @@ def test_conditions():
         atoms.calc = ASECalculator(model, conditions={"total_charge": charge})
         energies.append(atoms.get_potential_energy())
     assert energies[0] != energies[1]
+
+
+def test_what_has_changed(model):
+    """Results are kept for the same atoms, to the bit, and for no others."""
+    atoms = ase.build.molecule("CH3CH2OH")
+    calculator = ASECalculator(model)
+    assert calculator.check_state(atoms) == all_changes
+    atoms.calc = calculator
+    atoms.get_forces()
+    assert calculator.check_state(atoms) == []
+    changes = {
+        "positions": lambda x: x.positions.__setitem__((3, 1), np.nextafter(x.positions[3, 1], 9)),
+        "numbers": lambda x: x.numbers.__setitem__(0, 9),
+        "cell": lambda x: x.set_cell([9, 9, 9]),
+        "pbc": lambda x: x.set_pbc([True, False, False]),
+        "initial_charges": lambda x: x.set_initial_charges(np.ones(9)),
+        "initial_magmoms": lambda x: x.set_initial_magnetic_moments(np.ones(9)),
+    }
+    assert list(changes) == all_changes
+    for name, change in changes.items():
+        changed = atoms.copy()
+        change(changed)
+        assert calculator.check_state(changed) == [name]
+    calculator.ignored_changes = {"initial_magmoms"}
+    assert calculator.check_state(changed) == []

@@ -45,6 +45,14 @@ def same(out, expected):
         assert torch.equal(out[name], value), name
 
 
+def close(out, expected, tolerance=1e-4):
+    """Within a share of the largest: atoms at random are close, and their forces large."""
+    assert out.keys() == expected.keys()
+    for name, value in expected.items():
+        error = (out[name] - value).abs().max()
+        assert error <= tolerance * value.abs().max(), (name, float(error))
+
+
 def walk(batch, steps, scale):
     generator = torch.Generator().manual_seed(2)
     positions = batch.positions.clone()
@@ -69,15 +77,18 @@ def test_bits_of_the_plain_model(name):
         assert evaluator.builds == 6 if skin == 0 else 1 < evaluator.builds < 6
 
 
+@pytest.mark.unemulated
 def test_a_skin_changes_nothing():
-    """Edges beyond the cutoff of splines add zeros: the same bits as without a skin."""
-    for filters in ("spline",):
-        model = SchNet(16, 16, 2, num_basis=10, cutoff=3.0, filters=filters)
-        batch = systems()
-        evaluators = [Evaluator(model, batch, stress=True, skin=skin) for skin in (0.0, 0.6)]
-        for positions in walk(batch, 6, 0.05):
-            first, second = [e(positions) for e in evaluators]
-            same(first, second)
+    """Edges beyond the cutoff of splines add zeros: the same bits as without a skin.
+
+    On the CPU, where a row is summed in order; CUDA kernels deal the edges of a row to threads.
+    """
+    model = SchNet(16, 16, 2, num_basis=10, cutoff=3.0, filters="spline")
+    batch = systems()
+    evaluators = [Evaluator(model, batch, stress=True, skin=skin) for skin in (0.0, 0.6)]
+    for positions in walk(batch, 6, 0.05):
+        first, second = [e(positions) for e in evaluators]
+        same(first, second)
 
 
 def test_cells_and_stress():
@@ -325,8 +336,7 @@ def test_replayed_steps(name):
         batch.positions.copy_(dense * scale)
         out = steps(True)
         expected = model(batch, forces=True, stress=True)
-        for key, value in expected.items():
-            torch.testing.assert_close(out[key], value, rtol=1e-4, atol=1e-4)
+        close(out, expected)
     assert fixed.builds == 3  # 1.28 moves no atom by 0.2
     assert fixed.neighbors.padded
     batch.positions.add_(0.05)
@@ -338,7 +348,7 @@ def test_replayed_steps(name):
     with torch.no_grad():
         next(model.parameters()).mul_(1.1)
     expected = model(batch, forces=True)
-    torch.testing.assert_close(steps(False)["forces"], expected["forces"], rtol=1e-4, atol=1e-4)
+    close(steps(False), expected)
     assert len(captured) == count + 2
 
 
@@ -348,7 +358,7 @@ def test_a_list_that_outgrows_its_capacity():
     steps, fixed, captured = replayed(model, batch, 0.4, capacity=3)
     assert fixed.capacity == 3
     out = steps(False)
-    torch.testing.assert_close(out["forces"], model(batch, forces=True)["forces"])
+    close(out, model(batch, forces=True))
     needed = batch.neighbors(3.4).num_edges
     assert needed <= fixed.capacity <= 1.2 * needed + 64
     capacity, generation = fixed.capacity, fixed.generation
@@ -359,7 +369,7 @@ def test_a_list_that_outgrows_its_capacity():
     out = steps(False)
     assert fixed.capacity > capacity
     assert len(captured) == 2
-    torch.testing.assert_close(out["forces"], model(batch, forces=True)["forces"])
+    close(out, model(batch, forces=True))
 
 
 @pytest.mark.skipif(
@@ -369,10 +379,11 @@ def test_lists_within_steps():
     """Without a skin a step makes its list itself, and is repeated where that had no room."""
     model, batch = MODELS["SchNet"]().eval(), systems()
     steps, fixed, captured = replayed(model, batch, 0.0)
-    for scale in (1.0, 1.1, 0.5):
+    for scale in (1.0, 1.1, 0.5):  # cells too: many more images
         batch.positions.mul_(scale)
+        batch.cell.mul_(scale)
         out = steps(False)
-        torch.testing.assert_close(out["forces"], model(batch, forces=True)["forces"])
+        close(out, model(batch, forces=True))
     assert len(captured) == 2
     assert fixed.capacity >= batch.neighbors(3.0).num_edges
     batch.positions[4, 0] = float("nan")
@@ -394,7 +405,7 @@ def test_steps_that_cannot_be_captured():
     steps._runs.clear()
     with pytest.warns(UserWarning, match="without a CUDA graph, slower: operation not permitted"):
         out = steps(False)
-    torch.testing.assert_close(out["forces"], model(batch, forces=True)["forces"])
+    close(out, model(batch, forces=True))
     with pytest.raises(ValueError, match="capacity must not be negative, got -1"):
         FixedList(batch, model.list_cutoff, 0.4, capacity=-1)
 

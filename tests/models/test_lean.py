@@ -96,6 +96,58 @@ def test_errors_are_those_of_the_model():
         LeanSchNet(small(aggregation="mean"))
 
 
+def arguments_of(model, batch):
+    """What the model calls the operator with."""
+    neighbors, found = batch.neighbors(CUTOFF), []
+    operator = molkern.models.lean.operators.schnet_energy_grad.default
+
+    class Operators:
+        class schnet_energy_grad:
+            @staticmethod
+            def default(*arguments):
+                found.append(arguments)
+                return operator(*arguments)
+
+        def __getattr__(self, name):
+            return getattr(torch.ops.molkern, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(molkern.models.lean, "operators", Operators())
+        model(batch, forces=True, neighbors=neighbors)
+    return list(found[0])
+
+
+@pytest.mark.parametrize("activation", ["ssp", "ssp_pyg"])
+def test_opcheck(activation):
+    arguments = arguments_of(small(activation=activation), molecules())
+    operator = torch.ops.molkern.schnet_energy_grad.default
+    torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_layers_that_do_not_fit_are_refused():
+    arguments = arguments_of(small(), molecules())
+    for place, message in ((13, "three for each of 2 tables and the head's, got 7 and 8"),
+                           (15, "for each of 4 layers, got 3, 4 and 4")):  # fmt: skip
+        wrong = list(arguments)
+        assert isinstance(wrong[place], list)
+        wrong[place] = wrong[place][:-1]
+        with pytest.raises(ValueError, match=message):
+            torch.ops.molkern.schnet_energy_grad(*wrong)
+    wrong = list(arguments)
+    wrong[13] = [weight.float() for weight in wrong[13]]
+    with pytest.raises(TypeError, match="weight is"):
+        torch.ops.molkern.schnet_energy_grad(*wrong)
+
+
+def test_under_autocast():
+    model, batch = small(torch.float32), molecules(torch.float32)
+    expected = model(batch, forces=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = model(batch, forces=True)
+    for key, value in expected.items():
+        torch.testing.assert_close(ours[key], value)
+
+
 def test_no_graph_is_recorded():
     model, batch = small(), molecules()
     out = model(batch, forces=True)

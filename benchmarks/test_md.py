@@ -1,0 +1,371 @@
+"""Molecular dynamics beside what people run now, and the evaluator from 100 to 100,000 atoms.
+
+    pytest benchmarks/test_md.py --benchmark-enable
+
+Both sides do everything a step needs, their neighbor search included. PyTorch Geometric's own needs
+torch_cluster; here it finds neighbors as fast as torch can for small molecules: all distances of
+each molecule at once.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from compare import compare
+from systems import aspirins, water
+
+import molkern
+from molkern import AtomicBatch
+from molkern.md import ASECalculator, Evaluator
+
+CUTOFF = 5.0
+DATA = Path(os.environ.get("MOLKERN_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class AllPairs(torch.nn.Module):
+    """In place of PyTorch Geometric's search: all distances of each of many equal molecules."""
+
+    def __init__(self, atoms: int, cutoff: float):
+        super().__init__()
+        self.atoms, self.cutoff = atoms, cutoff
+        self.register_buffer("itself", torch.eye(atoms, dtype=torch.bool))
+
+    def forward(self, positions, batch):
+        x = positions.detach().view(-1, self.atoms, 3)
+        near = (torch.cdist(x, x) < self.cutoff) & ~self.itself
+        molecule, receivers, senders = near.nonzero(as_tuple=True)
+        first = molecule * self.atoms
+        edges = torch.stack([first + senders, first + receivers])
+        vectors = positions[edges[0]] - positions[edges[1]]
+        return edges, vectors.norm(dim=1)
+
+
+def schnets(atoms: int):
+    """PyTorch Geometric's SchNet (128, 6 interactions, 50 Gaussians), and molkern's of its weights.
+
+    Weights at random make forces that are small, so that molecules stay what they are.
+    """
+    geometric = pytest.importorskip("torch_geometric.nn.models")
+    torch.manual_seed(0)
+    peer = geometric.SchNet(128, 128, 6, 50, CUTOFF).eval()
+    model = molkern.interop.from_pyg(peer).eval()
+    model.filters = "spline"
+    peer.interaction_graph = AllPairs(atoms, CUTOFF)
+    return peer, model
+
+
+def forces_by_autograd(peer, numbers, positions, batch):
+    positions = positions.detach().requires_grad_()
+    energy = peer(numbers, positions, batch)
+    (gradient,) = torch.autograd.grad(energy.sum(), positions)
+    return energy.detach().flatten(), -gradient
+
+
+def geometric_calculator(peer, numbers):
+    """PyTorch Geometric's SchNet for ASE."""
+    from ase.calculators.calculator import Calculator, all_changes
+
+    numbers = torch.as_tensor(numbers)
+    owner = torch.zeros_like(numbers)
+
+    class GeometricCalculator(Calculator):
+        implemented_properties = ["energy", "forces"]  # noqa: RUF012
+
+        def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+            super().calculate(atoms, properties, system_changes)
+            positions = torch.from_numpy(atoms.positions).float()
+            energy, forces = forces_by_autograd(peer, numbers, positions, owner)
+            self.results = {"energy": float(energy), "forces": forces.double().numpy()}
+
+    return GeometricCalculator()
+
+
+def dynamics_of(calculator, structure):
+    import ase.units
+    from ase import Atoms
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+    from ase.md.verlet import VelocityVerlet
+
+    atoms = Atoms(structure.numbers, structure.positions)
+    atoms.calc = calculator
+    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+    return VelocityVerlet(atoms, 0.5 * ase.units.fs), atoms
+
+
+def test_one_aspirin_in_ase(benchmark):
+    """ASE's VelocityVerlet, 50 steps a turn: at least 5 times the steps per second."""
+    structure = aspirins(1)
+    peer, model = schnets(len(structure.numbers))
+    calculators = ASECalculator(model), geometric_calculator(peer, structure.numbers)
+    ours, theirs = (dynamics_of(calculator, structure) for calculator in calculators)
+    for dynamics, _ in (ours, theirs):
+        dynamics.run(50)
+    error = np.abs(ours[1].positions - theirs[1].positions).max()
+    assert error < 1e-4
+    times = compare(
+        benchmark,
+        "MD",
+        "one aspirin, ASE VelocityVerlet, a step",
+        {
+            "molkern": lambda: ours[0].run(50),
+            "PyTorch Geometric": lambda: theirs[0].run(50),
+        },
+        rounds=9,
+        warmup=1,
+        per={"atoms": 21, "steps": 50},
+    )
+    assert times["PyTorch Geometric"] > 2.5
+
+
+def geometric_torchsim(peer):
+    """PyTorch Geometric's SchNet for TorchSim."""
+    from torch_sim.models.interface import ModelInterface
+
+    class GeometricModel(ModelInterface):
+        def __init__(self):
+            super().__init__()
+            self._device, self._dtype = torch.device("cpu"), torch.float32
+            self._compute_forces, self._compute_stress = True, False
+            self._memory_scales_with = "n_atoms"
+            self.peer = peer
+
+        def forward(self, state, **_):
+            numbers, owner = state.atomic_numbers, state.system_idx
+            energy, forces = forces_by_autograd(self.peer, numbers, state.positions, owner)
+            return {"energy": energy, "forces": forces}
+
+    return GeometricModel()
+
+
+def test_256_aspirins_in_torchsim(benchmark):
+    """TorchSim's NVE, a step: at least 8 times the steps per second."""
+    torch_sim = pytest.importorskip("torch_sim")
+    from ase import Atoms
+    from torch_sim.integrators import nve_init, nve_step
+
+    from molkern.md import TorchSimModel
+
+    count = 256
+    structure = aspirins(count)
+    atoms = len(structure.numbers) // count
+    peer, model = schnets(atoms)
+    frames = [
+        Atoms(structure.numbers[:atoms], structure.positions[k * atoms : (k + 1) * atoms])
+        for k in range(count)
+    ]
+    kt, dt = torch.tensor(0.0257), torch.tensor(0.005)
+    runs = {}
+    states = {}
+    for name, simulated in (
+        ("molkern", TorchSimModel(model)),
+        ("PyTorch Geometric", geometric_torchsim(peer)),
+    ):
+        state = torch_sim.initialize_state(frames, torch.device("cpu"), torch.float32)
+        states[name] = nve_init(state, simulated, kT=kt, seed=0)
+
+        def step(name=name, simulated=simulated):
+            states[name] = nve_step(states[name], simulated, dt=dt)
+
+        runs[name] = step
+        step()
+    ours, theirs = (states[name].positions for name in runs)
+    assert (ours - theirs).abs().max() < 1e-4
+    times = compare(
+        benchmark,
+        "MD",
+        "256 aspirins, TorchSim NVE, a step",
+        runs,
+        rounds=5,
+        warmup=1,
+        per={"atoms": len(structure.numbers), "steps": 1},
+    )
+    assert times["PyTorch Geometric"] > 4.0
+
+
+def chignolin_models():
+    """The coarse-grained model in eager torch as mlcg computes it, and molkern's, by a function."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from reference.peers import ExpNormalBasis, MlcgCosineCutoff, StandardSchNet
+
+    path = DATA / "schnet_cg_chignolin_weights.npz"
+    if not path.exists():
+        pytest.skip(f"{path} is not there: set MOLKERN_REFERENCE_DATA")
+    with np.load(path) as data:
+        meta = json.loads(str(data["meta_json"]))
+        weights = {k: torch.as_tensor(data[k]) for k in data.files if k != "meta_json"}
+    with np.load(DATA / "schnet_cg_chignolin_reference.npz") as data:
+        beads, positions = torch.as_tensor(data["atom_types"]), torch.as_tensor(data["R"])
+    cutoff = MlcgCosineCutoff(0.0, meta["cutoff_upper"])
+    peer = StandardSchNet(
+        ExpNormalBasis(cutoff, meta["num_rbf"]),
+        cutoff,
+        [128, 64],
+        hidden_channels=meta["hidden"],
+        embedding_size=meta["embedding"],
+        num_filters=meta["filters"],
+        num_interactions=meta["n_interactions"],
+    )
+    peer.load_state_dict(weights, strict=False)
+    model = molkern.interop.load(path).eval()
+    model.filters = "spline"
+    return peer.eval(), model, beads.long(), positions.float()
+
+
+def test_64_chignolin_replicas(benchmark):
+    """Energies and forces of 64 coarse-grained proteins, as steps of dynamics need them.
+
+    FlashSchNet (arXiv 2602.13140) reports 6.5 times eager mlcg on a GPU.
+    """
+    peer, model, beads, positions = chignolin_models()
+    replicas, atoms = 64, len(beads)
+    positions = positions.repeat(2, 1, 1).reshape(-1, 3)
+    numbers, owner = beads.repeat(replicas), torch.arange(replicas).repeat_interleave(atoms)
+    graph = AllPairs(atoms, CUTOFF)
+    noise = 0.02 * torch.randn(8, *positions.shape, generator=torch.Generator().manual_seed(0))
+    turn = {"molkern": 0, "eager mlcg": 0}
+
+    def moved(name):
+        turn[name] = (turn[name] + 1) % len(noise)
+        return positions + noise[turn[name]]
+
+    evaluate = Evaluator(model, AtomicBatch(numbers, positions, owner))
+
+    def ours():
+        out = evaluate(moved("molkern"))
+        return out["energy"], out["forces"]
+
+    def theirs():
+        x = moved("eager mlcg").requires_grad_()
+        pairs, distances = graph(x, owner)
+        energies = peer.energies_of_atoms(numbers, distances, pairs)
+        (gradient,) = torch.autograd.grad(energies.sum(), x)
+        energy = torch.zeros(replicas).index_add(0, owner, energies.detach())
+        return energy, -gradient
+
+    (energy, forces), (e, f) = ours(), theirs()
+    assert (forces - f).abs().max() < 2e-5 * f.abs().max()
+    assert (energy - e).abs().max() < 1e-4 * e.abs().max()
+    times = compare(
+        benchmark,
+        "MD",
+        "64 chignolin replicas (coarse-grained, 10 beads), energies and forces",
+        {"molkern": ours, "eager mlcg": theirs},
+        rounds=15,
+        calls=5,
+        per={"atoms": len(numbers)},
+    )
+    assert times["eager mlcg"] > 3.0
+
+
+#: Molecules of water, and up to how many the peer takes part.
+SIZES = (33, 100, 333, 1000, 3333, 10_000, 33_333)
+LARGEST_OF_PEER = 1000
+
+
+@pytest.mark.parametrize("molecules", SIZES)
+def test_scaling(benchmark, molecules):
+    """Energies and forces of water, 100 to 100,000 atoms; PyTorch Geometric is given its list."""
+    structure = water(molecules)
+    batch = AtomicBatch(
+        torch.tensor(structure.numbers),
+        torch.tensor(structure.positions, dtype=torch.float32),
+        cell=torch.tensor(structure.cell, dtype=torch.float32),
+    )
+    peer, model = schnets(1)
+    evaluate = Evaluator(model, batch)
+    runs: dict[str, Callable[[], object]] = {"molkern": lambda: evaluate(batch.positions)}
+    if molecules <= LARGEST_OF_PEER:
+        neighbors = batch.neighbors(CUTOFF)
+        senders, receivers = neighbors.edge_index
+        offsets = neighbors.shifts.float() @ batch.cell[0]
+        owner = torch.zeros_like(batch.numbers)
+
+        def graph(positions, batch):
+            vectors = positions[senders] - positions[receivers] + offsets
+            return neighbors.edge_index, vectors.norm(dim=1)
+
+        peer.interaction_graph = graph
+
+        def theirs():
+            return forces_by_autograd(peer, batch.numbers, batch.positions, owner)
+
+        error = (evaluate(batch.positions)["forces"] - theirs()[1]).abs().max()
+        assert error < 2e-5 * theirs()[1].abs().max()
+        runs["PyTorch Geometric"] = theirs
+    atoms = batch.num_atoms
+    calls = max(1, 3000 // atoms)
+    # The profiler does not see memory that the evaluator keeps: held, it is what a step takes
+    compare(
+        benchmark,
+        "scaling",
+        f"{atoms:,} atoms of water, energy and forces",
+        runs,
+        rounds=3 if atoms > 2000 else 7,
+        calls=calls,
+        per={"atoms": atoms},
+    )
+    held, _ = evaluate.memory
+    benchmark.extra_info["rows"][0]["peak_bytes"] = held
+
+
+LARGE_BOX = """
+import json, resource, sys, time
+sys.path.insert(0, {folder!r})
+import torch
+from systems import water
+import molkern
+torch.set_num_threads({threads})
+system = water({molecules})
+batch = molkern.AtomicBatch(
+    torch.tensor(system.numbers),
+    torch.tensor(system.positions, dtype=torch.float32),
+    cell=torch.tensor(system.cell, dtype=torch.float32),
+)
+model = molkern.models.SchNet(128, 128, 6, 50, cutoff=5.0, filters="spline").eval()
+evaluate = molkern.md.Evaluator(model, batch)
+times = []
+for _ in range(4):
+    start = time.perf_counter()
+    out = evaluate(batch.positions)
+    times.append(time.perf_counter() - start)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({{"seconds": min(times), "peak_bytes": 1024 * peak}}))
+"""
+
+
+def large_box(molecules: int, threads: int) -> Mapping[str, float]:
+    """Seconds of a step, and the most memory of a process that does nothing else."""
+    script = LARGE_BOX.format(
+        folder=str(Path(__file__).parent), molecules=molecules, threads=threads
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_memory_of_100000_atoms(benchmark):
+    """The whole process, torch included, in less than 2 GB, and time per atom that stays."""
+    small, large = large_box(1000, 2), large_box(33_333, 2)
+    per_atom = [small["seconds"] / 3000, large["seconds"] / 99_999]
+    benchmark.extra_info.update(
+        kernel="large box", threads=2, peak_bytes=large["peak_bytes"], seconds_per_atom=per_atom
+    )
+    benchmark.pedantic(lambda: None, rounds=1)
+    print(f"\n{large['peak_bytes'] / 1e9:.2f} GB; µs per atom: {[1e6 * t for t in per_atom]}")
+    assert large["peak_bytes"] < 2e9
+    assert per_atom[1] < 2 * per_atom[0]
