@@ -5,13 +5,19 @@ Here their layers, unchanged and in their order, run on a graph and triplets mad
 is to their advantage: neither is in the time that is measured.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch_geometric.nn import DimeNetPlusPlus
+from torch_geometric.nn.models import dimenet_utils
 
 import molkern
+
+# Made anew by sympy for every model otherwise, which takes many seconds.
+dimenet_utils.bessel_basis = functools.cache(dimenet_utils.bessel_basis)
+dimenet_utils.real_sph_harm = functools.cache(dimenet_utils.real_sph_harm)
 
 
 class GivenTriplets(NamedTuple):

@@ -1,6 +1,6 @@
 """Vectors and lengths of edges beside plain torch: 3,000 atoms of water at 5 Å.
 
-    pytest benchmarks/test_geometry.py --benchmark-enable
+pytest benchmarks/test_geometry.py --benchmark-enable
 """
 
 import pytest

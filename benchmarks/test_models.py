@@ -198,7 +198,7 @@ def test_dimenet(benchmark, one_thread, name):
 
 def dimenet(kind):
     models = peer("torch_geometric.nn.models.dimenet")
-    if models is None:
+    if models is None or peer("pyg_dimenet") is None:
         pytest.skip("weights come from torch_geometric, which is not installed")
     torch.manual_seed(0)
     shape = (128, 1, 6, 8, 7, 6) if kind == "DimeNet" else (128, 1, 4, 64, 8, 256, 7, 6)

@@ -33,7 +33,7 @@ def molkern_basis(d):
 def implementations():
     found = {"molkern": molkern_basis, "eager torch": torch_basis}
     dimenet = peer("torch_geometric.nn.models.dimenet")
-    if dimenet is not None:
+    if dimenet is not None and peer("pyg_dimenet") is not None:
         layer = dimenet.SphericalBasisLayer(ORDERS, RADIAL, CUTOFF)
         orders = torch.arange(ORDERS).repeat_interleave(RADIAL)
 
