@@ -78,5 +78,5 @@ def test_dense(benchmark, shape, threads, kind, direction):
         runs["[product]"] = products(x, weights, direction)
     calls = max(1, 20_000_000 // (rows * width * width * len(weights)))
     per = {"rows": rows, "width": width}
-    case = f"{kind}, {rows:,} × {width}, {direction}"
+    case = f"{kind}, {rows:,} rows of {width}, {direction}"
     compare(benchmark, "dense layers", case, runs, rounds=15, calls=calls, per=per)

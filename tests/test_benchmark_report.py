@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import report
+import report_plots
 
 
 def comparison(kernel, case, seconds, *, threads=1, size=None, memory=None):
@@ -52,16 +53,15 @@ SCALING = [
 ]
 
 
-def written(tmp_path, comparisons):
+def entries_of(tmp_path, comparisons):
     source = tmp_path / "benchmarks.json"
     source.write_text(json.dumps({"benchmarks": comparisons}))
-    out = tmp_path / "results"
-    return {path.name: path for path in report.report([source], out)}
+    return report.read([source])
 
 
 def test_tables(tmp_path):
-    text = written(tmp_path, COMPARISONS)["comparisons.md"].read_text(encoding="utf-8")
-    lines = text.splitlines()
+    report.write_tables(entries_of(tmp_path, COMPARISONS), tmp_path / "tables.md")
+    lines = (tmp_path / "tables.md").read_text(encoding="utf-8").splitlines()
     assert "a processor; torch 2.13.0; molkern 0.1.0; vesin 1.0; 2026-01-02." in lines
     assert lines.index("## neighbor list") < lines.index("## cfconv")
     assert "| case | threads | molkern | eager torch | torch.compile | [stream] |" in lines
@@ -71,29 +71,40 @@ def test_tables(tmp_path):
 
 
 def test_rows(tmp_path):
-    files = written(tmp_path, COMPARISONS)
-    rows = json.loads(files["comparisons.json"].read_text(encoding="utf-8"))
+    first, again = tmp_path / "first.json", tmp_path / "again.json"
+    report.write_rows(entries_of(tmp_path, COMPARISONS), first)
+    report.write_rows(entries_of(tmp_path, COMPARISONS), again)
+    assert first.read_bytes() == again.read_bytes()
+    rows = json.loads(first.read_text(encoding="utf-8"))
     assert len(rows) == 8
     assert rows[0]["kernel"] == "neighbor list"
     assert rows[1]["quartiles_s"] == [3.825e-4, 5.247e-4]
     for row in rows:
         assert {"device", "threads", "version", "torch", "molkern", "date"} <= row.keys()
-    again = written(tmp_path, list(reversed(COMPARISONS)))["comparisons.json"]
-    assert {str(row) for row in json.loads(again.read_text())} == {str(row) for row in rows}
 
 
-def test_plots(tmp_path):
-    files = written(tmp_path, COMPARISONS)
-    assert {"speedups.png", "memory.png"} <= files.keys()
-    assert "scaling.png" not in files
-    files = written(tmp_path, COMPARISONS + SCALING)
-    for name in ("speedups.png", "memory.png", "scaling.png"):
+def test_files(tmp_path):
+    source, out = tmp_path / "benchmarks.json", tmp_path / "results"
+    source.write_text(json.dumps({"benchmarks": COMPARISONS + SCALING}))
+    files = {path.name: path for path in report.report([source], out)}
+    plots = {"speedups.png", "memory.png", "scaling.png"}
+    assert files.keys() == {"comparisons.json", "comparisons.md"} | plots
+    for name in plots:
         assert files[name].read_bytes().startswith(b"\x89PNG")
-    files = written(tmp_path, SCALING[:1])
-    assert "scaling.png" in files
-    assert "speedups.png" not in files
+        assert f"({name})" in files["comparisons.md"].read_text(encoding="utf-8")
+
+
+def test_plots_without_their_rows(tmp_path):
+    of_kernels = entries_of(tmp_path, COMPARISONS)
+    assert report_plots.plot_scaling(of_kernels) is None
+    of_atoms = entries_of(tmp_path, SCALING[:1])
+    assert report_plots.plot_speedups(of_atoms) is None
+    assert report_plots.plot_memory(of_atoms) is None
+    assert report_plots.plot_scaling(of_atoms) is not None
 
 
 def test_nothing_measured(tmp_path):
+    source = tmp_path / "benchmarks.json"
+    source.write_text(json.dumps({"benchmarks": COMPARISONS[-1:]}))
     with pytest.raises(SystemExit, match="no comparisons"):
-        written(tmp_path, COMPARISONS[-1:])
+        report.report([source], tmp_path)
