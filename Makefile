@@ -55,7 +55,7 @@ sanitize: $(BUILT)
 # SchNetPack pins a sympy that torch does not take, and TorchMD-NET brings what only its training
 # needs: so without dependencies, but for those that they import.
 PEERS := vesin matscipy nvalchemi-toolkit-ops
-SCHNETPACK := dirsync fasteners torch-ema hydra-core pytorch-lightning h5py progressbar2
+SCHNETPACK := dirsync fasteners torch-ema omegaconf pytorch-lightning h5py
 # make bench BENCH_FLAGS="-k neighbors" runs some, whose report is in build/results.
 REPORT = $(if $(BENCH_FLAGS),build/results,benchmarks/results)
 bench: $(BUILT)

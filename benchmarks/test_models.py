@@ -161,7 +161,8 @@ def test_schnet(benchmark, one_thread, name):
     agree(runs, tolerance=[1e-4, 2e-5])
     runs["[products]"] = dense_products(batch.num_atoms)
     case, per = f"{name}, energy and forces", sizes(batch, neighbors)
-    ratios = compare(benchmark, "SchNet", case, runs, calls=calls, per=per)
+    options = {"rounds": 3, "warmup": 0} if large else {"calls": calls}
+    ratios = compare(benchmark, "SchNet", case, runs, per=per, **options)
     check_goal(benchmark, ratios, "PyTorch Geometric", faster=goal / 2)
 
 
