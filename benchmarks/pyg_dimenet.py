@@ -11,13 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch_geometric.nn import DimeNetPlusPlus
-from torch_geometric.nn.models import dimenet_utils
+from torch_geometric.nn.models import dimenet
 
 import molkern
 
-# Made anew by sympy for every model otherwise, which takes many seconds.
-dimenet_utils.bessel_basis = functools.cache(dimenet_utils.bessel_basis)
-dimenet_utils.real_sph_harm = functools.cache(dimenet_utils.real_sph_harm)
+# Without weights, and made by sympy, which takes many seconds: one for all models.
+dimenet.SphericalBasisLayer = functools.cache(dimenet.SphericalBasisLayer)
 
 
 class GivenTriplets(NamedTuple):

@@ -34,7 +34,7 @@ def implementations():
     found = {"molkern": molkern_basis, "eager torch": torch_basis}
     dimenet = peer("torch_geometric.nn.models.dimenet")
     if dimenet is not None and peer("pyg_dimenet") is not None:
-        layer = dimenet.SphericalBasisLayer(ORDERS, RADIAL, CUTOFF)
+        layer = dimenet.SphericalBasisLayer(ORDERS, RADIAL, CUTOFF, 5)
         orders = torch.arange(ORDERS).repeat_interleave(RADIAL)
 
         def closed_forms(d):
