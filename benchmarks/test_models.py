@@ -221,7 +221,10 @@ def geometric_dimenet(source, batch):
 
 
 def dimenet_runs(source, batch, others=False):
-    """Energies and forces by molkern and PyTorch Geometric; ``others``: splines and compiled."""
+    """Energies and forces by molkern and PyTorch Geometric; ``others``: with splines too.
+
+    Not compiled: torch.compile takes minutes for PyTorch Geometric's closed forms.
+    """
     model = molkern.interop.from_pyg(source).eval()
     energy, neighbors = geometric_dimenet(source, batch)
     runs = {"molkern": forces_of(model, batch, None, "exact")}
@@ -229,9 +232,6 @@ def dimenet_runs(source, batch, others=False):
         splined = molkern.interop.from_pyg(source).eval()
         runs["molkern, spline filters"] = forces_of(splined, batch, None, "spline")
     runs["PyTorch Geometric"] = forces_by(energy, batch)
-    fast = compiled(energy) if others and batch.cell is None else None
-    if fast is not None:
-        runs["PyTorch Geometric, compiled"] = forces_by(fast, batch)
     return runs, neighbors
 
 
