@@ -64,7 +64,7 @@ def compare(
     warmup: int = 2,
     memory: bool = True,
     per: Mapping[str, float] | None = None,
-    limit: float = 8.0,
+    limit: float = 5.0,
 ) -> dict[str, float]:
     """Times all implementations in turns; keeps a row of each for the report.
 
