@@ -46,12 +46,14 @@ def read(paths: Iterable[Path]) -> list[Entry]:
             entry = measured["extra_info"]
             if "rows" in entry:
                 found[entry["kernel"], entry["case"], entry["threads"]] = entry
-    cases = {case: place for place, (_, case, _) in enumerate(found)}
+    cases: dict[tuple[str, str], int] = {}
+    for kernel, case, _ in found:
+        cases.setdefault((kernel, case), len(cases))
 
     def key(entry: Entry) -> tuple[int, str, int, int]:
         kernel = entry["kernel"]
         known = ORDER.index(kernel) if kernel in ORDER else len(ORDER)
-        return known, kernel, cases[entry["case"]], entry["threads"]
+        return known, kernel, cases[kernel, entry["case"]], entry["threads"]
 
     return sorted(found.values(), key=key)
 

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from report import Entry, is_floor, is_peer
 
 COLORS = {
@@ -24,7 +25,7 @@ COLORS = {
     "TorchMD-NET": "#7a5ba6",
 }
 OTHERS = ["#17becf", "#8c6d31", "#7f7f7f", "#bcbd22", "#9467bd"]
-#: Which a case is in the plot of speed-ups: against the fastest peer, and against plain torch.
+#: What the bars of the plot of speed-ups are against.
 AGAINST = {"the fastest peer": "#c1272d", "eager torch": "#4c72b0"}
 
 
@@ -82,9 +83,11 @@ def plot_speedups(entries: list[Entry]) -> Figure | None:
         axis.grid(axis="x", color="0.9", zorder=0)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_yticks(range(len(kernels)), kernels)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(kernels) - 0.4, -0.6)
     low, high = axes[0].get_xlim()
     axes[0].set_xlim(low, high * 1.8)  # for the numbers beside the bars
     handles, labels = axes[0].get_legend_handles_labels()
@@ -101,7 +104,8 @@ def draw_bars(axis: Axes, entries: list[Entry], kernels: list[str], against: str
         values = [value for value in found if value]
         if not values:
             continue
-        mean, y = statistics.geometric_mean(values), row + 0.38 * (k - 0.5)
+        alone = not any(ratio(e, "eager torch") for e in entries if e["kernel"] == kernel)
+        mean, y = statistics.geometric_mean(values), row + (0 if alone else 0.38 * (k - 0.5))
         axis.barh(y, mean - 1, 0.36, left=1, color=list(AGAINST.values())[k], label=label)
         axis.plot([min(values), max(values)], [y, y], color="0.15", lw=1.2, solid_capstyle="butt")
         end = max(1.0, *values)
@@ -115,10 +119,13 @@ def draw_bars(axis: Axes, entries: list[Entry], kernels: list[str], against: str
 
 
 def plot_memory(entries: list[Entry]) -> Figure | None:
-    """A line for each case, a point for each implementation; cases of a megabyte and more."""
+    """A line for each case, a point for each implementation; cases of a megabyte and more.
+
+    Without the forward passes of kernels, whose memory is little more than their results.
+    """
     fewest: dict[tuple[str, str], Entry] = {}
     for entry in entries:
-        if entry["kernel"] != "scaling":
+        if entry["kernel"] != "scaling" and not entry["case"].endswith(", forward"):
             fewest.setdefault((entry["kernel"], entry["case"]), entry)
     shown = [(entry, megabytes(entry)) for entry in fewest.values()]
     shown = [
