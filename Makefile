@@ -51,9 +51,22 @@ sanitize: $(BUILT)
 	MOLKERN_EMULATE_CUDA=0 $(SANITIZED) $(CPU_TESTS) $(PYTEST_FLAGS)
 	MOLKERN_EMULATE_CUDA=1 $(SANITIZED) $(CUDA_TESTS) $(PYTEST_FLAGS)
 
+# Peers: the suites leave out those that do not install. torch_cluster takes minutes to build.
+# SchNetPack pins a sympy that torch does not take, and TorchMD-NET brings what only its training
+# needs: so without dependencies, but for those that they import.
+PEERS := vesin matscipy nvalchemi-toolkit-ops
+SCHNETPACK := dirsync fasteners torch-ema omegaconf pytorch-lightning h5py
+# make bench BENCH_FLAGS="-k neighbors" runs some, whose report is in build/results.
+REPORT = $(if $(BENCH_FLAGS),build/results,benchmarks/results)
 bench: $(BUILT)
-	$(BIN)/pip install -q vesin matscipy nvalchemi-toolkit-ops
-	$(BIN)/python -m pytest benchmarks -q --benchmark-enable --benchmark-columns=median,iqr,rounds
+	$(BIN)/pip install -q $(PEERS)
+	-$(BIN)/pip install -q --no-build-isolation torch_cluster
+	-$(BIN)/pip install -q --no-deps torchmd-net schnetpack
+	-$(BIN)/pip install -q $(SCHNETPACK)
+	mkdir -p build
+	$(BIN)/python -m pytest benchmarks -q -n0 --benchmark-enable --benchmark-columns=median,iqr,rounds \
+		--benchmark-json=build/benchmarks.json $(BENCH_FLAGS); status=$$?; \
+		$(BIN)/python benchmarks/report.py build/benchmarks.json --out $(REPORT) && exit $$status
 
 $(TOOLS): pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -5,13 +5,18 @@ Here their layers, unchanged and in their order, run on a graph and triplets mad
 is to their advantage: neither is in the time that is measured.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch_geometric.nn import DimeNetPlusPlus
+from torch_geometric.nn.models import dimenet
 
 import molkern
+
+# Without weights, and made by sympy, which takes many seconds: one for all models.
+dimenet.SphericalBasisLayer = functools.cache(dimenet.SphericalBasisLayer)
 
 
 class GivenTriplets(NamedTuple):

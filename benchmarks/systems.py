@@ -49,11 +49,10 @@ def water(molecules: int, seed: int = 0) -> Structure:
     return Structure(np.tile([8, 1, 1], molecules), positions, np.eye(3) * length)
 
 
-def triclinic_crystal() -> Structure:
-    """Quartz-like: 4,394 atoms, two per cell of a skewed lattice, rattled by 0.05 Å."""
+def triclinic_crystal(repeats: int = 13) -> Structure:
+    """Quartz-like: two atoms per cell of a skewed lattice, rattled by 0.05 Å; by default 4,394."""
     rng = np.random.default_rng(0)
     lattice = np.array([[2.9, 0.0, 0.0], [1.1, 2.7, 0.0], [0.7, 0.9, 3.1]])
-    repeats = 13
     grid = np.stack(np.meshgrid(*[np.arange(repeats)] * 3, indexing="ij"), -1).reshape(-1, 1, 3)
     positions = (grid + np.array([[0.0, 0.0, 0.0], [0.4, 0.45, 0.5]])).reshape(-1, 3) @ lattice
     positions += rng.normal(scale=0.05, size=positions.shape)
@@ -69,13 +68,12 @@ def aspirin() -> Structure:
 
 
 def aspirins(count: int) -> Structure:
-    """So many copies of it, randomly rotated."""
+    """A batch of so many times the same frame, randomly rotated."""
     one = aspirin()
     turns = rotations(count, np.random.default_rng(0))
     positions = np.concatenate([one.positions @ turn.T for turn in turns])
-    atoms = len(one.numbers)
-    numbers = np.tile(one.numbers, count)
-    return Structure(numbers, positions, batch=np.repeat(np.arange(count), atoms))
+    batch = np.repeat(np.arange(count), len(one.numbers))
+    return Structure(np.tile(one.numbers, count), positions, batch=batch)
 
 
 def molecules(count: int = 128, *, largest: bool = False) -> Structure:

@@ -1,14 +1,16 @@
-"""The convolution against gather, multiply and index_add in torch: 3,000 atoms of water at 5 Å.
+"""The convolution beside gather, multiply and index_add in torch: 3,000 atoms of water at 5 Å.
 
     pytest benchmarks/test_cfconv.py --benchmark-enable
 
-`stream` is the floor: one pass over the filters for the forward direction; for forward and backward
-two passes that read them and one that writes their gradient.
+`[stream]` is the floor: one pass over the filters for the forward direction; for forward and
+backward two passes that read them and one that writes their gradient.
 """
 
 import pytest
 import torch
-from measure import peak_memory
+from compare import compare, peak_of
+from directions import DIRECTIONS, runs_of
+from peers import agree, peer, size
 from systems import water
 
 import molkern
@@ -17,72 +19,57 @@ FEATURES = 128
 
 
 @pytest.fixture(scope="module")
-def case():
-    system = water(1000)
+def neighbors():
+    system = water(size(1000, 27))
     positions = torch.as_tensor(system.positions)
-    neighbors = molkern.neighbor_list(positions, 5.0, torch.as_tensor(system.cell))
-    torch.manual_seed(0)
-    x = torch.randn(neighbors.num_atoms, FEATURES, requires_grad=True)
-    w = torch.randn(neighbors.num_edges, FEATURES, requires_grad=True)
-    g = torch.randn(neighbors.num_atoms, FEATURES)
-    senders, receivers = neighbors.edge_index
+    return molkern.neighbor_list(positions, 5.0, torch.as_tensor(system.cell))
 
-    def plain(x, w):
-        return torch.zeros_like(x).index_add(0, receivers, x[senders] * w)
+
+def implementations(neighbors):
+    senders, receivers = neighbors.edge_index
 
     def ours(x, w):
         return molkern.ops.cfconv(x, w, neighbors)
 
-    def check(function):
-        y = function(x, w)
-        return (y, *torch.autograd.grad(y, (x, w), g))
+    def plain(x, w):
+        return torch.zeros_like(x).index_add(0, receivers, x[senders] * w)
 
-    for a, b in zip(check(ours), check(plain), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    return {"molkern": ours, "torch": plain}, x, w, g
+    found = {"molkern": ours, "eager torch": plain}
+    geometric = peer("torch_geometric.utils")
+    if geometric is not None:
 
+        def scattered(x, w):
+            return geometric.scatter(x[senders] * w, receivers, dim=0, dim_size=len(x))
 
-def label(benchmark, name, threads, w):
-    benchmark.group = f"convolution {name}, {w.shape[0]} edges, {threads} thread(s)"
-
-
-@pytest.mark.parametrize("implementation", ["molkern", "torch", "stream"])
-def test_forward(benchmark, implementation, case, threads):
-    functions, x, w, _ = case
-    label(benchmark, "forward", threads, w)
-    with torch.no_grad():
-        if implementation == "stream":
-            benchmark.pedantic(lambda: w.sum(), rounds=15, warmup_rounds=2)
-        else:
-            function = functions[implementation]
-            benchmark.pedantic(lambda: function(x, w), rounds=15, warmup_rounds=2)
+        found["PyTorch Geometric"] = scattered
+    return found
 
 
-@pytest.mark.parametrize("implementation", ["molkern", "torch", "stream"])
-def test_forward_backward(benchmark, implementation, case, threads):
-    functions, x, w, g = case
-    label(benchmark, "forward and backward", threads, w)
+def stream(w, direction):
+    """Reads and writes filters as often as the direction must."""
     gradient = torch.empty_like(w)
 
-    def stream():
+    def run():
         with torch.no_grad():
+            if direction == "forward":
+                return w.sum()
             return w.sum(), w.sum(), gradient.fill_(1.0)
 
-    def both():
-        return torch.autograd.grad(functions[implementation](x, w), (x, w), g)
-
-    function = stream if implementation == "stream" else both
-    benchmark.pedantic(function, rounds=15, warmup_rounds=2)
+    return run
 
 
-@pytest.mark.parametrize("implementation", ["molkern", "torch"])
-def test_extra_memory(benchmark, implementation, case):
-    """Largest memory in use during forward and backward, beyond what was there before."""
-    functions, x, w, g = case
-    benchmark.group = "convolution, extra memory (see extra_info, MB)"
-    peak = peak_memory(lambda: torch.autograd.grad(functions[implementation](x, w), (x, w), g))
-    benchmark.extra_info["peak_MB"] = round(peak / 1e6, 1)
-    benchmark.extra_info["filter_MB"] = round(w.nbytes / 1e6, 1)
-    if implementation == "molkern":  # the gradient of the filters, and tensors of atoms
-        assert peak < 1.1 * w.nbytes
-    benchmark.pedantic(lambda: None, rounds=1)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_cfconv(benchmark, neighbors, threads, direction):
+    torch.manual_seed(0)
+    x = torch.randn(neighbors.num_atoms, FEATURES, requires_grad=True)
+    w = torch.randn(neighbors.num_edges, FEATURES, requires_grad=True)
+    runs = runs_of(implementations(neighbors), (x, w), direction)
+    agree(runs)
+    if direction != "double backward":
+        runs["[stream]"] = stream(w, direction)
+    case = f"{neighbors.num_atoms:,} atoms of water, {FEATURES} features, {direction}"
+    per = {"atoms": neighbors.num_atoms, "edges": neighbors.num_edges, "filter_bytes": w.nbytes}
+    compare(benchmark, "cfconv", case, runs, rounds=9, per=per)
+    if direction == "forward and backward" and not benchmark.disabled:
+        # The gradient of the filters, and tensors of atoms
+        assert peak_of(benchmark, "molkern") < 1.1 * w.nbytes

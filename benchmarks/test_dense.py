@@ -1,68 +1,80 @@
-"""Dense layers with SiLU and a residual, as DimeNet++ has them over edges, against torch.
+"""Dense layers with SiLU, as DimeNet++ has them over edges, beside torch.
 
-    pytest benchmarks/test_dense.py --benchmark-enable --benchmark-group-by=group
+    pytest benchmarks/test_dense.py --benchmark-enable
 
-`product` is the floor: torch's matrix product alone, once for the forward pass and twice with the
-gradient of the input.
+A layer with a residual, and a block of two layers beside an identity. Gradients are by the input,
+which forces need. `[product]` is the floor: torch's matrix products alone, once for the forward
+pass and twice with the gradient.
 """
 
 import pytest
 import torch
+from compare import compare
+from directions import DIRECTIONS, runs_of
+from peers import agree, size
 from torch.nn import functional
 
-from molkern.ops import dense
+from molkern.ops import dense, dense_residual
 
-SHAPES = {"72x128": (72, 128, 128), "3370x128": (3370, 128, 128), "10000x256": (10000, 256, 256)}
-
-
-def torch_layer(x, weight, bias, residual):
-    return residual + functional.silu(functional.linear(x, weight, bias))
+SHAPES = {"72x128": (72, 128), "3370x128": (3370, 128), "10000x256": (10000, 256)}
 
 
-def molkern_layer(x, weight, bias, residual):
-    return dense(x, weight, bias, activation="silu", residual=residual)
+CASES = [("layer", shape) for shape in SHAPES] + [("residual block", "3370x128")]
 
 
-IMPLEMENTATIONS = {"molkern": molkern_layer, "torch": torch_layer}
+def layer(width):
+    """Implementations and tensors: x, weight, bias, residual."""
+
+    def plain(x, weight, bias, residual):
+        return residual + functional.silu(functional.linear(x, weight, bias))
+
+    def ours(x, weight, bias, residual):
+        return dense(x, weight, bias, activation="silu", residual=residual)
+
+    return {"molkern": ours, "eager torch": plain}, [(width, width), (width,), (None, width)]
 
 
-@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
-def tensors(request):
-    torch.manual_seed(0)
-    rows, depth, columns = request.param
-    x = torch.randn(rows, depth).requires_grad_()
-    weight, bias = torch.randn(columns, depth) / depth**0.5, torch.randn(columns)
-    return x, weight, bias, torch.randn(rows, columns)
+def block(width):
+    """Implementations and tensors: x, two weights, each with its bias."""
+
+    def plain(x, weight1, bias1, weight2, bias2):
+        h = functional.silu(functional.linear(x, weight1, bias1))
+        return x + functional.silu(functional.linear(h, weight2, bias2))
+
+    def ours(x, *tensors):
+        return dense_residual(x, *tensors, activation="silu")
+
+    return {"molkern": ours, "eager torch": plain}, [(width, width), (width,)] * 2
 
 
-def run(benchmark, name, threads, function, x):
-    benchmark.group = f"dense {name}, {list(x.shape)}, {threads} thread(s)"
-    iterations = max(1, 20_000_000 // (x.numel() * x.shape[1]))
-    benchmark.pedantic(function, rounds=20, warmup_rounds=2, iterations=iterations)
+def products(x, weights, direction):
+    g = torch.randn(len(x), weights[0].shape[0])
 
-
-@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "product"])
-def test_forward(benchmark, implementation, tensors, threads):
-    x, weight, *_ = tensors
-    with torch.no_grad():
-        if implementation == "product":
-            run(benchmark, "forward", threads, lambda: x @ weight.T, x)
-        else:
-            layer = IMPLEMENTATIONS[implementation]
-            run(benchmark, "forward", threads, lambda: layer(*tensors), x)
-
-
-@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "product"])
-def test_forward_backward(benchmark, implementation, tensors, threads):
-    """The gradient of the input, which forces need."""
-    x, weight, _, g = tensors
-
-    def products():
+    def run():
         with torch.no_grad():
-            return x @ weight.T, g @ weight
+            for weight in weights:
+                x @ weight.T
+                if direction == "forward and backward":
+                    g @ weight
 
-    def both():
-        return torch.autograd.grad(IMPLEMENTATIONS[implementation](*tensors), x, g)
+    return run
 
-    function = products if implementation == "product" else both
-    run(benchmark, "forward and backward", threads, function, x)
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("kind", "shape"), CASES)
+def test_dense(benchmark, threads, kind, shape, direction):
+    torch.manual_seed(0)
+    rows, width = SHAPES[shape]
+    rows = size(rows, 70)
+    both, shapes = (layer if kind == "layer" else block)(width)
+    x = torch.randn(rows, width).requires_grad_()
+    tensors = [torch.randn(*(rows if n is None else n for n in s)) for s in shapes]
+    weights = [t.div_(width**0.5) for t in tensors if t.shape == (width, width)]
+    runs = runs_of(both, (x, *tensors), direction)
+    agree(runs)
+    if direction != "double backward":
+        runs["[product]"] = products(x, weights, direction)
+    calls = max(1, 20_000_000 // (rows * width * width * len(weights)))
+    per = {"rows": rows, "width": width}
+    case = f"{kind}, {rows:,} rows of {width}, {direction}"
+    compare(benchmark, "dense layers", case, runs, rounds=15, calls=calls, per=per)

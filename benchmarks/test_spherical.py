@@ -1,37 +1,24 @@
-"""DimeNet's spherical radial functions (7 orders, 6 each) against the same in plain torch.
+"""DimeNet's spherical radial functions (7 orders, 6 each) beside the same in plain torch.
 
-    pytest benchmarks/test_spherical.py --benchmark-enable --benchmark-group-by=group
+    pytest benchmarks/test_spherical.py --benchmark-enable
 
-`pyg` calls PyTorch Geometric's closed forms, one after the other, as its SphericalBasisLayer does;
-`torch` computes all functions of an order at once by the recurrence. Both compute in float32 here
-and lose the digits of high orders at short range, molkern does not.
+PyTorch Geometric calls its closed forms one after the other, as its SphericalBasisLayer does; eager
+torch computes all functions of an order at once by the recurrence. Both compute in float32 here and
+lose the digits of high orders at short range, molkern does not: results are compared in float64.
 """
-
-from functools import cache
 
 import pytest
 import torch
+from compare import compare
+from directions import DIRECTIONS, runs_of
 from gpu_cases import CUTOFF, ORDERS, RADIAL, spherical_recurrence
+from peers import agree, peer, size
 
 from molkern.nn import SphericalRadialBasis
 from molkern.ops import spherical_radial
 
 # Zeros as PyTorch Geometric rounds them.
 BASIS = SphericalRadialBasis(ORDERS, RADIAL, CUTOFF, zeros_dtype=torch.float32)
-
-
-@cache
-def pyg_layer():
-    dimenet = pytest.importorskip("torch_geometric.nn.models.dimenet")
-    return dimenet.SphericalBasisLayer(ORDERS, RADIAL, CUTOFF)
-
-
-def pyg_basis(d):
-    layer, x = pyg_layer(), d / CUTOFF
-    y = layer.envelope(x).unsqueeze(-1) * torch.stack([f(x) for f in layer.bessel_funcs], dim=1)
-    return y * ((2 * torch.arange(ORDERS).to(d) + 1) / 12.566370614359172).sqrt().repeat_interleave(
-        RADIAL
-    )
 
 
 def torch_basis(d):
@@ -42,60 +29,34 @@ def molkern_basis(d):
     return spherical_radial(d, BASIS.zeros, BASIS.norms, cutoff=CUTOFF)
 
 
-IMPLEMENTATIONS = {"molkern": molkern_basis, "torch": torch_basis, "pyg": pyg_basis}
+@pytest.fixture(scope="module")
+def implementations():
+    found = {"molkern": molkern_basis, "eager torch": torch_basis}
+    dimenet = peer("torch_geometric.nn.models.dimenet")
+    if dimenet is not None and peer("pyg_dimenet") is not None:
+        layer = dimenet.SphericalBasisLayer(ORDERS, RADIAL, CUTOFF, 5)
+        orders = torch.arange(ORDERS).repeat_interleave(RADIAL)
+
+        def closed_forms(d):
+            x = d / CUTOFF
+            y = torch.stack([f(x) for f in layer.bessel_funcs], dim=1)
+            # molkern's have the norm of the angle's part in them
+            norms = ((2 * orders.to(d) + 1) / (4 * torch.pi)).sqrt()
+            return layer.envelope(x).unsqueeze(-1) * y * norms
+
+        found["PyTorch Geometric"] = closed_forms
+    return found
 
 
-@cache
-def check(name):
-    """That it computes the same, in float64 and where the closed forms have digits."""
-    d = torch.linspace(1.5, 4.95, 60, dtype=torch.float64)
-    expected = molkern_basis(d)
-    torch.testing.assert_close(IMPLEMENTATIONS[name](d), expected, rtol=1e-6, atol=1e-7)
-
-
-@pytest.fixture(params=[3_370, 33_700], ids=["E3370", "E33700"])
-def tensors(request):
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("edges", [3_370, 33_700])
+def test_spherical(benchmark, implementations, threads, edges, direction):
     torch.manual_seed(0)
-    d = (0.9 + 4.1 * torch.rand(request.param)).requires_grad_()
-    return d, torch.randn(request.param, ORDERS * RADIAL)
-
-
-def run(benchmark, name, threads, function, edges):
-    benchmark.group = f"spherical {name}, {edges} edges, {threads} thread(s)"
-    benchmark.pedantic(function, rounds=9, warmup_rounds=1)
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_forward(benchmark, implementation, tensors, threads):
-    check(implementation)
-    d = tensors[0].detach()
-    basis = IMPLEMENTATIONS[implementation]
-    run(benchmark, "forward", threads, lambda: basis(d), len(d))
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_forward_backward(benchmark, implementation, tensors, threads):
-    check(implementation)
-    d, g = tensors
-    basis = IMPLEMENTATIONS[implementation]
-    run(
-        benchmark,
-        "forward and backward",
-        threads,
-        lambda: torch.autograd.grad(basis(d), d, g),
-        len(d),
-    )
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_double_backward(benchmark, implementation, tensors, threads):
-    check(implementation)
-    d, g = tensors
-    basis, h = IMPLEMENTATIONS[implementation], torch.ones_like(d)
-
-    def twice():
-        cotangent = g.detach().requires_grad_()
-        (first,) = torch.autograd.grad(basis(d), d, cotangent, create_graph=True)
-        return torch.autograd.grad(first, (cotangent, d), h)
-
-    run(benchmark, "double backward", threads, twice, len(d))
+    edges = size(edges, edges // 10)
+    # Where the closed forms have digits
+    exact = torch.linspace(1.5, 4.95, 60, dtype=torch.float64).requires_grad_()
+    agree(runs_of(implementations, (exact,), direction), tolerance=1e-6)
+    d = (0.9 + 4.1 * torch.rand(edges)).requires_grad_()
+    runs = runs_of(implementations, (d,), direction)
+    case = f"{edges:,} edges, {ORDERS} orders of {RADIAL}, {direction}"
+    compare(benchmark, "spherical basis", case, runs, calls=2, per={"edges": edges})
