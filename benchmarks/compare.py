@@ -98,29 +98,42 @@ def compare(
     turns = in_turns(runs, rounds, calls, limit)
     medians = {name: statistics.median(seconds) for name, seconds in turns.items()}
     ours = medians["molkern"]
+    rows = [
+        {
+            "implementation": name,
+            "version": version_of(name),
+            "median_s": medians[name],
+            "quartiles_s": quartiles(turns[name]),
+            "times_as_fast": medians[name] / ours,
+            "peak_bytes": peak_memory(run) if memory else None,
+        }
+        for name, run in runs.items()
+    ]
+    record(benchmark, kernel, case, rows, torch.get_num_threads(), per or {})
+    benchmark.pedantic(runs["molkern"], rounds=3, iterations=max(1, calls))
+    return {name: seconds / ours for name, seconds in medians.items()}
+
+
+def record(
+    benchmark: Any,
+    kernel: str,
+    case: str,
+    rows: list[dict[str, Any]],
+    threads: int,
+    per: Mapping[str, float],
+) -> None:
+    """Keeps rows for the report, with what they were measured with."""
     benchmark.extra_info.update(
         kernel=kernel,
         case=case,
-        size=dict(per or {}),
-        threads=torch.get_num_threads(),
+        size=dict(per),
+        threads=threads,
         device=device_name(),
         torch=torch.__version__,
         molkern=molkern.__version__,
         date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        rows=[
-            {
-                "implementation": name,
-                "version": version_of(name),
-                "median_s": medians[name],
-                "quartiles_s": quartiles(turns[name]),
-                "times_as_fast": medians[name] / ours,
-                "peak_bytes": peak_memory(run) if memory else None,
-            }
-            for name, run in runs.items()
-        ],
+        rows=rows,
     )
-    benchmark.pedantic(runs["molkern"], rounds=3, iterations=max(1, calls))
-    return {name: seconds / ours for name, seconds in medians.items()}
 
 
 def warm_up(run: Callable[[], object], calls: int) -> None:
