@@ -12,6 +12,7 @@ _ADAPTERS = {
     "openmm_force": ("openmm", "openmm"),
     "MolkernPotentialFactory": ("openmmml", "openmm"),
     "LAMMPSFix": ("lammps", "lammps"),
+    "start_lammps": ("lammps", "lammps"),
     "MLIAPMolkern": ("mliap", "lammps"),
 }
 
