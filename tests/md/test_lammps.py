@@ -166,7 +166,7 @@ def test_errors_end_the_run(model, lmp):
 
 
 def test_refusals(model, lmp):
-    with pytest.raises(ValueError, match="'units lj'; LAMMPSFix takes units metal"):
+    with pytest.raises(ValueError, match="takes LAMMPS's units metal .*they are 'lj'"):
         LAMMPSFix(lmp, model, ["Na"])
     lmp.command("units metal")
     with pytest.raises(ValueError, match="1 elements are given for 0 atom types"):
