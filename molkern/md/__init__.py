@@ -16,7 +16,16 @@ _ADAPTERS = {
     "MLIAPMolkern": ("mliap", "lammps"),
 }
 
-__all__ = ["Evaluator", *_ADAPTERS]  # noqa: PLE0604
+__all__ = [
+    "ASECalculator",
+    "Evaluator",
+    "LAMMPSFix",
+    "MLIAPMolkern",
+    "MolkernPotentialFactory",
+    "TorchSimModel",
+    "openmm_force",
+    "start_lammps",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,8 +36,9 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f".{module}", __name__), name)
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("molkern"):
+            raise
         raise ImportError(
-            f"molkern.md.{name} needs the package {error.name}: "
-            f'pip install "molkern[{extra}]"',
+            f'molkern.md.{name} needs {error.name}: pip install "molkern[{extra}]"',
             name=error.name,
         ) from error

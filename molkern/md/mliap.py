@@ -42,7 +42,7 @@ class MLIAPMolkern:
 
     Raises:
         ValueError: another unit style, a string that is no chemical symbol, an element that the
-            model has no table for, a model without a cutoff.
+            model has no table for, a model that sums over all pairs (PhysNet without ``lr_cut``).
 
     Save it, and let LAMMPS read it with ``pair_style mliap unified model.pickle 0`` and
     ``pair_coeff * * C H O``:
@@ -115,19 +115,18 @@ class MLIAPMolkern:
         """
         if data.npairs == 0 and data.nlistatoms == 0:
             return
-        edge_index = self._edges(data)
-        vectors = self._real(data.rij).reshape(-1, 3)
-        graph = _with_vectors(edge_index, vectors, data.nlistatoms)
+        vectors = torch.as_tensor(data.rij, device=self._weight.device).double().reshape(-1, 3)
+        graph = _with_vectors(self._edges(data), vectors, self._weight.dtype, data.nlistatoms)
         energy, gradient = self._evaluate(graph, data)
-        data.energy = energy * self.scale
+        # Of a pair j, i LAMMPS adds this to the force on i and takes it from that on j
+        pair_forces = torch.empty_like(gradient, dtype=torch.float64)
+        pair_forces[graph.permutation] = self.scale * gradient.double()
+        # Waits for a GPU, which LAMMPS does not
+        data.energy = self.scale * float(energy)
         if data.npairs:
-            # Of a pair j, i LAMMPS adds this to the force on i and takes it from that on j
-            pair_forces = torch.empty_like(gradient, dtype=torch.float64)
-            pair_forces[graph.permutation] = self.scale * gradient.double()
-            on_device = pair_forces.is_cuda
-            data.update_pair_forces(pair_forces if on_device else pair_forces.numpy())
+            data.update_pair_forces(pair_forces if pair_forces.is_cuda else pair_forces.numpy())
 
-    def _evaluate(self, graph: GivenVectors, data: Any) -> tuple[float, Tensor]:
+    def _evaluate(self, graph: GivenVectors, data: Any) -> tuple[Tensor, Tensor]:
         """Energy and its gradient by the vectors of the edges, in the model's unit."""
         count = data.nlistatoms
         elements = torch.as_tensor(data.elems, device=self._weight.device)[:count].long()
@@ -137,10 +136,7 @@ class MLIAPMolkern:
             structure = Structure(batch, graph, batch.positions, batch.cell)
             energy = self.model.predict(structure, **self.conditions)["energy"].sum()
             (gradient,) = torch.autograd.grad(energy, [graph.given], materialize_grads=True)
-        return float(energy), gradient
-
-    def _real(self, values: Any) -> Tensor:
-        return torch.as_tensor(values).to(self._weight)
+        return energy.detach(), gradient
 
     def _edges(self, data: Any) -> Tensor:
         """Atoms j and i of each pair, ``[2, E]``, ghosts replaced by the atoms they are images of."""
@@ -201,19 +197,21 @@ class GivenVectors(NeighborList):
         return self
 
 
-def _with_vectors(edge_index: Tensor, vectors: Tensor, count: int) -> GivenVectors:
-    """A symmetric graph of such edges.
+def _with_vectors(
+    edge_index: Tensor, vectors: Tensor, dtype: torch.dtype, count: int
+) -> GivenVectors:
+    """A symmetric graph of such edges, whose vectors, float64, it holds in a model's type.
 
     Raises:
         RuntimeError: an edge without its reverse.
     """
     for size in _GRIDS:
         # Images are told apart by these numbers, as they are by whole cells elsewhere
-        labels = (vectors.detach().double() / size).round().int()
+        labels = (vectors / size).round().int()
         graph = NeighborList.from_edge_index(edge_index, count, labels)
         if graph.reverse is not None:
             known = {f.name: getattr(graph, f.name) for f in fields(graph) if f.init}
-            given = vectors[graph.permutation].detach().requires_grad_(True)
+            given = vectors[graph.permutation].to(dtype).requires_grad_(True)
             return GivenVectors(**known, given=given)
     raise RuntimeError(
         "LAMMPS lists a pair from one end only: molkern's models need all pairs from both, with "

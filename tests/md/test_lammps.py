@@ -9,6 +9,9 @@ from molkern.data import ethanol_model
 from molkern.md import ASECalculator, LAMMPSFix, start_lammps
 from molkern.models import SchNet
 
+# The engine is what is tested; other tests launch the same kernels
+pytestmark = pytest.mark.unemulated
+
 #: eV in kcal/mol, and kcal/mol/Å³ in atmospheres.
 KCAL, ATMOSPHERE = 23.0605478, 68568.415
 

@@ -14,6 +14,9 @@ from molkern.data import ethanol_frames, ethanol_model
 from molkern.md import ASECalculator, openmm_force
 from molkern.models import SchNet
 
+# The engine is what is tested; other tests launch the same kernels
+pytestmark = pytest.mark.unemulated
+
 #: eV in kJ/mol.
 KJ = 96.4853321
 

@@ -13,6 +13,9 @@ from molkern.data import ethanol_frames, ethanol_model
 from molkern.md import ASECalculator, TorchSimModel
 from molkern.models import SchNet
 
+# The engine is what is tested; other tests launch the same kernels
+pytestmark = pytest.mark.unemulated
+
 FEMTOSECOND = 1e-3 * float(MetalUnits.time)
 KELVIN = float(MetalUnits.temperature)
 
