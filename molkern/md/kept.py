@@ -24,17 +24,18 @@ class KeptEvaluators:
 
     Raises:
         ValueError: ``most`` below 1.
-
-    Attributes:
-        evaluators: those that are kept, the last used first.
     """
 
     def __init__(self, model: Potential, most: int = 1, **options: Any):
         if most < 1:
             raise ValueError(f"at least 1 evaluator must be kept, got {most}")
         self.model, self.most, self.options = model, most, options
-        self.evaluators: list[Evaluator] = []
-        self._known: list[tuple[int, list[Tensor | None]]] = []
+        self._known: list[tuple[int, list[Tensor | None], Evaluator]] = []
+
+    @property
+    def evaluators(self) -> list[Evaluator]:
+        """Those that are kept, the last used first."""
+        return [evaluator for _, _, evaluator in self._known]
 
     def find(
         self,
@@ -59,11 +60,10 @@ class KeptEvaluators:
             ValueError: as the model does for numbers that it has no table for.
         """
         key = [numbers, pbc, system]
-        for place, (systems, known) in enumerate(self._known):
+        for place, (systems, known, evaluator) in enumerate(self._known):
             if systems == num_systems and all(map(_same, known, key)):
-                for kept in (self._known, self.evaluators):
-                    kept.insert(0, kept.pop(place))
-                return self.evaluators[0]
+                self._known.insert(0, self._known.pop(place))
+                return evaluator
         weight = next(self.model.parameters())
         batch = AtomicBatch(
             numbers.to(weight.device),
@@ -74,10 +74,9 @@ class KeptEvaluators:
             num_systems,
         )
         evaluator = Evaluator(self.model, batch, **self.options)
-        self.evaluators = [evaluator, *self.evaluators[: self.most - 1]]
         # Engines write into their own memory
         copies = [None if value is None else value.clone() for value in key]
-        self._known = [(num_systems, copies), *self._known[: self.most - 1]]
+        self._known = [(num_systems, copies, evaluator), *self._known[: self.most - 1]]
         return evaluator
 
 

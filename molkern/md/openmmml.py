@@ -64,7 +64,11 @@ class MolkernPotential(MLPotentialImpl):
             assert model_path is not None
             model = load(model_path)
         self.model = model if device is None else model.to(device)
-        self.options = {"energy_unit": energy_unit, "skin": skin, "conditions": conditions}
+        self.options: dict[str, Any] = {
+            "energy_unit": energy_unit,
+            "skin": skin,
+            "conditions": conditions,
+        }
 
     def addForces(
         self,

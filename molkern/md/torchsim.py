@@ -110,12 +110,17 @@ class TorchSimModel(ModelInterface):
         pbc = torch.as_tensor(state.pbc).bool().expand(count, 3)
         periodic = bool(pbc.any())
         # Columns there, rows here
-        box = (state.cell.transpose(1, 2), pbc) if periodic else (None, None)
+        cell = state.cell.transpose(1, 2) if periodic else None
         evaluator = self.kept.find(
-            state.atomic_numbers, state.positions, *box, state.system_idx, count
+            state.atomic_numbers,
+            state.positions,
+            cell,
+            pbc if periodic else None,
+            state.system_idx,
+            count,
         )
         stress = self._compute_stress and periodic
-        out = evaluator(state.positions, box[0], stress=stress)
+        out = evaluator(state.positions, cell, stress=stress)
         names = ["energy", "forces", "stress"] if stress else ["energy", "forces"]
         results = {name: self._own(out[name], state.positions) for name in names}
         if self._compute_stress and not stress:

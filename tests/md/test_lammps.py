@@ -159,7 +159,7 @@ def test_errors_end_the_run(model, lmp):
     fix = LAMMPSFix(lmp, model, ["Na", "Cl"])
     lmp.command("run 0")
     lmp.numpy.extract_atom("x")[3, 1] = np.nan
-    with pytest.raises(Exception, match="ValueError of molkern in step 1: .*atom 3"):
+    with pytest.raises(Exception, match=r"ValueError of molkern in step 1: .*atom 3"):
         lmp.command("run 5 pre no")
     lmp.numpy.extract_atom("x")[3, 1] = 0.3
     lmp.command("timer timeout off")
@@ -169,7 +169,7 @@ def test_errors_end_the_run(model, lmp):
 
 
 def test_refusals(model, lmp):
-    with pytest.raises(ValueError, match="takes LAMMPS's units metal .*they are 'lj'"):
+    with pytest.raises(ValueError, match=r"takes LAMMPS's units metal .*they are 'lj'"):
         LAMMPSFix(lmp, model, ["Na"])
     lmp.command("units metal")
     with pytest.raises(ValueError, match="1 elements are given for 0 atom types"):
@@ -189,7 +189,7 @@ def test_several_processes_are_refused(model):
         def extract_setting(self, name):
             return {"world_size": 2}[name]
 
-    with pytest.raises(RuntimeError, match="runs on 2 processes.*without mpirun"):
+    with pytest.raises(RuntimeError, match=r"runs on 2 processes.*without mpirun"):
         LAMMPSFix(Two(), model, ["Na"])
 
 

@@ -121,9 +121,7 @@ def test_crystal_against_the_model(name):
     assert abs(forces).max() > 1e-4
     assert data.energy == pytest.approx(energy, rel=1e-9, abs=1e-9)
     np.testing.assert_allclose(data.forces, forces, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(
-        0.5 * (data.virial + data.virial.T), virial, rtol=1e-6, atol=1e-9
-    )
+    np.testing.assert_allclose(0.5 * (data.virial + data.virial.T), virial, rtol=1e-6, atol=1e-9)
 
 
 def test_molecule_needs_no_exchange():
@@ -198,7 +196,7 @@ def test_refusals():
     unified = MLIAPMolkern(MODELS["schnet"]().double(), ELEMENTS)
     with pytest.raises(RuntimeError, match="only with KOKKOS"):
         unified.compute_forces(Data(*system(), 4.0, exchange=False))
-    with pytest.raises(RuntimeError, match="another process.*mpirun -n 1"):
+    with pytest.raises(RuntimeError, match=r"another process.*mpirun -n 1"):
         unified.compute_forces(Data(*system(), 4.0, other_process=[20]))
     data = Data(*system(), 4.0)
     data.pair_i, data.pair_j, data.rij = data.pair_i[1:], data.pair_j[1:], data.rij[1:]
@@ -206,7 +204,7 @@ def test_refusals():
         unified.compute_forces(data)
     data = Data(*system(), 4.0)
     data.pair_i = data.pair_i + 1
-    with pytest.raises(RuntimeError, match="lists 8 atoms .* a pair has atom 8"):
+    with pytest.raises(RuntimeError, match=r"lists 8 atoms .* a pair has atom 8"):
         unified.compute_forces(data)
     with pytest.raises(ValueError, match="they are 'lj'"):
         MLIAPMolkern(unified.model, ELEMENTS, units="lj")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-openmm = pytest.importorskip("openmm")
+pytest.importorskip("openmm")
+import openmm
 from openmm import app, unit
 
 from molkern.data import ethanol_frames, ethanol_model

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 pytest.importorskip("ase")
-ts = pytest.importorskip("torch_sim")
+pytest.importorskip("torch_sim")
 import ase.build
+import torch_sim as ts
 from torch_sim.integrators import nve, nvt_langevin
 from torch_sim.models.interface import validate_model_outputs
 from torch_sim.units import MetalUnits
@@ -73,7 +74,7 @@ def test_dictionary_and_other_arguments(potential):
         for name in ("positions", "cell", "pbc", "atomic_numbers", "system_idx")
     }
     torch.testing.assert_close(model(given)["forces"], model(state)["forces"], atol=0, rtol=0)
-    with pytest.raises(TypeError, match="a state only, got also .'charge'"):
+    with pytest.raises(TypeError, match=r"a state only, got also .'charge'"):
         model(state, charge=1)
     with pytest.raises(ValueError, match="'n_atoms', got 'atoms'"):
         TorchSimModel(potential, memory_scales_with="atoms")
