@@ -92,7 +92,7 @@ def test_atoms_cross_faces(model, lmp):
         velocity all set 40 30 -20 sum yes
         fix nve all nve
         timestep 0.001
-        run 300
+        run 150
     """)
     images = lmp.numpy.extract_atom("image")
     assert len(set(images.tolist())) > 1
@@ -131,12 +131,12 @@ def test_energy_is_conserved(lmp):
     """)
     x, v = (lmp.numpy.extract_atom(name).copy() for name in "xv")
     errors = []
-    for step, every in ((0.0002, 5), (0.0001, 10)):
+    for step, every in ((0.0002, 4), (0.0001, 8)):
         for name, values in (("x", x), ("v", v)):
             lmp.numpy.extract_atom(name)[:] = values
         lmp.command(f"timestep {step}")
         totals = []
-        for _ in range(20):
+        for _ in range(15):
             lmp.command(f"run {every}")
             totals.append(lmp.get_thermo("etotal"))
         errors.append(np.ptp(totals))
