@@ -153,7 +153,7 @@ def test_256_aspirins_in_torchsim(benchmark, one_thread):
     """TorchSim's NVE, a step: at least 8 times the steps per second."""
     torch_sim = pytest.importorskip("torch_sim")
     from ase import Atoms
-    from torch_sim.integrators import nve_init, nve_step
+    from torch_sim.integrators import nve
 
     from molkern.md import TorchSimModel
 
@@ -172,11 +172,11 @@ def test_256_aspirins_in_torchsim(benchmark, one_thread):
         ("molkern", TorchSimModel(model)),
         ("PyTorch Geometric", geometric_torchsim(peer)),
     ):
-        state = torch_sim.initialize_state(frames, torch.device("cpu"), torch.float32)
-        states[name] = nve_init(state, simulated, kT=kt, seed=0)
+        start, advance = nve(simulated, dt=dt, kT=kt, seed=0)
+        states[name] = start(torch_sim.initialize_state(frames, torch.device("cpu"), torch.float32))
 
-        def step(name=name, simulated=simulated):
-            states[name] = nve_step(states[name], simulated, dt=dt)
+        def step(name=name, advance=advance):
+            states[name] = advance(states[name])
 
         runs[name] = step
         step()
@@ -338,7 +338,6 @@ LARGE_BOX = """
 import json, resource, statistics, sys, time
 sys.path.insert(0, {folder!r})
 import torch
-from peers import Mode, size
 from systems import water
 import molkern
 torch.set_num_threads({threads})

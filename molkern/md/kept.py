@@ -1,0 +1,86 @@
+"""Evaluators of the batches that were seen last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..graph import AtomicBatch
+from ..models import Potential
+from .evaluator import Evaluator
+
+
+class KeptEvaluators:
+    """Makes an evaluator for a batch that is new and finds it again when the batch comes back.
+
+    Batches are the same if their atomic numbers, systems and periodicity are.
+
+    Args:
+        model: the potential, on whose device and of whose type evaluators are.
+        most: evaluators kept; beyond that the one that was used longest ago is dropped.
+        options: of :class:`molkern.md.Evaluator`, conditions among them.
+
+    Raises:
+        ValueError: ``most`` below 1.
+    """
+
+    def __init__(self, model: Potential, most: int = 1, **options: Any):
+        if most < 1:
+            raise ValueError(f"at least 1 evaluator must be kept, got {most}")
+        self.model, self.most, self.options = model, most, options
+        self._known: list[tuple[int, list[Tensor | None], Evaluator]] = []
+
+    @property
+    def evaluators(self) -> list[Evaluator]:
+        """Those that are kept, the last used first."""
+        return [evaluator for _, _, evaluator in self._known]
+
+    def find(
+        self,
+        numbers: Tensor,
+        positions: Tensor,
+        cell: Tensor | None = None,
+        pbc: Tensor | None = None,
+        system: Tensor | None = None,
+        num_systems: int = 1,
+    ) -> Evaluator:
+        """The evaluator for such atoms; all arguments may be on another device.
+
+        Args:
+            numbers: ``[N]``.
+            positions: ``[N, 3]``, of any floating type, which are to be evaluated next.
+            cell: ``[B, 3, 3]``, lattice vectors as rows, and
+            pbc: ``[B, 3]``; both None without cells.
+            system: system of each atom, ``[N]``; None for a single system.
+            num_systems: B.
+
+        Raises:
+            ValueError: as the model does for numbers that it has no table for.
+        """
+        key = [numbers, pbc, system]
+        for place, (systems, known, evaluator) in enumerate(self._known):
+            if systems == num_systems and all(map(_same, known, key)):
+                self._known.insert(0, self._known.pop(place))
+                return evaluator
+        weight = next(self.model.parameters())
+        batch = AtomicBatch(
+            numbers.to(weight.device),
+            positions.detach().to(weight),
+            None if system is None else system.to(weight.device),
+            None if cell is None else cell.detach().to(weight),
+            None if pbc is None else pbc.to(weight.device),
+            num_systems,
+        )
+        evaluator = Evaluator(self.model, batch, **self.options)
+        # Engines write into their own memory
+        copies = [None if value is None else value.clone() for value in key]
+        self._known = [(num_systems, copies, evaluator), *self._known[: self.most - 1]]
+        return evaluator
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.shape == b.shape and torch.equal(a, b.to(a))

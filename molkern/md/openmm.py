@@ -1,0 +1,164 @@
+"""An OpenMM force around a potential."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import openmm
+import torch
+from openmm import app, unit
+
+from ..models import Potential
+from .kept import KeptEvaluators
+
+#: kJ/mol per eV: e · N_A / 1000, exact in the SI of 2019.
+_KJ_PER_EV = 96.48533212331
+_ANGSTROM_PER_NM = 10.0
+
+
+class OpenMMCompute:
+    """From an OpenMM state to energy and forces: what :func:`openmm_force` hands to OpenMM.
+
+    It can be pickled, with the model and its weights, so that OpenMM can write a system as XML.
+
+    Args:
+        model: the potential, on its device and of its type; put in evaluation mode.
+        numbers: atomic numbers, ``[N]``.
+        energy_unit: the model's unit of energy in eV.
+        periodic: whether states have a box.
+        skin: in Å, see :class:`molkern.md.Evaluator`.
+        conditions: what else the model's prediction depends on.
+    """
+
+    def __init__(
+        self,
+        model: Potential,
+        numbers: Sequence[int],
+        *,
+        energy_unit: float = 1.0,
+        periodic: bool = False,
+        skin: float = 0.5,
+        conditions: dict[str, Any] | None = None,
+    ):
+        self.model, self.numbers = model.eval(), torch.as_tensor(list(numbers))
+        self.energy_unit, self.periodic = energy_unit, periodic
+        self.options = {"skin": skin, **(conditions or {})}
+        self.kept = KeptEvaluators(self.model, **self.options)
+
+    def __call__(self, state: Any) -> tuple[float, np.ndarray]:
+        """Energy in kJ/mol and forces ``[N, 3]`` in kJ/mol/nm, of a state in nm.
+
+        Raises:
+            ValueError: positions or a box that are not finite, another number of particles.
+        """
+        positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        if len(positions) != len(self.numbers):
+            raise ValueError(
+                f"this force is for {len(self.numbers)} particles, the state has "
+                f"{len(positions)}: give numbers of all, or the indices of some with particles="
+            )
+        place = torch.from_numpy(_ANGSTROM_PER_NM * positions)
+        cell = pbc = None
+        if self.periodic:
+            box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)
+            cell = torch.from_numpy(_ANGSTROM_PER_NM * box).unsqueeze(0)
+            pbc = torch.ones(1, 3, dtype=torch.bool)
+        out = self.kept.find(self.numbers, place, cell, pbc)(place, cell)
+        scale = self.energy_unit * _KJ_PER_EV
+        forces = out["forces"].to("cpu", torch.float64).numpy() * (scale * _ANGSTROM_PER_NM)
+        return float(out["energy"]) * scale, forces
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "kept"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.kept = KeptEvaluators(self.model, **self.options)
+
+
+def openmm_force(
+    model: Potential,
+    atoms: app.Topology | Iterable[int],
+    *,
+    energy_unit: float = 1.0,
+    periodic: bool | None = None,
+    skin: float = 0.5,
+    conditions: dict[str, Any] | None = None,
+    particles: Iterable[int] | None = None,
+) -> openmm.PythonForce:
+    """A force for ``System.addForce`` that computes a molkern model, which is in eV and Å.
+
+    OpenMM works in kJ/mol and nm; units are converted. The force is saved with the system by
+    ``XmlSerializer``, weights included. Like every pickle, such a file runs code when it is read.
+
+    Args:
+        model: the potential, on its device and of its type; put in evaluation mode.
+        atoms: an OpenMM topology, or the atomic numbers of all particles of the system.
+        energy_unit: the model's unit of energy in eV (0.0433641 for kcal/mol).
+        periodic: whether the force sees the system's box, along all three axes; by default if the
+            topology has one.
+        skin: how much farther than the model's cutoff the neighbor list reaches, in Å, see
+            :class:`molkern.md.Evaluator`.
+        conditions: what else the model's prediction depends on (``total_charge``, say).
+        particles: indices of the particles that the model is for; by default all of them.
+
+    Raises:
+        ValueError: an atom of the topology without an element, an index outside the atoms, a
+            negative skin.
+
+    >>> import openmm, molkern
+    >>> model = molkern.models.SchNet(16, 16, 2, cutoff=5.0)
+    >>> system = openmm.System()
+    >>> for mass in (15.999, 1.008, 1.008):
+    ...     index = system.addParticle(mass)
+    >>> index = system.addForce(molkern.md.openmm_force(model, [8, 1, 1]))
+    >>> platform = openmm.Platform.getPlatformByName("Reference")
+    >>> context = openmm.Context(system, openmm.VerletIntegrator(0.0005), platform)
+    >>> context.setPositions([[0.0, 0, 0], [0.096, 0, 0], [-0.024, 0.093, 0]])
+    >>> context.getState(forces=True).getForces(asNumpy=True).shape
+    (3, 3)
+    """
+    if isinstance(atoms, app.Topology):
+        numbers = _topology_numbers(atoms, particles)
+        periodic = atoms.getPeriodicBoxVectors() is not None if periodic is None else periodic
+    else:
+        numbers = [int(number) for number in atoms]
+    chosen = None if particles is None else [int(index) for index in particles]
+    if chosen is not None:
+        numbers = [numbers[index] for index in _checked(chosen, len(numbers))]
+    compute = OpenMMCompute(
+        model,
+        numbers,
+        energy_unit=energy_unit,
+        periodic=bool(periodic),
+        skin=skin,
+        conditions=conditions,
+    )
+    force = openmm.PythonForce(compute)
+    force.setUsesPeriodicBoundaryConditions(bool(periodic))
+    if chosen is not None:
+        force.setParticles(chosen)
+    return force
+
+
+def _topology_numbers(topology: app.Topology, particles: Iterable[int] | None) -> list[int]:
+    """Atomic numbers, 0 for atoms without one that the model is not for."""
+    wanted = None if particles is None else set(particles)
+    numbers = []
+    for atom in topology.atoms():
+        if atom.element is None and (wanted is None or atom.index in wanted):
+            raise ValueError(
+                f"atom {atom.index} ({atom.name}) has no element: give the topology elements, or "
+                "leave the atom out with particles="
+            )
+        numbers.append(0 if atom.element is None else atom.element.atomic_number)
+    return numbers
+
+
+def _checked(particles: list[int], count: int) -> list[int]:
+    for index in particles:
+        if not 0 <= index < count:
+            raise ValueError(f"particle {index} is not among the {count} atoms given")
+    return particles

@@ -1,0 +1,132 @@
+"""A TorchSim model around a potential."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_sim import SimState
+from torch_sim.models.interface import ModelInterface
+
+from ..models import Potential
+from .kept import KeptEvaluators
+
+
+class TorchSimModel(ModelInterface):
+    """Energies, forces and stress of a molkern model for TorchSim, in eV and Å.
+
+    Evaluators are kept for the batches that were seen last, so that neighbor lists are reused
+    where an autobatcher changes the batch.
+
+    Args:
+        model: the potential, on its device and of its type; put in evaluation mode.
+        stress: whether stress is computed. States that are not periodic have a stress of zero.
+        skin: how much farther than the model's cutoff neighbor lists reach, in Å, see
+            :class:`molkern.md.Evaluator`.
+        energy_unit: the model's unit of energy in eV (0.0433641 for kcal/mol).
+        conditions: what else the model's prediction depends on (``total_charge``, say), the same
+            for every batch.
+        dtype: the type of states and results; by default the model's. With float64 a float32
+            model is integrated in float64.
+        memory_scales_with: what TorchSim's autobatchers count, ``"n_atoms_x_density"`` or
+            ``"n_atoms"``; states without a volume need the latter.
+        kept: evaluators to keep.
+
+    Raises:
+        ValueError: an unknown ``memory_scales_with``, a negative skin, ``kept`` below 1.
+
+    >>> import ase.build, molkern
+    >>> import torch_sim as ts
+    >>> model = molkern.models.SchNet(16, 16, 2, cutoff=5.0)
+    >>> wrapped = molkern.md.TorchSimModel(model)
+    >>> molecules = [ase.build.molecule(name) for name in ("H2O", "CH3CH2OH")]
+    >>> state = ts.initialize_state(molecules, wrapped.device, wrapped.dtype)
+    >>> out = wrapped(state)
+    >>> out["energy"].shape, out["forces"].shape
+    (torch.Size([2]), torch.Size([12, 3]))
+    """
+
+    def __init__(
+        self,
+        model: Potential,
+        *,
+        stress: bool = True,
+        skin: float = 0.5,
+        energy_unit: float = 1.0,
+        conditions: dict[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        memory_scales_with: str = "n_atoms_x_density",
+        kept: int = 8,
+    ):
+        super().__init__()
+        if memory_scales_with not in ("n_atoms_x_density", "n_atoms"):
+            raise ValueError(
+                "memory_scales_with must be 'n_atoms_x_density' or 'n_atoms', got "
+                f"{memory_scales_with!r}"
+            )
+        if not 0 <= skin < float("inf"):
+            raise ValueError(f"skin must not be negative and must be finite, got {skin}")
+        self.model = model.eval()
+        self.energy_unit = energy_unit
+        weight = next(model.parameters())
+        self._device, self._dtype = weight.device, dtype or weight.dtype
+        self._compute_forces, self._compute_stress = True, stress
+        self._memory_scales_with = memory_scales_with
+        #: The evaluators that are kept, the last used first.
+        self.kept = KeptEvaluators(self.model, kept, skin=skin, **(conditions or {}))
+
+    @property
+    def compute_stress(self) -> bool:
+        """Whether stress is computed; can be set."""
+        return self._compute_stress
+
+    @compute_stress.setter
+    def compute_stress(self, compute_stress: bool) -> None:
+        self._compute_stress = compute_stress
+
+    def forward(self, state: SimState | dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        """Energy ``[B]`` in eV, forces ``[N, 3]`` in eV/Å and stress ``[B, 3, 3]`` in eV/Å³.
+
+        Args:
+            state: positions ``[N, 3]``, cells ``[B, 3, 3]`` with lattice vectors as columns,
+                numbers and system indices ``[N]``, in Å; a dictionary works too.
+            kwargs: refused by name.
+
+        Returns:
+            Detached tensors of the state's type, which later calls leave alone.
+
+        Raises:
+            ValueError: positions or cells that are not finite, atomic numbers that the model has
+                no table for, a stress of cells without a volume.
+            TypeError: arguments beyond the state.
+        """
+        if kwargs:
+            raise TypeError(f"TorchSimModel takes a state only, got also {sorted(kwargs)}")
+        if isinstance(state, dict):
+            masses = state.get("masses", torch.ones_like(state["positions"][:, 0]))
+            state = SimState(**{**state, "masses": masses})
+        count = state.cell.shape[0]
+        pbc = torch.as_tensor(state.pbc).bool().expand(count, 3)
+        periodic = bool(pbc.any())
+        # Columns there, rows here
+        cell = state.cell.transpose(1, 2) if periodic else None
+        evaluator = self.kept.find(
+            state.atomic_numbers,
+            state.positions,
+            cell,
+            pbc if periodic else None,
+            state.system_idx,
+            count,
+        )
+        stress = self._compute_stress and periodic
+        out = evaluator(state.positions, cell, stress=stress)
+        names = ["energy", "forces", "stress"] if stress else ["energy", "forces"]
+        results = {name: self._own(out[name], state.positions) for name in names}
+        if self._compute_stress and not stress:
+            results["stress"] = torch.zeros_like(state.cell)
+        return results
+
+    def _own(self, value: Tensor, like: Tensor) -> Tensor:
+        """In eV, of the state's type: a copy, as the evaluator writes over its own."""
+        return (value * self.energy_unit).to(like.device, like.dtype)

