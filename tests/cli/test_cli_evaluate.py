@@ -128,7 +128,7 @@ def test_a_full_disk(molkern, mixed, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "sizes"),
-    [(PhysNet, {"num_blocks": 1}), (DTNN, {}), (DimeNetPlusPlus, {"num_blocks": 1})],
+    [(PhysNet, {}), (DTNN, {}), (DimeNetPlusPlus, {"num_blocks": 1})],
 )
 def test_other_models(molkern, kind, sizes):
     """Energies of a file, and a few steps, at constant energy as far as so few tell."""
