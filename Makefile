@@ -22,7 +22,8 @@ PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 demo: $(BUILT)
 	$(BIN)/molkern demo
 
-# The suite, the benchmarks as small checks, then the same operators and models on the CUDA kernels as the host emulates them.
+# The suite, the benchmarks as small checks, then operators and models on the CUDA kernels as the
+# host emulates them.
 test: $(BUILT)
 	$(BIN)/python -m pytest -q $(PARALLEL) $(PYTEST_FLAGS)
 	$(BIN)/python -m pytest -q benchmarks $(PARALLEL) $(PYTEST_FLAGS)
