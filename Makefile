@@ -22,9 +22,11 @@ PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 demo: $(BUILT)
 	$(BIN)/molkern demo
 
-# The suite, then the same operators and models on the CUDA kernels as the host emulates them.
+# The suite, the benchmarks as small checks, then operators and models on the CUDA kernels as the
+# host emulates them.
 test: $(BUILT)
 	$(BIN)/python -m pytest -q $(PARALLEL) $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -q benchmarks $(PARALLEL) $(PYTEST_FLAGS)
 	MOLKERN_EMULATE_CUDA=1 $(BIN)/python setup.py -q build --build-lib build/emulated
 	PYTHONPATH=build/emulated $(BIN)/pytest -q $(EMULATED_TESTS) -m "not unemulated" \
 		--every-kernel $(PARALLEL) $(PYTEST_FLAGS)

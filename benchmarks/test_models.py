@@ -44,7 +44,7 @@ DIMENET = {
 
 def physnet():
     """With masks and outputs that are not zero, as they start."""
-    model = molkern.models.PhysNet(cutoff=6.0, lr_cut=6.0)
+    model = molkern.models.PhysNet(size(128, 16), cutoff=6.0, lr_cut=6.0)
     for block in model.interactions:
         torch.nn.init.normal_(block.filters.weight, std=0.1)
     for block in model.outputs:
@@ -202,8 +202,9 @@ def dimenet(kind):
     if models is None or peer("pyg_dimenet") is None:
         pytest.skip("weights come from torch_geometric, which is not installed")
     torch.manual_seed(0)
-    shape = (128, 1, 6, 8, 7, 6) if kind == "DimeNet" else (128, 1, 4, 64, 8, 256, 7, 6)
-    return getattr(models, kind)(*shape, output_initializer="glorot_orthogonal")
+    shape = (128, 1, 6, 8) if kind == "DimeNet" else (128, 1, 4, 64, 8, 256)
+    basis = size((7, 6), (3, 2))
+    return getattr(models, kind)(*shape, *basis, output_initializer="glorot_orthogonal")
 
 
 def geometric_dimenet(source, batch):

@@ -20,16 +20,21 @@ class KeptEvaluators:
     Args:
         model: the potential, on whose device and of whose type evaluators are.
         most: evaluators kept; beyond that the one that was used longest ago is dropped.
+        skin: of their neighbor lists, in the unit of the positions.
         options: of :class:`molkern.md.Evaluator`, conditions among them.
 
     Raises:
-        ValueError: ``most`` below 1.
+        ValueError: ``most`` below 1, a negative or infinite skin, a model of something other than
+            energies.
     """
 
-    def __init__(self, model: Potential, most: int = 1, **options: Any):
+    def __init__(self, model: Potential, most: int = 1, skin: float = 0.5, **options: Any):
         if most < 1:
             raise ValueError(f"at least 1 evaluator must be kept, got {most}")
-        self.model, self.most, self.options = model, most, options
+        if not 0 <= skin < float("inf"):
+            raise ValueError(f"skin must not be negative and must be finite, got {skin}")
+        require_energy(model)
+        self.model, self.most, self.options = model, most, {"skin": skin, **options}
         self._known: list[tuple[int, list[Tensor | None], Evaluator]] = []
 
     @property
@@ -78,6 +83,15 @@ class KeptEvaluators:
         copies = [None if value is None else value.clone() for value in key]
         self._known = [(num_systems, copies, evaluator), *self._known[: self.most - 1]]
         return evaluator
+
+
+def require_energy(model: Potential) -> None:
+    """Refuses, with a ValueError, models whose forces are not derivatives of an energy."""
+    if model.differentiated != "energy":
+        raise ValueError(
+            f"molecular dynamics needs a model of energies, but this {type(model).__name__} "
+            f"predicts {model.differentiated!r}"
+        )
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

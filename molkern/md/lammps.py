@@ -48,8 +48,8 @@ class LAMMPSFix:
     """A ``fix external`` that adds a molkern model's energy, forces and virial to LAMMPS.
 
     Lengths are in Å; energies go from eV to the unit style's, ``metal`` or ``real``. Boxes may be
-    triclinic and periodic along any axes. All atoms take part, on one process: no pair style is
-    needed. Each step the model computes every atom, whatever LAMMPS does with it.
+    triclinic and periodic along any axes. All atoms take part, those too that no integrator moves,
+    on one process. No pair style is needed; one that there is adds to the model.
 
     An error in a step sets the forces to NaN, ends the run, and is raised by the command that ran;
     ``timer timeout off`` lets LAMMPS run again after it.
@@ -68,7 +68,7 @@ class LAMMPSFix:
     Raises:
         RuntimeError: LAMMPS on more than one process.
         ValueError: another unit style, another number of elements than of atom types, a string that
-            is no chemical symbol, a negative skin.
+            is no chemical symbol, a negative skin, a model of something other than energies.
 
     >>> import molkern
     >>> lmp = molkern.md.start_lammps()
@@ -113,7 +113,7 @@ class LAMMPSFix:
         if processes != 1:
             raise RuntimeError(
                 f"LAMMPS runs on {processes} processes, but LAMMPSFix needs all atoms on one: "
-                "start it without mpirun, and use threads instead"
+                "start it without mpirun, and let torch use more threads (torch.set_num_threads)"
             )
         return energy_per_ev(self.lmp.extract_global("units"))
 

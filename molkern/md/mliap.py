@@ -17,6 +17,7 @@ from ..models import Potential
 from ..models.structure import Structure
 from ..ops._library import first_derivatives_only
 from .elements import atomic_numbers
+from .kept import require_energy
 from .lammps_units import energy_per_ev
 
 #: Å. Edges are told apart by their vectors on a grid; one that lies on a boundary of one grid up to
@@ -42,7 +43,8 @@ class MLIAPMolkern:
 
     Raises:
         ValueError: another unit style, a string that is no chemical symbol, an element that the
-            model has no table for, a model that sums over all pairs (PhysNet without ``lr_cut``).
+            model has no table for, a model that sums over all pairs (PhysNet without ``lr_cut``) or
+            of something other than energies.
 
     Save it, and let LAMMPS read it with ``pair_style mliap unified model.pickle 0`` and
     ``pair_coeff * * C H O``:
@@ -68,6 +70,7 @@ class MLIAPMolkern:
         energy_unit: float = 1.0,
         conditions: dict[str, Any] | None = None,
     ):
+        require_energy(model)
         self.interface: Any = None  # LAMMPS sets it
         self.model, self.conditions = model.eval(), conditions or {}
         self.element_types = list(elements)

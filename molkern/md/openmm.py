@@ -106,7 +106,7 @@ def openmm_force(
 
     Raises:
         ValueError: an atom of the topology without an element, an index outside the atoms, a
-            negative skin.
+            negative skin, a model of something other than energies.
 
     >>> import openmm, molkern
     >>> model = molkern.models.SchNet(16, 16, 2, cutoff=5.0)

@@ -34,7 +34,8 @@ class TorchSimModel(ModelInterface):
         kept: evaluators to keep.
 
     Raises:
-        ValueError: an unknown ``memory_scales_with``, a negative skin, ``kept`` below 1.
+        ValueError: an unknown ``memory_scales_with``, a negative skin, ``kept`` below 1, a model of
+            something other than energies.
 
     >>> import ase.build, molkern
     >>> import torch_sim as ts
@@ -65,8 +66,6 @@ class TorchSimModel(ModelInterface):
                 "memory_scales_with must be 'n_atoms_x_density' or 'n_atoms', got "
                 f"{memory_scales_with!r}"
             )
-        if not 0 <= skin < float("inf"):
-            raise ValueError(f"skin must not be negative and must be finite, got {skin}")
         self.model = model.eval()
         self.energy_unit = energy_unit
         weight = next(model.parameters())

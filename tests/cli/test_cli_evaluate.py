@@ -126,11 +126,14 @@ def test_a_full_disk(molkern, mixed, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.parametrize("kind", [PhysNet, DTNN, DimeNetPlusPlus])
-def test_other_models(molkern, kind):
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [(PhysNet, {}), (DTNN, {}), (DimeNetPlusPlus, {"num_blocks": 1})],
+)
+def test_other_models(molkern, kind, sizes):
     """Energies of a file, and a few steps, at constant energy as far as so few tell."""
     torch.manual_seed(1)
-    model = kind(cutoff=4.0).double().eval()
+    model = kind(cutoff=4.0, **sizes).double().eval()
     model.save("m.safetensors")
     atoms = ase.build.molecule("H2O")
     ase.io.write("water.xyz", atoms)
