@@ -87,7 +87,8 @@ class KeptEvaluators:
 
 def require_energy(model: Potential) -> None:
     """Refuses, with a ValueError, models whose forces are not derivatives of an energy."""
-    if model.differentiated != "energy":
+    # DimeNet's property is an energy where it is one number
+    if model.differentiated != "energy" and model.config.get("num_targets") != 1:
         raise ValueError(
             f"molecular dynamics needs a model of energies, but this {type(model).__name__} "
             f"predicts {model.differentiated!r}"

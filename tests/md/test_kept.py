@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from molkern.md.kept import KeptEvaluators
-from molkern.models import SchNet
+from molkern.models import DimeNet, SchNet
 
 
 @pytest.fixture
@@ -61,3 +61,6 @@ def test_refusals(model):
         KeptEvaluators(model, skin=-1)
     with pytest.raises(ValueError, match="this SchNet predicts 'dipole_moment'"):
         KeptEvaluators(SchNet(4, 4, 1, num_basis=4, cutoff=3.0, prediction="dipole_moment"))
+    with pytest.raises(ValueError, match="this DimeNet predicts 'property'"):
+        KeptEvaluators(DimeNet(8, num_blocks=1, num_targets=2))
+    KeptEvaluators(DimeNet(8, num_blocks=1))
