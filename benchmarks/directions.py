@@ -22,9 +22,9 @@ def runs_of(
     """Functions of the same tensors as functions without arguments, for one direction.
 
     What torch.compile makes of ``"eager torch"`` is added, but for the double backward pass, which
-    it cannot differentiate, and where ``compiling`` is false. Gradients are by all inputs that require one. The double backward pass
-    is the gradient, by the inputs and the cotangent, of a random product with the first one; all
-    passes are in its time.
+    it cannot differentiate, and where ``compiling`` is false. Gradients are by all inputs that
+    require one. The double backward pass is the gradient, by the inputs and the cotangent, of a
+    random product with the first one; all passes are in its time.
     """
     functions = dict(functions)
     if compiling and "eager torch" in functions and direction != "double backward":
