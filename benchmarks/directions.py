@@ -13,17 +13,21 @@ Function = Callable[..., Tensor]
 
 
 def runs_of(
-    functions: Mapping[str, Function], inputs: Sequence[Tensor], direction: str
+    functions: Mapping[str, Function],
+    inputs: Sequence[Tensor],
+    direction: str,
+    *,
+    compiling: bool = True,
 ) -> dict[str, Run]:
     """Functions of the same tensors as functions without arguments, for one direction.
 
     What torch.compile makes of ``"eager torch"`` is added, but for the double backward pass, which
-    it cannot differentiate. Gradients are by all inputs that require one. The double backward pass
-    is the gradient, by the inputs and the cotangent, of a random product with the first one; all
-    passes are in its time.
+    it cannot differentiate, and where ``compiling`` is false. Gradients are by all inputs that
+    require one. The double backward pass is the gradient, by the inputs and the cotangent, of a
+    random product with the first one; all passes are in its time.
     """
     functions = dict(functions)
-    if "eager torch" in functions and direction != "double backward":
+    if compiling and "eager torch" in functions and direction != "double backward":
         fast = compiled(functions["eager torch"])
         if fast is not None:
             functions["torch.compile"] = fast

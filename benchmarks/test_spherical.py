@@ -56,7 +56,7 @@ def test_spherical(benchmark, implementations, threads, edges, direction):
     edges = size(edges, edges // 10)
     # Where the closed forms have digits
     exact = torch.linspace(1.5, 4.95, 60, dtype=torch.float64).requires_grad_()
-    agree(runs_of(implementations, (exact,), direction), tolerance=1e-6)
+    agree(runs_of(implementations, (exact,), direction, compiling=False), tolerance=1e-6)
     d = (0.9 + 4.1 * torch.rand(edges)).requires_grad_()
     runs = runs_of(implementations, (d,), direction)
     case = f"{edges:,} edges, {ORDERS} orders of {RADIAL}, {direction}"
