@@ -2,10 +2,11 @@
 
     python benchmarks/kernel_resources.py    # writes benchmarks/results/kernel_resources.csv
 
-Needs nvcc, no GPU.
+Needs nvcc, no GPU. Sources that are what the table was made of are not compiled again.
 """
 
 import csv
+import hashlib
 import re
 import shutil
 import subprocess
@@ -28,7 +29,10 @@ SHARED = re.compile(r"(\d+) bytes smem")
 
 
 class Resources(NamedTuple):
-    """Bytes, but for the registers of a thread; shared memory is the static part."""
+    """Bytes, but for the registers of a thread; shared memory is the static part.
+
+    ``code`` is the :func:`digest` of the source.
+    """
 
     source: str
     kernel: str
@@ -37,10 +41,28 @@ class Resources(NamedTuple):
     shared: int
     stack: int
     spills: int
+    code: str
 
     @property
     def cold(self) -> bool:
         return self.kernel.split("<")[0] in COLD
+
+
+INCLUDE = re.compile(r'#include "([^"]+)"')
+COMMENT = re.compile(r"//[^\n]*")
+
+
+def digest(source: Path) -> str:
+    """Of a source and the headers of ours that it includes, comments and white space apart."""
+    pending, seen = [source], {source}
+    while pending:
+        for name in INCLUDE.findall(pending.pop().read_text()):
+            header = ROOT / "csrc" / name
+            if header.exists() and header not in seen:
+                seen.add(header)
+                pending.append(header)
+    texts = [COMMENT.sub("", path.read_text()).split() for path in sorted(seen)]
+    return hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
 
 
 def readable(mangled: list[str]) -> list[str]:
@@ -76,24 +98,41 @@ def compile_kernels(
     if done.returncode:
         raise RuntimeError(f"nvcc could not compile {source}:\n{done.stderr}")
     parts = ENTRY.split(done.stdout + done.stderr)[1:]
-    names = readable(parts[0::3])
+    names, code = readable(parts[0::3]), digest(source)
     for name, capability, report in zip(names, parts[1::3], parts[2::3], strict=True):
         stack, stores, loads = map(int, FRAME.search(report).groups())
         registers = int(REGISTERS.search(report)[1])
         shared = sum(map(int, SHARED.findall(report)))
-        yield Resources(
-            source.parent.name, name, int(capability), registers, shared, stack, stores + loads
-        )
+        name_of = source.parent.name, name, int(capability)
+        yield Resources(*name_of, registers, shared, stack, stores + loads, code)
 
 
 def sources() -> list[Path]:
     return sorted(ROOT.glob("csrc/*/*_cuda.cu"))
 
 
+def table() -> list[Resources]:
+    """The rows that are there."""
+    with TABLE.open() as file:
+        found = list(csv.DictReader(file))
+    numbers = Resources._fields[2:-1]
+    return [
+        Resources(row["source"], row["kernel"], *(int(row[n]) for n in numbers), row["code"])
+        for row in found
+    ]
+
+
 def main() -> None:
     if not shutil.which("nvcc"):
         sys.exit("nvcc was not found: put the CUDA toolkit on PATH")
-    rows = sorted(row for source in sources() for row in compile_kernels(source))
+    known: dict[str, list[Resources]] = {}
+    for row in table():
+        known.setdefault(row.code, []).append(row)
+    rows: list[Resources] = []
+    for source in sources():
+        rows += known.get(digest(source)) or compile_kernels(source)
+        print(source.name, flush=True)
+    rows.sort()
     TABLE.parent.mkdir(exist_ok=True)
     with TABLE.open("w", newline="") as file:
         writer = csv.writer(file)
