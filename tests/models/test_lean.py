@@ -155,6 +155,16 @@ def test_no_graph_is_recorded():
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("layer", ["embedding", "interactions", "head", "reference"])
+def test_layers_that_are_replaced(layer, monkeypatch):
+    model, batch = small(mean=1.0), molecules()
+    model(batch, forces=True)
+    setattr(model, layer, getattr(small(mean=2.0), layer))
+    ours = model(batch, forces=True)
+    for key, value in taped(model, batch, monkeypatch, forces=True).items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-11, atol=1e-12)
+
+
 def test_a_copy_has_its_own(monkeypatch):
     model, batch = small(), molecules()
     before = model(batch, forces=True)["forces"]
