@@ -120,12 +120,12 @@ def openmm_force(
     >>> context.getState(forces=True).getForces(asNumpy=True).shape
     (3, 3)
     """
+    chosen = None if particles is None else [int(index) for index in particles]
     if isinstance(atoms, app.Topology):
-        numbers = _topology_numbers(atoms, particles)
+        numbers = _topology_numbers(atoms, chosen)
         periodic = atoms.getPeriodicBoxVectors() is not None if periodic is None else periodic
     else:
         numbers = [int(number) for number in atoms]
-    chosen = None if particles is None else [int(index) for index in particles]
     if chosen is not None:
         numbers = [numbers[index] for index in _checked(chosen, len(numbers))]
     compute = OpenMMCompute(

@@ -144,6 +144,8 @@ def test_some_particles(model):
     assert energy == pytest.approx(KJ * part.get_potential_energy(), rel=1e-9)
     np.testing.assert_allclose(forces[chosen], 10 * KJ * part.get_forces(), rtol=1e-7, atol=1e-6)
     assert not np.delete(forces, chosen, axis=0).any()
+    force = openmm_force(model, topology_of(atoms), particles=iter(chosen))
+    assert energy_and_forces(context_of(system_of(atoms, force), atoms))[0] == energy
 
 
 def test_conditions():
