@@ -16,7 +16,7 @@ from .steps import GraphSteps, HostSteps, capture_graph
 from .verlet import VerletList
 
 #: What models predict for each atom.
-_PER_ATOM = ("forces", "charges")
+_PER_ATOM = ("forces", "charges", "atomic_energies")
 #: Atoms of a system from which on their order is worth a copy of positions and forces.
 _REORDER_FROM = 4096
 
@@ -203,8 +203,8 @@ def _copy(batch: AtomicBatch, order: Tensor | None) -> AtomicBatch:
     return AtomicBatch(
         numbers.clone(),
         positions.clone(),
-        batch.batch,
+        None if batch.batch is None else batch.batch.clone(),
         None if batch.cell is None else batch.cell.detach().clone(),
-        batch.pbc,
+        None if batch.pbc is None else batch.pbc.clone(),
         batch.num_systems,
     )

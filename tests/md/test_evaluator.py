@@ -129,6 +129,16 @@ def test_positions_of_the_caller_stay():
     assert torch.equal(batch.positions, before)
 
 
+def test_the_batch_is_a_copy():
+    batch, fresh = systems(), systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch, stress=True)
+    before = {name: value.clone() for name, value in evaluator().items()}
+    for tensor in (batch.numbers, batch.positions, batch.batch, batch.cell, batch.pbc):
+        tensor.zero_()
+    evaluator(fresh.positions + 1.0)  # makes another list
+    same(evaluator(fresh.positions), before)
+
+
 def allocations(function):
     with torch.profiler.profile(profile_memory=True) as profile:
         function()
@@ -459,3 +469,14 @@ def test_reordered_atoms(name):
             torch.testing.assert_close(out[key], value, rtol=1e-10, atol=1e-10)
     assert not torch.equal(sorted_.batch.positions, plain.batch.positions)
     assert out["forces"] is sorted_(positions)["forces"]
+
+
+def test_all_that_is_per_atom_comes_back_in_order():
+    model, batch = MODELS["PhysNet"]().double(), systems(torch.float64)
+    with torch.no_grad():  # outputs start at zero, the same for every atom
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.rand_like(parameter))
+    expected = model(batch, forces=True)
+    out = Evaluator(model, batch, reorder=True)()
+    for key, value in expected.items():
+        torch.testing.assert_close(out[key], value, rtol=1e-8, atol=1e-8)
