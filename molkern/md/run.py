@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -15,7 +15,7 @@ from typing import Any
 
 from . import report
 from .extras import require
-from .files import writing
+from .files import AppendedText, writing
 from .group import DynamicsWorker, GroupReport
 from .parallel import run_pieces
 from .plan import Plan
@@ -81,18 +81,18 @@ def prepare_files(plan: Plan, resume: bool, restart: bool) -> None:
 
     Raises:
         ValueError: there are some and neither was asked for; both were; a trajectory to go on
-            with that has no checkpoint.
+            with that has no checkpoint; a run under way that was to be started anew.
     """
     if resume and restart:
         raise ValueError("--resume goes on and --restart starts anew: give one of them")
+    if restart:
+        _remove_checkpoints(plan)
+        return
     for group, replicas in enumerate(plan.groups):
         checkpoint = plan.checkpoint(group)
         files = [plan.trajectory(r) for r in replicas]
         found = next((path for path in (checkpoint, *files) if path.exists()), None)
-        if restart:
-            with writing(checkpoint):
-                checkpoint.unlink(missing_ok=True)
-        elif found is not None and not resume:
+        if found is not None and not resume:
             raise ValueError(
                 f"{found} exists: --resume goes on with it, --restart starts anew, or choose "
                 "another --out"
@@ -102,6 +102,20 @@ def prepare_files(plan: Plan, resume: bool, restart: bool) -> None:
                 f"{found} has no checkpoint ({checkpoint}) to go on from: bring it back, or start "
                 "anew with --restart"
             )
+
+
+def _remove_checkpoints(plan: Plan) -> None:
+    """Takes them away, but for those of a run that is under way, which is refused."""
+    groups = [k for k in range(len(plan.groups)) if plan.checkpoint(k).exists()]
+    with ExitStack() as held:
+        for group in groups:
+            table = AppendedText(plan.energies(group))
+            table.lock()
+            held.callback(table.close)
+        for group in groups:
+            checkpoint = plan.checkpoint(group)
+            with writing(checkpoint):
+                checkpoint.unlink(missing_ok=True)
 
 
 def run(

@@ -262,6 +262,19 @@ def test_two_runs_of_the_same_files(molkern, ethanol, tmp_path, monkeypatch):
     molkern(f"{command} --resume")
 
 
+def test_a_restart_leaves_a_run_under_way_alone(molkern, ethanol, tmp_path, monkeypatch):
+    command, found = f"md {ethanol} --steps 30 --every 10 --checkpoint-every 10", []
+
+    def start_anew():
+        found.append(molkern(f"{command} --restart", code=1))
+        found.append((tmp_path / "traj.checkpoint").exists())
+
+    at_step(monkeypatch, 25, start_anew)
+    molkern(command)
+    assert "traj.csv is being written by another run" in found[0]
+    assert found[1]
+
+
 def test_runs_that_cannot_go_on(molkern, ethanol, tmp_path):
     command = f"md {ethanol} --replicas 2 --steps 50"
     error = molkern(f"{command} --time-step 15", code=1)
