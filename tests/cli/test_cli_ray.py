@@ -110,9 +110,9 @@ def test_workers_that_cannot_be_made(cluster):
     def factory():
         raise ValueError("there is no such model")
 
-    with RayPool(factory, 2) as pool:
-        with pytest.raises(RuntimeError, match="could not be made: ValueError: there is no such"):
-            list(pool.run(range(4)))
+    refused = pytest.raises(RuntimeError, match="could not be made: ValueError: there is no such")
+    with RayPool(factory, 2) as pool, refused:
+        list(pool.run(range(4)))
 
 
 def test_replicas(cluster, molkern, ethanol, tmp_path, monkeypatch):
