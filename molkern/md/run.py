@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+
 from . import report
 from .extras import require
 from .files import AppendedText, writing
@@ -59,8 +61,8 @@ def check_structure(plan: Plan, name: str) -> None:
     """Refuses structures that cannot be run.
 
     Raises:
-        ValueError: no atoms, constraints, elements that the model does not know, masses that are
-            not positive.
+        ValueError: no atoms, constraints, positions that are not finite, elements that the model
+            does not know, masses that are not positive.
     """
     atoms = plan.atoms
     if len(atoms) == 0:
@@ -68,6 +70,11 @@ def check_structure(plan: Plan, name: str) -> None:
     if atoms.constraints:
         kind = type(atoms.constraints[0]).__name__
         raise ValueError(f"{name} has constraints ({kind}), which are not kept here: remove them")
+    finite = np.isfinite(atoms.positions).all(1)
+    if not finite.all():
+        atom = int((~finite).argmax())
+        place = atoms.positions[atom].tolist()
+        raise ValueError(f"{name}: atom {atom} is at {place}, which is not finite")
     masses = atoms.get_masses()
     if not (masses > 0).all():
         atom = int((~(masses > 0)).argmax())

@@ -305,6 +305,7 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
     fixed.set_constraint(FixAtoms([0]))
     ase.io.write("fixed.traj", fixed)
     ase.io.write("nitrogen.xyz", ase.build.molecule("CH3NO2"))
+    ase.io.write("nowhere.traj", ase.Atoms("H2", [[0, 0, 0], [0, 0, np.inf]]))
     Path("empty.xyz").write_text("")
     Path("broken.xyz").write_text("3\n\nH 0 0\n")
     SchNet(8, 8, 1, num_elements=10, prediction="dipole_moment").save("dipole.safetensors")
@@ -315,6 +316,7 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
         ("empty.xyz", "empty.xyz"),
         ("broken.xyz", "broken.xyz cannot be read"),
         ("fixed.traj", "has constraints (FixAtoms)"),
+        ("nowhere.traj", "nowhere.traj: atom 1 is at [0.0, 0.0, inf], which is not finite"),
         ("nitrogen.xyz", "nitrogen.xyz: atom 1 is N (7), which model ethanol does not know"),
         (f"{ethanol} --frame 3", "has 3 frame(s), numbered from 0; there is no 3"),
         (f"{ethanol} --out x.pdb", "x.pdb ends in '.pdb': trajectories end in one of .xyz"),
