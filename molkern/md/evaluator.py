@@ -34,7 +34,8 @@ class Evaluator:
     but for large systems, whose atoms are reordered: then up to rounding.
 
     Args:
-        model: the potential, put in evaluation mode. Its weights may change between calls.
+        model: the potential, put in evaluation mode. Its weights may change between calls, but not
+            through ``weight.data``, of which torch leaves no trace: splines would be the old ones.
         batch: the systems, of the model's type and on its device; copied.
         forces: whether forces are wanted.
         stress: whether stress is wanted where a call does not say.
