@@ -98,6 +98,7 @@ class GraphSteps:
         self.list, self._compute, self._model = neighbors, compute, model
         self._capture, self._insist = capture, insist
         self._runs: dict[bool, Callable[[], Any]] = {}
+        self._tables: dict[bool, Any] = {}
         self._made_for: tuple[int, Fingerprint] | None = None
 
     def __call__(self, stress: bool) -> dict[str, Tensor]:
@@ -115,6 +116,9 @@ class GraphSteps:
             self._made_for = self.list.generation, Fingerprint(self._model)
         if stress not in self._runs:
             self._runs[stress] = self._captured(lambda: self._step(stress))
+            # A graph reads splines where they are, also when the model has made new ones
+            splines = getattr(self._model, "_splines", None)
+            self._tables[stress] = getattr(splines, "_tables", None)
         return self._runs[stress]
 
     def _step(self, stress: bool) -> tuple[dict[str, Tensor], Tensor]:

@@ -1,6 +1,7 @@
 """The evaluator: the plain model's numbers, lists that are valid, and no memory per step."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -360,6 +361,19 @@ def test_replayed_steps(name):
     expected = model(batch, forces=True)
     close(steps(False), expected)
     assert len(captured) == count + 2
+
+
+def test_splines_last_as_long_as_a_graph_that_reads_them():
+    model, batch = MODELS["SchNet, splines"]().eval(), systems()
+    steps, _, captured = replayed(model, batch, 0.4)
+    steps(False)
+    table = weakref.ref(model._splines._tables[0])
+    model._splines._renew(model)  # as after some hundred evaluations with gradients by weights
+    model(batch, forces=True)
+    steps(False)
+    assert len(captured) == 1
+    assert model._splines._tables[0] is not table()
+    assert table() is not None
 
 
 def test_a_list_that_outgrows_its_capacity():
