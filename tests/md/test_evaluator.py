@@ -361,6 +361,10 @@ def test_replayed_steps(name):
     expected = model(batch, forces=True)
     close(steps(False), expected)
     assert len(captured) == count + 2
+    if name.startswith("SchNet"):
+        model.filters = "exact" if model.filters == "spline" else "spline"
+        steps(False)
+        assert len(captured) == count + 3
 
 
 def test_splines_last_as_long_as_a_graph_that_reads_them():
