@@ -124,7 +124,8 @@ class Evaluator:
     ) -> dict[str, Tensor]:
         """What the model predicts at these positions, as :class:`molkern.models.Potential` does.
 
-        The tensors given back are the evaluator's own: the next call overwrites them.
+        The tensors given back are the evaluator's own: the next call overwrites them. Threads that
+        run at the same time need an evaluator each.
 
         Args:
             positions: ``[N, 3]``, of any floating type and device; None: as before.
