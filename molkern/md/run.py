@@ -61,8 +61,8 @@ def check_structure(plan: Plan, name: str) -> None:
     """Refuses structures that cannot be run.
 
     Raises:
-        ValueError: no atoms, constraints, positions that are not finite, elements that the model
-            does not know, masses that are not positive.
+        ValueError: no atoms, constraints, positions that are not finite, no velocities to keep,
+            elements that the model does not know, masses that are not positive.
     """
     atoms = plan.atoms
     if len(atoms) == 0:
@@ -70,6 +70,8 @@ def check_structure(plan: Plan, name: str) -> None:
     if atoms.constraints:
         kind = type(atoms.constraints[0]).__name__
         raise ValueError(f"{name} has constraints ({kind}), which are not kept here: remove them")
+    if plan.settings.keep_velocities and not atoms.has("momenta"):
+        raise ValueError(f"{name} has no velocities to keep: leave --keep-velocities out")
     finite = np.isfinite(atoms.positions).all(1)
     if not finite.all():
         atom = int((~finite).argmax())

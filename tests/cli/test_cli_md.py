@@ -318,6 +318,7 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
         ("fixed.traj", "has constraints (FixAtoms)"),
         ("nowhere.traj", "nowhere.traj: atom 1 is at [0.0, 0.0, inf], which is not finite"),
         ("nitrogen.xyz", "nitrogen.xyz: atom 1 is N (7), which model ethanol does not know"),
+        (f"{ethanol} --keep-velocities", "has no velocities to keep"),
         (f"{ethanol} --frame 3", "has 3 frame(s), numbered from 0; there is no 3"),
         (f"{ethanol} --out x.pdb", "x.pdb ends in '.pdb': trajectories end in one of .xyz"),
         (f"{ethanol} --out no/x.xyz", "no is not a folder"),
