@@ -108,6 +108,14 @@ def test_copies(model):
         np.testing.assert_array_equal(twin.get_forces(), atoms.get_forces())
 
 
+def test_dimenet():
+    atoms = ase.build.molecule("H2O")
+    atoms.calc = ASECalculator(molkern.models.DimeNetPlusPlus(16, 1, 2, 8, 4, 8, 5, 4, cutoff=3.0))
+    assert atoms.get_forces().shape == (3, 3)
+    with pytest.raises(ValueError, match="this DimeNetPlusPlus predicts 'property'"):
+        ASECalculator(molkern.models.DimeNetPlusPlus(16, 2, 2, 8, 4, 8, 5, 4, cutoff=3.0))
+
+
 def test_models_of_other_things_are_refused():
     with pytest.raises(ValueError, match="this SchNet predicts 'dipole_moment'"):
         ASECalculator(SchNet(4, 4, 1, num_basis=4, cutoff=3.0, prediction="dipole_moment"))
