@@ -213,7 +213,8 @@ class Potential(nn.Module):
                 # By a strain x → x (1 + ε) of positions and cells
                 strain = _outer(batch, batch.positions, grad)
                 if neighbors.shifts is not None and batch.cell is not None:
-                    strain = strain + batch.cell.transpose(1, 2) @ grad_cell
+                    # Not a matrix product, which autocast would round
+                    strain = strain + (batch.cell.unsqueeze(3) * grad_cell.unsqueeze(2)).sum(1)
                 symmetric = 0.5 * (strain + strain.transpose(1, 2))
                 out["stress"] = symmetric / volumes.reshape(-1, 1, 1)
         return out

@@ -148,6 +148,15 @@ def test_under_autocast():
         torch.testing.assert_close(ours[key], value)
 
 
+def test_stress_under_autocast(crystal):
+    numbers, positions, cell = crystal
+    model = small(torch.float32)
+    batch = molkern.AtomicBatch(numbers, positions.float(), cell=cell.float())
+    expected = model(batch, stress=True)["stress"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model(batch, stress=True)["stress"], expected)
+
+
 def test_no_graph_is_recorded():
     model, batch = small(), molecules()
     out = model(batch, forces=True)
