@@ -314,11 +314,12 @@ def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Te
     identity = torch.eye(3, dtype=positions.dtype, device=positions.device)
     strain = torch.zeros_like(batch.cell).requires_grad_(True)
     deformation = identity + strain
-    if batch.batch is None:
-        moved = positions @ deformation[0]
-    else:
-        moved = torch.einsum("na,nab->nb", positions, deformation[batch.batch])
-    return moved, batch.cell @ deformation, strain
+    with torch.autocast(positions.device.type, enabled=False):  # places are not to be rounded
+        if batch.batch is None:
+            moved = positions @ deformation[0]
+        else:
+            moved = torch.einsum("na,nab->nb", positions, deformation[batch.batch])
+        return moved, batch.cell @ deformation, strain
 
 
 def load(path: str | Path | bytes, device: torch.device | str = "cpu") -> Potential:
