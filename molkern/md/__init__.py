@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import Any
 
+from . import dynamics
 from .evaluator import Evaluator
 
 #: Adapter: its module, and the extra that installs the package it is for.
@@ -23,6 +24,7 @@ __all__ = [
     "MLIAPMolkern",
     "MolkernPotentialFactory",
     "TorchSimModel",
+    "dynamics",
     "openmm_force",
     "start_lammps",
 ]

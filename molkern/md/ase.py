@@ -13,6 +13,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ..graph import AtomicBatch
 from ..models import Potential
 from .evaluator import Evaluator
+from .kept import require_energy
 
 
 class ASECalculator(Calculator):
@@ -24,6 +25,9 @@ class ASECalculator(Calculator):
             :class:`molkern.md.Evaluator`.
         energy_unit: the model's unit of energy in eV (``ase.units.kcal / ase.units.mol``, say).
         conditions: what else the model's prediction depends on (``total_charge``, say).
+
+    Raises:
+        ValueError: a model of something other than energies.
 
     >>> import ase.build, molkern
     >>> atoms = ase.build.molecule("CH3CH2OH")
@@ -45,6 +49,7 @@ class ASECalculator(Calculator):
         **options: Any,
     ):
         super().__init__(**options)
+        require_energy(model)
         self.model = model.eval()
         self.skin, self.energy_unit = skin, energy_unit
         self.conditions = conditions or {}
@@ -85,6 +90,10 @@ class ASECalculator(Calculator):
         pairs["cell"], pairs["pbc"] = (known.cell.array, atoms.cell.array), (known.pbc, atoms.pbc)
         watched = [name for name in all_changes if name not in self.ignored_changes]
         return [name for name in watched if not _same(*pairs[name])]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy makes an evaluator of its own, whose memory is no data
+        return {**self.__dict__, "evaluator": None}
 
     def _evaluator_for(self, atoms: Atoms) -> Evaluator:
         numbers, pbc = atoms.numbers, atoms.pbc

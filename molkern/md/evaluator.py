@@ -16,7 +16,7 @@ from .steps import GraphSteps, HostSteps, capture_graph
 from .verlet import VerletList
 
 #: What models predict for each atom.
-_PER_ATOM = ("forces", "charges")
+_PER_ATOM = ("forces", "charges", "atomic_energies")
 #: Atoms of a system from which on their order is worth a copy of positions and forces.
 _REORDER_FROM = 4096
 
@@ -34,7 +34,8 @@ class Evaluator:
     but for large systems, whose atoms are reordered: then up to rounding.
 
     Args:
-        model: the potential, put in evaluation mode. Its weights may change between calls.
+        model: the potential, put in evaluation mode. Its weights may change between calls, but not
+            through ``weight.data``, of which torch leaves no trace: splines would be the old ones.
         batch: the systems, of the model's type and on its device; copied.
         forces: whether forces are wanted.
         stress: whether stress is wanted where a call does not say.
@@ -123,7 +124,8 @@ class Evaluator:
     ) -> dict[str, Tensor]:
         """What the model predicts at these positions, as :class:`molkern.models.Potential` does.
 
-        The tensors given back are the evaluator's own: the next call overwrites them.
+        The tensors given back are the evaluator's own: the next call overwrites them. Threads that
+        run at the same time need an evaluator each.
 
         Args:
             positions: ``[N, 3]``, of any floating type and device; None: as before.
@@ -203,8 +205,8 @@ def _copy(batch: AtomicBatch, order: Tensor | None) -> AtomicBatch:
     return AtomicBatch(
         numbers.clone(),
         positions.clone(),
-        batch.batch,
+        None if batch.batch is None else batch.batch.clone(),
         None if batch.cell is None else batch.cell.detach().clone(),
-        batch.pbc,
+        None if batch.pbc is None else batch.pbc.clone(),
         batch.num_systems,
     )

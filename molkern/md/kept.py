@@ -37,6 +37,10 @@ class KeptEvaluators:
         self.model, self.most, self.options = model, most, {"skin": skin, **options}
         self._known: list[tuple[int, list[Tensor | None], Evaluator]] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies make evaluators of their own, whose memory is no data
+        return {**self.__dict__, "_known": []}
+
     @property
     def evaluators(self) -> list[Evaluator]:
         """Those that are kept, the last used first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -45,7 +46,12 @@ class OpenMMCompute:
         self.model, self.numbers = model.eval(), torch.as_tensor(list(numbers))
         self.energy_unit, self.periodic = energy_unit, periodic
         self.options = {"skin": skin, **(conditions or {})}
+        self._prepare()
+
+    def _prepare(self) -> None:
         self.kept = KeptEvaluators(self.model, **self.options)
+        # Contexts of one system share an evaluator, and may run in threads
+        self._lock = threading.Lock()
 
     def __call__(self, state: Any) -> tuple[float, np.ndarray]:
         """Energy in kJ/mol and forces ``[N, 3]`` in kJ/mol/nm, of a state in nm.
@@ -65,17 +71,19 @@ class OpenMMCompute:
             box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)
             cell = torch.from_numpy(_ANGSTROM_PER_NM * box).unsqueeze(0)
             pbc = torch.ones(1, 3, dtype=torch.bool)
-        out = self.kept.find(self.numbers, place, cell, pbc)(place, cell)
         scale = self.energy_unit * _KJ_PER_EV
-        forces = out["forces"].to("cpu", torch.float64).numpy() * (scale * _ANGSTROM_PER_NM)
-        return float(out["energy"]) * scale, forces
+        with self._lock:
+            out = self.kept.find(self.numbers, place, cell, pbc)(place, cell)
+            forces = out["forces"].to("cpu", torch.float64).numpy() * (scale * _ANGSTROM_PER_NM)
+            return float(out["energy"]) * scale, forces
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "kept"}
+        own = ("kept", "_lock")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.kept = KeptEvaluators(self.model, **self.options)
+        self._prepare()
 
 
 def openmm_force(
@@ -120,12 +128,12 @@ def openmm_force(
     >>> context.getState(forces=True).getForces(asNumpy=True).shape
     (3, 3)
     """
+    chosen = None if particles is None else [int(index) for index in particles]
     if isinstance(atoms, app.Topology):
-        numbers = _topology_numbers(atoms, particles)
+        numbers = _topology_numbers(atoms, chosen)
         periodic = atoms.getPeriodicBoxVectors() is not None if periodic is None else periodic
     else:
         numbers = [int(number) for number in atoms]
-    chosen = None if particles is None else [int(index) for index in particles]
     if chosen is not None:
         numbers = [numbers[index] for index in _checked(chosen, len(numbers))]
     compute = OpenMMCompute(

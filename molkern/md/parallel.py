@@ -100,7 +100,7 @@ class RayPool:
 
     Raises:
         ImportError: without Ray, naming the extra.
-        ValueError: fewer than one worker, or more of them than there are GPUs here.
+        ValueError: fewer than one worker, or more of them than there are cores or GPUs for.
         ConnectionError: no cluster at this address.
 
     As in ``with RayPool(factory, workers=2) as pool: results = list(pool.run(pieces))``.
@@ -118,15 +118,23 @@ class RayPool:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         self._owns = _connect(workers, threads, gpus, address)
+        self._idle: list[Any] = []
+        self._running: dict[Any, _Task] = {}
         import ray
 
         self._ray = ray
+        errors = ray.exceptions
+        #: What comes back in place of an answer where a worker or its machine is gone.
+        self._lost = (errors.RayActorError, errors.OutOfMemoryError, errors.ObjectLostError)
+        try:
+            _check_room(workers, threads, gpus)
+        except ValueError:
+            self.close()
+            raise
         options = {"num_cpus": threads, "num_gpus": gpus, "max_restarts": 0}
         self._class = ray.remote(_Host).options(**options)
         self._factory = ray.put(factory)
         self._workers = workers
-        self._idle: list[Any] = []
-        self._running: dict[Any, _Task] = {}
         self._complete()
 
     def _complete(self) -> None:
@@ -162,7 +170,7 @@ class RayPool:
         """Results of all pieces, in their order; arguments as of :func:`run_here`.
 
         Raises:
-            RuntimeError: a piece whose workers died again and again.
+            RuntimeError: a piece whose workers died again and again, or workers that fail to start.
             Exception: what a worker raised, as it raised it.
         """
         try:
@@ -220,7 +228,10 @@ class RayPool:
                 answer = self._ray.get(reference)
                 if not answer[0] and stopped():
                     self._ray.get(task.actor.pause.remote())
-            except self._ray.exceptions.RayActorError as error:
+            except self._lost as error:
+                if getattr(error, "actor_init_failed", False):  # and would fail again
+                    reason = str(error).rstrip().splitlines()[-1]
+                    raise RuntimeError(f"a worker could not be made: {reason}") from error
                 self._replace(task, error, again)
                 continue
             except self._ray.exceptions.RayTaskError as error:
@@ -273,6 +284,19 @@ def _connect(workers: int, threads: int, gpus: int, address: str | None) -> bool
         **quiet,
     )
     return True
+
+
+def _check_room(workers: int, threads: int, gpus: int) -> None:
+    """Refuses more workers than Ray has room for: those that never start would be waited for."""
+    import ray
+
+    there = ray.cluster_resources()
+    for name, kind, each in (("cores", "CPU", threads), ("GPUs", "GPU", gpus)):
+        if there.get(kind, 0) < workers * each:
+            raise ValueError(
+                f"{workers} workers need {workers * each} {name}, but Ray has "
+                f"{there.get(kind, 0):g}: use fewer --workers or --threads"
+            )
 
 
 def run_pieces(

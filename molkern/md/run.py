@@ -7,15 +7,17 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+
 from . import report
 from .extras import require
-from .files import writing
+from .files import AppendedText, writing
 from .group import DynamicsWorker, GroupReport
 from .parallel import run_pieces
 from .plan import Plan
@@ -59,8 +61,8 @@ def check_structure(plan: Plan, name: str) -> None:
     """Refuses structures that cannot be run.
 
     Raises:
-        ValueError: no atoms, constraints, elements that the model does not know, masses that are
-            not positive.
+        ValueError: no atoms, constraints, positions that are not finite, no velocities to keep,
+            elements that the model does not know, masses that are not positive.
     """
     atoms = plan.atoms
     if len(atoms) == 0:
@@ -68,6 +70,13 @@ def check_structure(plan: Plan, name: str) -> None:
     if atoms.constraints:
         kind = type(atoms.constraints[0]).__name__
         raise ValueError(f"{name} has constraints ({kind}), which are not kept here: remove them")
+    if plan.settings.keep_velocities and not atoms.has("momenta"):
+        raise ValueError(f"{name} has no velocities to keep: leave --keep-velocities out")
+    finite = np.isfinite(atoms.positions).all(1)
+    if not finite.all():
+        atom = int((~finite).argmax())
+        place = atoms.positions[atom].tolist()
+        raise ValueError(f"{name}: atom {atom} is at {place}, which is not finite")
     masses = atoms.get_masses()
     if not (masses > 0).all():
         atom = int((~(masses > 0)).argmax())
@@ -81,18 +90,18 @@ def prepare_files(plan: Plan, resume: bool, restart: bool) -> None:
 
     Raises:
         ValueError: there are some and neither was asked for; both were; a trajectory to go on
-            with that has no checkpoint.
+            with that has no checkpoint; a run under way that was to be started anew.
     """
     if resume and restart:
         raise ValueError("--resume goes on and --restart starts anew: give one of them")
+    if restart:
+        _remove_checkpoints(plan)
+        return
     for group, replicas in enumerate(plan.groups):
         checkpoint = plan.checkpoint(group)
         files = [plan.trajectory(r) for r in replicas]
         found = next((path for path in (checkpoint, *files) if path.exists()), None)
-        if restart:
-            with writing(checkpoint):
-                checkpoint.unlink(missing_ok=True)
-        elif found is not None and not resume:
+        if found is not None and not resume:
             raise ValueError(
                 f"{found} exists: --resume goes on with it, --restart starts anew, or choose "
                 "another --out"
@@ -102,6 +111,20 @@ def prepare_files(plan: Plan, resume: bool, restart: bool) -> None:
                 f"{found} has no checkpoint ({checkpoint}) to go on from: bring it back, or start "
                 "anew with --restart"
             )
+
+
+def _remove_checkpoints(plan: Plan) -> None:
+    """Takes them away, but for those of a run that is under way, which is refused."""
+    groups = [k for k in range(len(plan.groups)) if plan.checkpoint(k).exists()]
+    with ExitStack() as held:
+        for group in groups:
+            table = AppendedText(plan.energies(group))
+            table.lock()
+            held.callback(table.close)
+        for group in groups:
+            checkpoint = plan.checkpoint(group)
+            with writing(checkpoint):
+                checkpoint.unlink(missing_ok=True)
 
 
 def run(

@@ -77,7 +77,7 @@ class GraphSteps:
     """Steps that are captured once and replayed, until the list outgrows its capacity.
 
     Whether the list was valid is found by the step itself, on the device: one that was not is done
-    again. So are steps whose weights have changed, which are captured anew.
+    again. So are steps whose weights or filters have changed, which are captured anew.
 
     Args:
         neighbors: the list, whose tensors stay where they are.
@@ -98,7 +98,8 @@ class GraphSteps:
         self.list, self._compute, self._model = neighbors, compute, model
         self._capture, self._insist = capture, insist
         self._runs: dict[bool, Callable[[], Any]] = {}
-        self._made_for: tuple[int, Fingerprint] | None = None
+        self._tables: dict[bool, Any] = {}
+        self._made_for: tuple[Any, Fingerprint] | None = None
 
     def __call__(self, stress: bool) -> dict[str, Tensor]:
         while True:
@@ -110,11 +111,15 @@ class GraphSteps:
 
     def _run(self, stress: bool) -> Callable[[], Any]:
         made_for = self._made_for
-        if made_for is None or made_for[0] != self.list.generation or not made_for[1].holds():
+        now = self.list.generation, getattr(self._model, "filters", None)
+        if made_for is None or made_for[0] != now or not made_for[1].holds():
             self._runs.clear()
-            self._made_for = self.list.generation, Fingerprint(self._model)
+            self._made_for = now, Fingerprint(self._model)
         if stress not in self._runs:
             self._runs[stress] = self._captured(lambda: self._step(stress))
+            # A graph reads splines where they are, also when the model has made new ones
+            splines = getattr(self._model, "_splines", None)
+            self._tables[stress] = getattr(splines, "_tables", None)
         return self._runs[stress]
 
     def _step(self, stress: bool) -> tuple[dict[str, Tensor], Tensor]:

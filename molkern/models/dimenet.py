@@ -43,6 +43,8 @@ class _Directional(Potential):
         self.remember(**config)
         self.cutoff, self.num_elements = config["cutoff"], config["num_elements"]
         self.readout = config["readout"]
+        if config["num_targets"] == 1:
+            self.differentiated = "energy"
         functions, exponent = config["num_radial"], config["exponent"]
         self.embedding = DimeNetEmbedding(
             functions,

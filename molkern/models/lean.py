@@ -53,8 +53,6 @@ class LeanSchNet(nn.Module):
                 "model.filters = 'spline'; dipoles, extents and mean aggregation have none"
             )
         self._source = [model]  # in a list, not to be a module of this one
-        self.embedding, self.interactions = model.embedding, model.interactions
-        self.head, self.reference = model.head, model.reference
         self._tables: list[Tensor] | None = None
         self.refresh()
 
@@ -73,6 +71,9 @@ class LeanSchNet(nn.Module):
         self.grid, tables = model._splines.constant(model)
         if tables is self._tables:
             return
+        # Layers may have been replaced
+        self.embedding, self.interactions = model.embedding, model.interactions
+        self.head, self.reference = model.head, model.reference
         for k, table in enumerate(tables):
             self.register_buffer(f"table_{k}", table, persistent=False)
         self._compose()

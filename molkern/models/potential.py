@@ -213,7 +213,8 @@ class Potential(nn.Module):
                 # By a strain x → x (1 + ε) of positions and cells
                 strain = _outer(batch, batch.positions, grad)
                 if neighbors.shifts is not None and batch.cell is not None:
-                    strain = strain + batch.cell.transpose(1, 2) @ grad_cell
+                    # Not a matrix product, which autocast would round
+                    strain = strain + (batch.cell.unsqueeze(3) * grad_cell.unsqueeze(2)).sum(1)
                 symmetric = 0.5 * (strain + strain.transpose(1, 2))
                 out["stress"] = symmetric / volumes.reshape(-1, 1, 1)
         return out
@@ -313,11 +314,12 @@ def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Te
     identity = torch.eye(3, dtype=positions.dtype, device=positions.device)
     strain = torch.zeros_like(batch.cell).requires_grad_(True)
     deformation = identity + strain
-    if batch.batch is None:
-        moved = positions @ deformation[0]
-    else:
-        moved = torch.einsum("na,nab->nb", positions, deformation[batch.batch])
-    return moved, batch.cell @ deformation, strain
+    with torch.autocast(positions.device.type, enabled=False):  # places are not to be rounded
+        if batch.batch is None:
+            moved = positions @ deformation[0]
+        else:
+            moved = torch.einsum("na,nab->nb", positions, deformation[batch.batch])
+        return moved, batch.cell @ deformation, strain
 
 
 def load(path: str | Path | bytes, device: torch.device | str = "cpu") -> Potential:

@@ -442,7 +442,7 @@ def _first(model: nn.Module) -> Tensor:
 class Fingerprint:
     """Tells whether a parameter or buffer of a module has changed or been replaced.
 
-    What is written past torch (through NumPy, say) is not seen.
+    What is written past torch (through NumPy, say) or through ``weight.data`` is not seen.
     """
 
     def __init__(self, module: nn.Module):

@@ -262,6 +262,19 @@ def test_two_runs_of_the_same_files(molkern, ethanol, tmp_path, monkeypatch):
     molkern(f"{command} --resume")
 
 
+def test_a_restart_leaves_a_run_under_way_alone(molkern, ethanol, tmp_path, monkeypatch):
+    command, found = f"md {ethanol} --steps 30 --every 10 --checkpoint-every 10", []
+
+    def start_anew():
+        found.append(molkern(f"{command} --restart", code=1))
+        found.append((tmp_path / "traj.checkpoint").exists())
+
+    at_step(monkeypatch, 25, start_anew)
+    molkern(command)
+    assert "traj.csv is being written by another run" in found[0]
+    assert found[1]
+
+
 def test_runs_that_cannot_go_on(molkern, ethanol, tmp_path):
     command = f"md {ethanol} --replicas 2 --steps 50"
     error = molkern(f"{command} --time-step 15", code=1)
@@ -292,6 +305,7 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
     fixed.set_constraint(FixAtoms([0]))
     ase.io.write("fixed.traj", fixed)
     ase.io.write("nitrogen.xyz", ase.build.molecule("CH3NO2"))
+    ase.io.write("nowhere.traj", ase.Atoms("H2", [[0, 0, 0], [0, 0, np.inf]]))
     Path("empty.xyz").write_text("")
     Path("broken.xyz").write_text("3\n\nH 0 0\n")
     SchNet(8, 8, 1, num_elements=10, prediction="dipole_moment").save("dipole.safetensors")
@@ -302,7 +316,9 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
         ("empty.xyz", "empty.xyz"),
         ("broken.xyz", "broken.xyz cannot be read"),
         ("fixed.traj", "has constraints (FixAtoms)"),
+        ("nowhere.traj", "nowhere.traj: atom 1 is at [0.0, 0.0, inf], which is not finite"),
         ("nitrogen.xyz", "nitrogen.xyz: atom 1 is N (7), which model ethanol does not know"),
+        (f"{ethanol} --keep-velocities", "has no velocities to keep"),
         (f"{ethanol} --frame 3", "has 3 frame(s), numbered from 0; there is no 3"),
         (f"{ethanol} --out x.pdb", "x.pdb ends in '.pdb': trajectories end in one of .xyz"),
         (f"{ethanol} --out no/x.xyz", "no is not a folder"),

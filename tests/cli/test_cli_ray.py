@@ -62,6 +62,59 @@ def test_structures(cluster):
     assert ray.is_initialized()
 
 
+def squares():
+    """A class of workers, which travels with them as it is no module's."""
+
+    class Squares:
+        def work(self, piece):
+            return True, piece**2
+
+        def pause(self):
+            pass
+
+    return Squares
+
+
+class Losing:
+    """Ray, but for the first answer, which is lost."""
+
+    def __init__(self, error):
+        self.errors = [error]
+
+    def __getattr__(self, name):
+        return getattr(ray, name)
+
+    def get(self, reference):
+        if self.errors:
+            raise self.errors.pop()
+        return ray.get(reference)
+
+
+def test_workers_out_of_memory(cluster, monkeypatch):
+    """Ray ends one when a machine is short of memory, with an error of another kind."""
+    with RayPool(squares(), 2) as pool:
+        monkeypatch.setattr(pool, "_ray", Losing(ray.exceptions.OutOfMemoryError("none is left")))
+        assert list(pool.run(range(4))) == [0, 1, 4, 9]
+
+
+def test_more_workers_than_the_cluster_has_room_for(cluster):
+    with pytest.raises(ValueError, match=r"3 workers need 3 cores, but Ray has 2: use fewer"):
+        RayPool(squares(), 3)
+    with pytest.raises(ValueError, match=r"2 workers need 2 GPUs, but Ray has 0: use fewer"):
+        RayPool(squares(), 2, gpus=1)
+
+
+def test_workers_that_cannot_be_made(cluster):
+    """Their error is told, and not tried again."""
+
+    def factory():
+        raise ValueError("there is no such model")
+
+    refused = pytest.raises(RuntimeError, match="could not be made: ValueError: there is no such")
+    with RayPool(factory, 2) as pool, refused:
+        list(pool.run(range(4)))
+
+
 def test_replicas(cluster, molkern, ethanol, tmp_path, monkeypatch):
     """The group of the dead worker goes on from its checkpoint; files as of one process."""
     command = f"md {ethanol} --ensemble nvt --steps 200 --replicas 5 --group 2 --every 20"

@@ -31,12 +31,15 @@ def test_a_missing_package_is_named(name, monkeypatch):
 
 def test_nothing_is_imported_before():
     packages = {package for package, _ in NEEDS.values()}
-    code = f"import sys, molkern, molkern.md; print(sorted(set(sys.modules) & {packages}))"
+    code = (
+        "import sys, molkern; molkern.md.dynamics.Langevin; "
+        f"print(sorted(set(sys.modules) & {packages}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_names():
-    assert {*NEEDS, "Evaluator", "MLIAPMolkern"} == set(molkern.md.__all__)
+    assert {*NEEDS, "Evaluator", "MLIAPMolkern", "dynamics"} == set(molkern.md.__all__)
     with pytest.raises(AttributeError, match="no attribute 'GROMACS'"):
         _ = molkern.md.GROMACS

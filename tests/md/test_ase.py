@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -91,6 +94,31 @@ def test_conditions():
         atoms.calc = ASECalculator(model, conditions={"total_charge": charge})
         energies.append(atoms.get_potential_energy())
     assert energies[0] != energies[1]
+
+
+def test_copies(model):
+    """Atoms are copied with their calculator, and sent to other processes."""
+    atoms = ase.build.molecule("CH3CH2OH")
+    atoms.calc = ASECalculator(model)
+    atoms.get_forces()
+    for twin in (copy.deepcopy(atoms), pickle.loads(pickle.dumps(atoms))):
+        assert twin.calc.model is not model
+        for each in (atoms, twin):
+            each.positions[0] = 0.1
+        np.testing.assert_array_equal(twin.get_forces(), atoms.get_forces())
+
+
+def test_dimenet():
+    atoms = ase.build.molecule("H2O")
+    atoms.calc = ASECalculator(molkern.models.DimeNetPlusPlus(16, 1, 2, 8, 4, 8, 5, 4, cutoff=3.0))
+    assert atoms.get_forces().shape == (3, 3)
+    with pytest.raises(ValueError, match="this DimeNetPlusPlus predicts 'property'"):
+        ASECalculator(molkern.models.DimeNetPlusPlus(16, 2, 2, 8, 4, 8, 5, 4, cutoff=3.0))
+
+
+def test_models_of_other_things_are_refused():
+    with pytest.raises(ValueError, match="this SchNet predicts 'dipole_moment'"):
+        ASECalculator(SchNet(4, 4, 1, num_basis=4, cutoff=3.0, prediction="dipole_moment"))
 
 
 def test_what_has_changed(model):

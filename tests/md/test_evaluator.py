@@ -1,6 +1,7 @@
 """The evaluator: the plain model's numbers, lists that are valid, and no memory per step."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -127,6 +128,16 @@ def test_positions_of_the_caller_stay():
     evaluator = Evaluator(MODELS["SchNet"](), batch)
     evaluator(batch.positions + 1)
     assert torch.equal(batch.positions, before)
+
+
+def test_the_batch_is_a_copy():
+    batch, fresh = systems(), systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch, stress=True)
+    before = {name: value.clone() for name, value in evaluator().items()}
+    for tensor in (batch.numbers, batch.positions, batch.batch, batch.cell, batch.pbc):
+        tensor.zero_()
+    evaluator(fresh.positions + 1.0)  # makes another list
+    same(evaluator(fresh.positions), before)
 
 
 def allocations(function):
@@ -350,6 +361,23 @@ def test_replayed_steps(name):
     expected = model(batch, forces=True)
     close(steps(False), expected)
     assert len(captured) == count + 2
+    if name.startswith("SchNet"):
+        model.filters = "exact" if model.filters == "spline" else "spline"
+        steps(False)
+        assert len(captured) == count + 3
+
+
+def test_splines_last_as_long_as_a_graph_that_reads_them():
+    model, batch = MODELS["SchNet, splines"]().eval(), systems()
+    steps, _, captured = replayed(model, batch, 0.4)
+    steps(False)
+    table = weakref.ref(model._splines._tables[0])
+    model._splines._renew(model)  # as after some hundred evaluations with gradients by weights
+    model(batch, forces=True)
+    steps(False)
+    assert len(captured) == 1
+    assert model._splines._tables[0] is not table()
+    assert table() is not None
 
 
 def test_a_list_that_outgrows_its_capacity():
@@ -459,3 +487,14 @@ def test_reordered_atoms(name):
             torch.testing.assert_close(out[key], value, rtol=1e-10, atol=1e-10)
     assert not torch.equal(sorted_.batch.positions, plain.batch.positions)
     assert out["forces"] is sorted_(positions)["forces"]
+
+
+def test_all_that_is_per_atom_comes_back_in_order():
+    model, batch = MODELS["PhysNet"]().double(), systems(torch.float64)
+    with torch.no_grad():  # outputs start at zero, the same for every atom
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.rand_like(parameter))
+    expected = model(batch, forces=True)
+    out = Evaluator(model, batch, reorder=True)()
+    for key, value in expected.items():
+        torch.testing.assert_close(out[key], value, rtol=1e-8, atol=1e-8)

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -52,6 +55,14 @@ def test_evaluators_are_of_the_models_type(model):
         numbers.int(), positions.float(), cell.float(), pbc, system, count
     )
     assert evaluator.batch.positions.dtype == evaluator.batch.cell.dtype == torch.float64
+
+
+def test_copies(model):
+    kept = KeptEvaluators(model)
+    kept.find(*arguments())()
+    for twin in (copy.deepcopy(kept), pickle.loads(pickle.dumps(kept))):
+        assert twin.evaluators == []
+        assert twin.find(*arguments()).model is twin.model
 
 
 def test_refusals(model):

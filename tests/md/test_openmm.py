@@ -1,4 +1,6 @@
 import pickle
+import threading
+import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import openmm
 from openmm import app, unit
 
 from molkern.data import ethanol_frames, ethanol_model
-from molkern.md import ASECalculator, openmm_force
+from molkern.md import ASECalculator, Evaluator, openmm_force
 from molkern.models import SchNet
 
 # The engine is what is tested; other tests launch the same kernels
@@ -144,6 +146,8 @@ def test_some_particles(model):
     assert energy == pytest.approx(KJ * part.get_potential_energy(), rel=1e-9)
     np.testing.assert_allclose(forces[chosen], 10 * KJ * part.get_forces(), rtol=1e-7, atol=1e-6)
     assert not np.delete(forces, chosen, axis=0).any()
+    force = openmm_force(model, topology_of(atoms), particles=iter(chosen))
+    assert energy_and_forces(context_of(system_of(atoms, force), atoms))[0] == energy
 
 
 def test_conditions():
@@ -156,6 +160,35 @@ def test_conditions():
         force = openmm_force(model, [8, 1, 1], conditions={"total_charge": charge})
         energies.append(energy_and_forces(context_of(system_of(water, force), water))[0])
     assert energies[0] != energies[1]
+
+
+def test_contexts_in_threads(model, monkeypatch):
+    """Those of one system share a force, and with it an evaluator."""
+    plain = Evaluator._take
+
+    def slow(self, *arguments):
+        plain(self, *arguments)
+        time.sleep(0.002)  # another thread goes on
+
+    monkeypatch.setattr(Evaluator, "_take", slow)
+    molecules = [ase.build.molecule("CH3CH2OH") for _ in range(2)]
+    molecules[1].rattle(0.1, seed=0)
+    system = system_of(molecules[0], openmm_force(model, molecules[0].numbers))
+    contexts = [context_of(system, atoms) for atoms in molecules]
+    expected = [energy_and_forces(context)[0] for context in contexts]
+    found = [[], []]
+
+    def run(k):
+        for _ in range(10):
+            contexts[k].setPositions(0.1 * molecules[k].positions)
+            found[k].append(energy_and_forces(contexts[k])[0])
+
+    workers = [threading.Thread(target=run, args=(k,)) for k in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert found == [[energy] * 10 for energy in expected]
 
 
 def test_errors(model):

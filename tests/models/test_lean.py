@@ -148,11 +148,34 @@ def test_under_autocast():
         torch.testing.assert_close(ours[key], value)
 
 
+def test_stress_under_autocast(crystal):
+    numbers, positions, cell = crystal
+    model = small(torch.float32)
+    batch = molkern.AtomicBatch(numbers, positions.float(), cell=cell.float())
+    expected = model(batch, stress=True)["stress"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model(batch, stress=True)["stress"], expected)
+        # The taped path computes layers in bfloat16, but where atoms are stays as it is
+        model.filters = "exact"
+        both = model(batch, forces=True), model(batch, forces=True, stress=True)
+    torch.testing.assert_close(both[0]["energy"], both[1]["energy"], rtol=1e-4, atol=1e-4)
+
+
 def test_no_graph_is_recorded():
     model, batch = small(), molecules()
     out = model(batch, forces=True)
     assert not any(value.requires_grad for value in out.values())
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("layer", ["embedding", "interactions", "head", "reference"])
+def test_layers_that_are_replaced(layer, monkeypatch):
+    model, batch = small(mean=1.0), molecules()
+    model(batch, forces=True)
+    setattr(model, layer, getattr(small(mean=2.0), layer))
+    ours = model(batch, forces=True)
+    for key, value in taped(model, batch, monkeypatch, forces=True).items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-11, atol=1e-12)
 
 
 def test_a_copy_has_its_own(monkeypatch):
