@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import (
+    Calculator,
+    PropertyNotImplementedError,
+    all_changes,
+)
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ..graph import AtomicBatch
@@ -66,6 +70,8 @@ class ASECalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         evaluator = self._evaluator_for(self.atoms)
         stress = "stress" in (properties or [])
+        if stress and evaluator.batch.cell is None:
+            raise PropertyNotImplementedError("stress needs a cell: atoms.set_cell(...)")
         positions = torch.from_numpy(self.atoms.positions)
         cell = None
         if evaluator.batch.cell is not None:

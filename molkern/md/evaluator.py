@@ -79,8 +79,11 @@ class Evaluator:
     ):
         if graph and not batch.positions.is_cuda:
             raise ValueError("graph=True needs a batch on a GPU: leave it out, or move the batch")
+        if capacity is not None and capacity < 0:
+            raise ValueError(f"capacity must not be negative, got {capacity}")
         self.model = model.eval()
         self.model.check(batch)
+        self.model.check_conditions(conditions)
         self.forces, self.stress, self.conditions = forces, stress, conditions
         with torch.inference_mode(False), torch.no_grad():
             self._order = _chosen_order(batch, model.cutoff, reorder)

@@ -39,8 +39,6 @@ class FixedList(VerletList):
         within_steps: bool = True,
     ):
         super().__init__(batch, cutoff, skin)
-        if capacity is not None and capacity < 0:
-            raise ValueError(f"capacity must not be negative, got {capacity}")
         self.capacity = capacity
         self.generation = 0
         self.within_steps = within_steps and skin == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,9 +96,8 @@ class ModelSource:
                 f"model {self.name} predicts {self._prediction(model)}, not an energy, so there "
                 "are no forces: give a model of energies"
             )
-        taken = inspect.signature(model.predict).parameters
         for name, value in self.conditions:
-            if name not in taken:
+            if name not in model.conditions:
                 raise ValueError(f"model {self.name} takes no {name}, got {value}: leave it out")
         if self.filters is not None:
             model.filters = self.filters

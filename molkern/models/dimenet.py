@@ -61,7 +61,7 @@ class _Directional(Potential):
             zeros_dtype=ZEROS[config["zeros_dtype"]],
         )
 
-    def predict(self, structure: Structure, **conditions: Any) -> dict[str, Tensor]:
+    def predict(self, structure: Structure, **_conditions: Any) -> dict[str, Tensor]:
         graph = structure.neighbors
         if not torch.compiler.is_compiling():  # edges beyond the cutoff add nothing but time
             graph = graph.within(self.cutoff, structure.positions, structure.cell)

@@ -149,7 +149,7 @@ class DTNN(Potential):
         """
         return max(self.cutoff, largest_extent(batch))
 
-    def predict(self, structure: Structure, **conditions: Any) -> dict[str, Tensor]:
+    def predict(self, structure: Structure, **_conditions: Any) -> dict[str, Tensor]:
         distances = structure.distances()
         reached = self._reached(structure, distances)
         if self.filters == "spline":

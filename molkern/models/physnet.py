@@ -252,6 +252,8 @@ class PhysNet(Potential):
         scaled = self.scaling(torch.stack(outputs).sum(0), structure.numbers)
         return scaled[:, 0], scaled[:, 1], nonhierarchicality(outputs)
 
+    conditions = ("total_charge",)
+
     def predict(  # type: ignore[override]
         self, structure: Structure, *, total_charge: Tensor | float = 0.0
     ) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class Potential(nn.Module):
     cutoff: float
     num_elements: int
     config: dict[str, Any]
+    #: Names of what else a prediction depends on, which calls may give.
+    conditions: tuple[str, ...] = ()
     #: The prediction, ``[B]`` or ``[B, T]``, whose sum forces and stress are derivatives of.
     differentiated = "energy"
 
@@ -131,7 +134,7 @@ class Potential(nn.Module):
             differentiated further.
 
         Raises:
-            TypeError: the batch's type is not the model's.
+            TypeError: the batch's type is not the model's, or conditions that it does not know.
             ValueError: atomic numbers outside the model's table, positions that are not finite
                 (with a list given, on the CPU only), another device, a neighbor list of a shorter
                 cutoff, of other atoms or beyond its capacity, or a stress without cells.
@@ -140,6 +143,7 @@ class Potential(nn.Module):
         differentiate = forces or stress
         if not torch.compiler.is_compiling():
             self.check(batch, neighbors)
+            self.check_conditions(conditions)
             if differentiate and torch.is_inference_mode_enabled():
                 raise RuntimeError(
                     "forces and stress are derivatives, which torch.inference_mode() forbids: "
@@ -242,6 +246,16 @@ class Potential(nn.Module):
             )
         if neighbors is not None:
             self._check_list(batch, neighbors)
+
+    def check_conditions(self, conditions: Mapping[str, Any]) -> None:
+        """Refuses conditions by names that the prediction does not depend on."""
+        for name in conditions:
+            if name not in self.conditions:
+                known = ", ".join(self.conditions) or "nothing else"
+                raise TypeError(
+                    f"{type(self).__name__} does not know {name!r}: besides atoms it depends on "
+                    f"{known}"
+                )
 
     def _check_list(self, batch: AtomicBatch, neighbors: NeighborList) -> None:
         if neighbors.num_atoms != batch.num_atoms:

@@ -187,7 +187,7 @@ class SchNet(Potential):
             reference=reference,
         )
 
-    def predict(self, structure: Structure, **conditions: Any) -> dict[str, Tensor]:
+    def predict(self, structure: Structure, **_conditions: Any) -> dict[str, Tensor]:
         distances = structure.distances()
         x = self.embedding(structure.numbers)
         if self.filters == "spline":

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("ase")
 import ase.build
-from ase.calculators.calculator import all_changes
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.md.verlet import VelocityVerlet
 from ase.units import fs
@@ -144,3 +144,10 @@ def test_what_has_changed(model):
         assert calculator.check_state(changed) == [name]
     calculator.ignored_changes = {"initial_magmoms"}
     assert calculator.check_state(changed) == []
+
+
+def test_no_stress_without_a_cell(model):
+    atoms = ase.build.molecule("H2O")
+    atoms.calc = ASECalculator(model)
+    with pytest.raises(PropertyNotImplementedError, match="stress needs a cell"):
+        atoms.get_stress()

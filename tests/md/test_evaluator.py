@@ -268,6 +268,12 @@ def test_errors():
         Evaluator(model, systems(torch.float64))
     with pytest.raises(ValueError, match="atom 2 has number 200"):
         Evaluator(model, AtomicBatch(torch.tensor([1, 1, 200]), torch.rand(3, 3)))
+    with pytest.raises(TypeError, match=r"SchNet does not know 'skinn': .* on nothing else"):
+        Evaluator(model, batch, skinn=0.3)
+    with pytest.raises(TypeError, match=r"PhysNet does not know 'charge': .* on total_charge"):
+        MODELS["PhysNet"]()(batch, charge=1)
+    with pytest.raises(ValueError, match="capacity must not be negative, got -1"):
+        Evaluator(model, batch, capacity=-1)
     with pytest.raises(ValueError, match="skin must not be negative and must be finite, got -1"):
         Evaluator(model, batch, skin=-1)
     with pytest.raises(ValueError, match="graph=True needs a batch on a GPU"):
@@ -434,8 +440,6 @@ def test_steps_that_cannot_be_captured():
     with pytest.warns(UserWarning, match="without a CUDA graph, slower: operation not permitted"):
         out = steps(False)
     close(out, model(batch, forces=True))
-    with pytest.raises(ValueError, match="capacity must not be negative, got -1"):
-        FixedList(batch, model.list_cutoff, 0.4, capacity=-1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
