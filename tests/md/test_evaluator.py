@@ -168,6 +168,23 @@ def test_no_memory_per_step(name):
     assert evaluator.memory == held
 
 
+def test_memory_of_a_large_system():
+    """By atoms and their features, not by edges and features: 100,000 atoms in less than 2 GB."""
+    side = 12
+    grid = torch.cartesian_prod(*[torch.arange(side)] * 3) * 2.2
+    generator = torch.Generator().manual_seed(3)
+    positions = grid + 0.3 * torch.rand(side**3, 3, generator=generator)
+    cell = 2.2 * side * torch.eye(3)
+    batch = AtomicBatch(torch.ones(side**3, dtype=torch.int64), positions, cell=cell)
+    evaluator = Evaluator(SchNet(128, 128, 6, 50, cutoff=5.0, filters="spline"), batch)
+    for _ in range(3):
+        evaluator()
+    held, _ = evaluator.memory
+    edges = evaluator.neighbors.num_edges
+    assert edges > 50 * batch.num_atoms
+    assert held < 15_000 * batch.num_atoms < 0.6 * 4 * 128 * edges
+
+
 def test_new_lists_use_the_memory_of_old_ones():
     batch = systems()
     evaluator = Evaluator(MODELS["SchNet, splines"](), batch, skin=0.0)
