@@ -9,31 +9,16 @@ from typing import Any
 import openmm
 import torch
 from openmm import app
-from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
+from openmmml.mlpotential import MLPotentialImpl
 
 from ..models import Potential, load
 from .openmm import openmm_force
 
 
-class MolkernPotentialFactory(MLPotentialImplFactory):
-    """What ``openmmml.MLPotential("molkern", ...)`` is made by.
-
-    The entry point ``molkern`` of the group ``openmmml.potentials`` names it, so OpenMM-ML finds
-    it where molkern is installed.
-
-    >>> import openmmml, molkern
-    >>> model = molkern.models.SchNet(16, 16, 2, cutoff=5.0)
-    >>> openmmml.MLPotential.registerImplFactory("molkern", MolkernPotentialFactory())
-    >>> potential = openmmml.MLPotential("molkern", model=model)
-    """
-
-    def createImpl(self, name: str, **args: Any) -> MolkernPotential:
-        """The potential; arguments as of :class:`MolkernPotential`."""
-        return MolkernPotential(**args)
-
-
 class MolkernPotential(MLPotentialImpl):
     """A molkern model for ``createSystem`` and ``createMixedSystem`` of OpenMM-ML.
+
+    ``openmmml.MLPotential("molkern", ...)`` makes it, from the arguments that follow the name.
 
     Args:
         model_path: a file that a model's ``save`` wrote, or
@@ -43,6 +28,10 @@ class MolkernPotential(MLPotentialImpl):
 
     Raises:
         ValueError: a model and a path, or neither; a file that is not of molkern's.
+
+    >>> import openmmml, molkern
+    >>> model = molkern.models.SchNet(16, 16, 2, cutoff=5.0)
+    >>> potential = openmmml.MLPotential("molkern", model=model)
     """
 
     def __init__(

@@ -11,7 +11,7 @@ NEEDS = {
     "ASECalculator": ("ase", "md"),
     "TorchSimModel": ("torch_sim", "torchsim"),
     "openmm_force": ("openmm", "openmm"),
-    "MolkernPotentialFactory": ("openmmml", "openmm"),
+    "MolkernPotential": ("openmmml", "openmm"),
     "LAMMPSFix": ("lammps", "lammps"),
     "start_lammps": ("lammps", "lammps"),
 }

@@ -1,4 +1,7 @@
 import pickle
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from importlib.metadata import EntryPoint
@@ -237,8 +240,8 @@ class TestOpenMMML:
         project = Path(__file__).parents[2] / "pyproject.toml"
         declared = tomllib.loads(project.read_text())["project"]["entry-points"]
         [(name, value)] = declared["openmmml.potentials"].items()
+        self.entry = name, value
         factory = EntryPoint(name, value, "openmmml.potentials").load()
-        assert isinstance(factory(), ml.MLPotentialImplFactory)
         ml.MLPotential.registerImplFactory(name, factory())
         self.potential = ml.MLPotential
 
@@ -273,3 +276,22 @@ class TestOpenMMML:
         for given in ({}, {"model": model, "model_path": "model.safetensors"}):
             with pytest.raises(ValueError, match="one of them"):
                 self.potential("molkern", **given)
+
+    @pytest.mark.parametrize("first", ["openmmml", "molkern.md.openmmml"])
+    def test_imported_in_any_order(self, first):
+        """OpenMM-ML loads molkern's entry point while it is imported, by molkern perhaps."""
+        code = f"""
+            import importlib.metadata as metadata
+            entry = metadata.EntryPoint({self.entry[0]!r}, {self.entry[1]!r}, "openmmml.potentials")
+            found = metadata.entry_points
+            metadata.entry_points = lambda group: (
+                [entry] if group == "openmmml.potentials" else found(group=group)
+            )
+            import {first}
+            import molkern, openmmml
+            model = molkern.models.SchNet(16, 16, 2, cutoff=5.0)
+            print(type(openmmml.MLPotential("molkern", model=model)._impl).__name__)
+        """
+        code = textwrap.dedent(code)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout.strip() == "MolkernPotential", done.stderr
