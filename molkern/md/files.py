@@ -127,6 +127,11 @@ class AppendedText:
         except OSError:  # not every file system has locks
             self.close()
 
+    def drop_if_empty(self) -> None:
+        """Removes the file where nothing was written to it."""
+        if self.path.exists() and self.path.stat().st_size == 0:
+            self.path.unlink()
+
     def close(self) -> None:
         """Gives up the lock."""
         if self._held is not None:

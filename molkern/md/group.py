@@ -95,6 +95,7 @@ class GroupRun:
         try:
             self._start(model)
         except BaseException:
+            self._table.drop_if_empty()  # the lock made it
             self.close()
             raise
 
@@ -149,12 +150,12 @@ class GroupRun:
 
     def _begin(self) -> None:
         self._listed, self._builds = self.dynamics.positions.clone(), -1
+        self._compute()  # what cannot be computed leaves no file
         # Before any file grows: what is found later with a checkpoint belongs to it
         self._save([0] * (1 + len(self._frames)))
         for file in (self._table, *self._frames):
             file.cut(0)
         self._table.add(_COLUMNS + "\n")
-        self._compute()
         self._record()
 
     def _go_on(self, found: Checkpoint) -> None:

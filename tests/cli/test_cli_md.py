@@ -286,6 +286,12 @@ def test_runs_that_cannot_go_on(molkern, ethanol, tmp_path):
     model.save("nan.safetensors")
     error = molkern(f"{command} --out n --filters exact", code=1, model="nan.safetensors")
     assert "the energy is nan in replica 0 at step 0" in error
+    box = ase.Atoms("O", pbc=True)
+    ase.io.write("box.traj", box)
+    error = molkern("md box.traj --steps 5 --out box.xyz", code=1)
+    assert "the cell of system 0 is singular" in error
+    # What could not begin left nothing that would refuse the next try
+    assert not [*tmp_path.glob("n.*"), *tmp_path.glob("n_*"), *tmp_path.glob("box.[!t]*")]
 
 
 def test_atoms_that_leave(molkern, tmp_path):
