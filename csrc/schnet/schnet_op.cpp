@@ -68,12 +68,19 @@ struct Layer {
   const OptionalTensor bias;
 };
 
-Tensor linear(const Layer& layer, const Tensor& x, const OptionalTensor& residual = {}) {
+// The layer's output and slope, which is empty where it is not needed.
+std::tuple<Tensor, Tensor, Tensor> dense(const Layer& layer, const Tensor& x,
+                                         const OptionalTensor& residual, int64_t activation) {
   using Signature = std::tuple<Tensor, Tensor, Tensor>(
       const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
       const OptionalTensor&, const OptionalTensor&, int64_t, bool, bool);
-  static const auto dense = find<Signature>("molkern::dense");
-  return std::get<0>(dense.call(x, layer.weight, layer.bias, residual, {}, {}, 0, false, false));
+  static const auto handle = find<Signature>("molkern::dense");
+  return handle.call(x, layer.weight, layer.bias, residual, {}, {}, activation, activation != 0,
+                     false);
+}
+
+Tensor linear(const Layer& layer, const Tensor& x, const OptionalTensor& residual = {}) {
+  return std::get<0>(dense(layer, x, residual, 0));
 }
 
 // A layer's output and the slope of its activation, none for 1.
@@ -83,14 +90,8 @@ std::pair<Tensor, OptionalTensor> activated(const Layer& layer, const Bend& bend
     const Tensor slope = at::where(z > bend.threshold, 1.0, at::sigmoid(z)).to(z.scalar_type());
     return {at::softplus(z, 1, bend.threshold) - bend.shift, slope};
   }
-  using Signature = std::tuple<Tensor, Tensor, Tensor>(
-      const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-      const OptionalTensor&, const OptionalTensor&, int64_t, bool, bool);
-  static const auto dense = find<Signature>("molkern::dense");
-  const bool bent = bend.kind != 0;
-  auto [y, slope, none] =
-      dense.call(x, layer.weight, layer.bias, {}, {}, {}, bend.kind, bent, false);
-  return {y, bent ? OptionalTensor(slope) : OptionalTensor()};
+  auto [y, slope, none] = dense(layer, x, {}, bend.kind);
+  return {y, bend.kind != 0 ? OptionalTensor(slope) : OptionalTensor()};
 }
 
 Tensor input_grad(const Layer& layer, const OptionalTensor& slope, const Tensor& g,
