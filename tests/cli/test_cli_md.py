@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 pytest.importorskip("ase")
@@ -317,6 +318,9 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
     SchNet(8, 8, 1, num_elements=10, prediction="dipole_moment").save("dipole.safetensors")
     DimeNetPlusPlus(num_targets=3).save("several.safetensors")
     Path("text.safetensors").write_text("not a model")
+    description = json.dumps({"format": 99, "model": "SchNet", "config": {}})
+    metadata = {"molkern": description}
+    safetensors.torch.save_file({"embedding": torch.zeros(1)}, "newer.safetensors", metadata)
     for arguments, text in (
         ("none.xyz", "none.xyz is not a file"),
         ("empty.xyz", "empty.xyz"),
@@ -343,6 +347,7 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
         ("dipole.safetensors", "predicts dipole_moment, not an energy"),
         ("several.safetensors", "predicts 3 properties, not an energy"),
         ("text.safetensors", "text.safetensors is not a safetensors file"),
+        ("newer.safetensors", "newer.safetensors holds a SchNet in format 99"),
     ):
         assert text in molkern(f"md {ethanol}", code=1, model=model)
     assert not list(tmp_path.glob("traj*"))

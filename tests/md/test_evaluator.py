@@ -403,7 +403,8 @@ def test_splines_last_as_long_as_a_graph_that_reads_them():
     assert table() is not None
 
 
-def test_a_list_that_outgrows_its_capacity():
+def test_a_list_that_outgrows_its_capacity(caplog):
+    caplog.set_level("INFO", "molkern")
     model, batch = MODELS["SchNet"]().eval(), systems(periodic=False)
     batch.positions.mul_(2.5)
     steps, fixed, captured = replayed(model, batch, 0.4, capacity=3)
@@ -419,6 +420,7 @@ def test_a_list_that_outgrows_its_capacity():
     batch.positions.mul_(0.2)  # many more pairs
     out = steps(False)
     assert fixed.capacity > capacity
+    assert f"step done again, capacity {fixed.capacity}" in caplog.text
     assert len(captured) == 2
     close(out, model(batch, forces=True))
 
