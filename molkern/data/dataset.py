@@ -60,7 +60,7 @@ class Dataset:
             for each system.
         units: of the properties, and of ``"positions"`` where it is not Å.
         cell, pbc: lattice vectors ``[M, 3, 3]`` and periodicity ``[M, 3]``, or None.
-        ids: names of the systems in their source (index in the file, from 0, unless given), ``[M]``.
+        ids: what the source calls the systems, ``[M]``; by default they count from 0.
         reference: energies of free atoms by property, ``[Z]`` each, in the property's unit.
         name: of the source, for messages.
 
@@ -131,9 +131,13 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 of all that is learned from."""
         found = hashlib.sha256()
-        arrays = {"numbers": self.numbers, "positions": self.positions, "ptr": self.ptr}
-        arrays |= {"cell": self.cell, "pbc": self.pbc} if self.cell is not None else {}
-        for name, values in sorted({**arrays, **self.properties}.items()):
+        arrays: dict[str, Array | None] = dict(
+            numbers=self.numbers, positions=self.positions, ptr=self.ptr, cell=self.cell
+        )
+        arrays |= {"pbc": self.pbc, **self.properties}
+        for name, values in sorted(arrays.items()):
+            if values is None:
+                continue
             found.update(f"{name}{values.dtype.str}{values.shape}".encode())
             found.update(np.ascontiguousarray(values).data)
         return found.hexdigest()
