@@ -215,3 +215,85 @@ def info(
     with _errors_in_one_line():
         for line in command.description(model):
             typer.echo(line)
+
+
+RunFolder = Annotated[Path, typer.Argument(help="a folder that `molkern train` made")]
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str,
+        typer.Argument(help="a YAML file, a shipped configuration's name, or a run to go on with"),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="the run's folder; by default the configuration's name")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="another value: data.path=qm9.npz, say"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on from the last checkpoint, if there is one")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="start anew over a run")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="processes (GPUs) of a machine")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads of a process")] = None,
+) -> None:
+    """Trains a model: configuration, splits, metrics, best weights and plots in one folder."""
+    from .training import command
+
+    with _errors_in_one_line():
+        command.train(
+            config,
+            out,
+            change or [],
+            resume=resume,
+            restart=restart,
+            device=device,
+            devices=devices,
+            nodes=nodes,
+            threads=threads,
+            say=typer.echo,
+        )
+
+
+@app.command()
+def test(
+    run: RunFolder,
+    part: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
+) -> None:
+    """Errors of a trained model on a part of its run's data, with plots."""
+    from .training import command
+
+    with _errors_in_one_line():
+        command.test(run, part, device, typer.echo)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    structures: Annotated[Path, typer.Argument(help="any file that ASE reads")],
+    out: Annotated[Path, typer.Option(help=".csv, .npz or .extxyz")] = Path("predictions.csv"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="structures at once")] = 256,
+) -> None:
+    """What a trained model predicts for the structures of a file."""
+    from .training import command
+
+    with _errors_in_one_line():
+        command.predict(run, structures, out, device, batch_size, typer.echo)
+
+
+@app.command()
+def configs(
+    name: Annotated[str | None, typer.Argument(help="one to be shown in full")] = None,
+) -> None:
+    """The shipped training configurations."""
+    from .training import command
+
+    with _errors_in_one_line():
+        command.configs(name, typer.echo)

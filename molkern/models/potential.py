@@ -298,10 +298,14 @@ class Potential(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes weights and configuration to one safetensors file, for :func:`load`."""
+        Path(path).write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What :meth:`save` writes."""
         description = {"format": FORMAT, "model": type(self).__name__, "config": self.config}
         tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
         metadata = {"molkern": json.dumps(description)}
-        safetensors.torch.save_file(tensors, str(path), metadata=metadata)
+        return safetensors.torch.save(tensors, metadata=metadata)
 
 
 def _volumes(batch: AtomicBatch) -> Tensor:

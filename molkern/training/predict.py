@@ -1,0 +1,158 @@
+"""Predictions of a run's model for structures in files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..data.dataset import PER_ATOM
+from ..graph import AtomicBatch
+from ..md.files import read_frames, write_whole
+from ..md.source import check_elements
+from ..models import Potential
+from .objective import match_labels
+from .results import Run
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+#: What is given beside the labels, where a model predicts it.
+_BESIDE = ("charges", "dipole")
+ENDINGS = (".csv", ".npz", ".extxyz")
+
+
+def predict(
+    folder: Path,
+    structures: Path,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    progress: bool = True,
+) -> int:
+    """Predicts what a run's model was trained on for every structure of a file.
+
+    Args:
+        folder: of the run.
+        structures: any file that ASE reads.
+        out: ``.csv`` (one number per structure and label), ``.npz`` (everything, atoms side by
+            side) or ``.extxyz``.
+        device: where the model is evaluated.
+        batch_size: structures at once.
+        progress: whether a progress bar is shown.
+
+    Returns:
+        The number of structures.
+
+    Raises:
+        ValueError: no finished run, a file that cannot be read, an element that the model was not
+            trained on, or another ending of ``out``.
+    """
+    if out.suffix not in ENDINGS:
+        raise ValueError(f"{out} ends in {out.suffix!r}: choose one of {', '.join(ENDINGS)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
+    run = Run.open(folder)
+    model = run.model(device)
+    frames, found = [], []
+    for chunk in _chunks(_checked(structures, run), batch_size, progress):
+        frames += chunk
+        found += _predict(model, chunk, run)
+    writers = dict(zip(ENDINGS, (_csv, _npz, _extxyz), strict=True))
+    write_whole(out, writers[out.suffix](frames, found))
+    return len(frames)
+
+
+def _checked(structures: Path, run: Run) -> Iterator[Atoms]:
+    elements = frozenset(run.facts.get("elements", range(1, 119)))
+    for number, atoms in enumerate(read_frames(structures)):
+        check_elements(atoms.numbers, elements, str(run.folder), f"{structures} frame {number}")
+        yield atoms
+
+
+def _chunks(frames: Iterable[Atoms], size: int, progress: bool) -> Iterator[list[Atoms]]:
+    if progress:
+        from tqdm import tqdm
+
+        frames = tqdm(frames, desc="predicting", unit="structure", disable=None, leave=False)
+    chunk: list[Atoms] = []
+    for atoms in frames:
+        chunk.append(atoms)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _predict(model: Potential, chunk: list[Atoms], run: Run) -> list[dict[str, Any]]:
+    """What the model predicts for each structure, by label or name of the output."""
+    parameter = next(model.parameters())
+    batch = AtomicBatch.from_ase(chunk, parameter.dtype, parameter.device)
+    conditions = {}
+    if "total_charge" in model.conditions:
+        charges = [float(atoms.info.get("charge", 0.0)) for atoms in chunk]
+        conditions["total_charge"] = torch.tensor(charges, dtype=torch.float64).to(parameter.device)
+    out = model(batch, forces=run.config.forces, **conditions)
+    labels = match_labels(run.config)
+    found = {name: labels.predicted(out, name) for name in run.config.objective}
+    found |= {name: out[name] for name in _BESIDE if name in out}
+    values = {name: value.detach().cpu().double().numpy() for name, value in found.items()}
+    ends = np.cumsum([0, *(len(atoms) for atoms in chunk)])
+    return [
+        {k: v[ends[i] : ends[i + 1]] if k in PER_ATOM else v[i] for k, v in values.items()}
+        for i in range(len(chunk))
+    ]
+
+
+def _csv(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    columns = [name for name, value in found[0].items() if np.ndim(value) == 0]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["structure", "formula", *columns])
+    for number, (atoms, values) in enumerate(zip(frames, found, strict=True)):
+        formula = atoms.get_chemical_formula()
+        writer.writerow([number, formula, *(repr(float(values[k])) for k in columns)])
+    return text.getvalue().encode()
+
+
+def _npz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
+    arrays: dict[str, NDArray[Any]] = {
+        "N": np.array([len(atoms) for atoms in frames]),
+        "Z": np.concatenate([atoms.numbers for atoms in frames]),
+        "R": np.concatenate([atoms.positions for atoms in frames]),
+    }
+    for key in found[0]:
+        join = np.concatenate if key in PER_ATOM else np.stack
+        arrays[key] = join([values[key] for values in found])
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def _extxyz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io.extxyz import write_xyz
+
+    text = io.StringIO()
+    for atoms, values in zip(frames, found, strict=True):
+        atoms = atoms.copy()
+        known = {k: values[k] for k in ("energy", "forces") if k in values}
+        for key, value in values.items():
+            if key in known:
+                continue
+            if key in PER_ATOM:
+                atoms.set_array(f"predicted_{key}", value)
+            else:
+                atoms.info[f"predicted_{key}"] = value if np.ndim(value) else float(value)
+        if known:
+            atoms.calc = SinglePointCalculator(atoms, **known)
+        write_xyz(text, atoms)
+    return text.getvalue().encode()

@@ -1,0 +1,349 @@
+"""A training run: from a configuration to a folder with a trained model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Timer, TQDMProgressBar
+
+from ..data import Dataset, load_dataset
+from ..models import Potential
+from .config import Config, check_config, data_path
+from .module import TrainingData, TrainingModule
+from .objective import Labels, Objective, check_labels, match_labels
+from .records import BEST, LAST, METRICS, Records
+from .split import Indices, labels_of, load_split, make_split, save_split, usable
+from .standardize import build_model, standards
+
+CONFIG, SPLIT, FACTS = "config.yaml", "split.npz", "run.json"
+Say = Callable[[str], None]
+
+
+@dataclass
+class Prepared:
+    """All that training needs, checked.
+
+    Attributes:
+        config: as it was read.
+        data: the data set.
+        labels: how labels meet predictions.
+        split: systems for training, validation and test.
+        module: the model with its objective.
+        notes: sentences for the user.
+    """
+
+    config: Config
+    data: Dataset
+    labels: Labels
+    split: dict[str, Indices]
+    module: TrainingModule
+    notes: list[str]
+
+    @property
+    def model(self) -> Potential:
+        return self.module.model
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set of a configuration.
+
+    Raises:
+        ValueError: data that are missing or corrupt.
+    """
+    options = config.data
+    return load_dataset(
+        data_path(config),
+        format=options.format,
+        energy_unit=options.energy_unit,
+        sha256=options.sha256,
+    )
+
+
+def prepare(
+    config: Config, split: Path | None = None, build: Callable[..., Potential] = build_model
+) -> Prepared:
+    """Reads the data, chooses the split and builds the model.
+
+    Args:
+        config: the run's.
+        split: file of the split, where the run has one already.
+        build: makes the model of configuration, labels and standards.
+
+    Raises:
+        ValueError: data that are missing or corrupt, labels or sizes that do not fit.
+    """
+    labels = match_labels(config)
+    data = load_data(config)
+    check_labels(config, labels, data)
+    keep, notes = usable(data, labels_of(config))
+    if split is not None:
+        parts = load_split(split, data.digest)
+    else:
+        parts = make_split(config.data.split, keep, data.digest)
+    train = parts["train"]
+    if config.training.batch_size > len(train):
+        raise ValueError(
+            f"training.batch_size: {config.training.batch_size} are more than the {len(train)} "
+            "systems of the training set"
+        )
+    torch.manual_seed(config.training.seed)
+    model = build(config, labels, standards(config, labels, data, train))
+    objective = Objective(config, labels, data, train)
+    _try_out(model, objective, data, train, config)
+    return Prepared(config, data, labels, parts, TrainingModule(model, objective, config), notes)
+
+
+def _try_out(
+    model: Potential, objective: Objective, data: Dataset, train: Indices, config: Config
+) -> None:
+    """One system through the model, so that what does not fit is found before any training."""
+    largest = train[np.argmax(data.sizes[train])]
+    highest = int(data.numbers.max())
+    if highest >= model.num_elements:
+        raise ValueError(
+            f"model.num_elements: {model.num_elements} leaves out element {highest} of the data: "
+            f"give {highest + 1} or more"
+        )
+    module = TrainingModule(model, objective, config)
+    dtype = next(model.parameters()).dtype
+    sample = data.collate([int(largest)], dtype=dtype)
+    model.eval()
+    try:
+        out = module.evaluate(model, sample)
+        objective.errors(out, sample)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"the model does not fit the data: {error}") from error
+    finally:
+        model.train()
+
+
+def rank() -> int:
+    """This process's number in a distributed run, 0 before it has one."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def open_folder(folder: Path, config: Config, resume: bool, restart: bool) -> bool:
+    """Makes a run's folder; gives back whether the run goes on from a checkpoint.
+
+    Raises:
+        ValueError: a folder with a run, without ``resume`` or ``restart``; a run of another
+            configuration, which cannot go on as this one.
+    """
+    if rank() > 0:  # the first process does that
+        return resume and (folder / LAST).exists()
+    there = (folder / CONFIG).exists()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose another --out")
+    if not there and folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is a folder with other files: choose another --out")
+    if there and not (resume or restart):
+        raise ValueError(
+            f"{folder} holds a run: go on with --resume, start anew with --restart, or choose "
+            "another --out"
+        )
+    if there and restart:
+        for name in (LAST, BEST, METRICS, SPLIT, FACTS):
+            (folder / name).unlink(missing_ok=True)
+    if there and resume and not restart:
+        _same(config, folder)
+        return (folder / LAST).exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(config.dump())
+    return False
+
+
+def _same(config: Config, folder: Path) -> None:
+    import yaml
+
+    old = check_config(yaml.safe_load((folder / CONFIG).read_text()), str(folder / CONFIG))
+    for key, value in _flat(config.model_dump(mode="json")).items():
+        before = _flat(old.model_dump(mode="json")).get(key)
+        if before != value:
+            raise ValueError(
+                f"{folder} holds a run with {key}: {before}, which cannot go on with {value}: "
+                "choose another --out, or start anew with --restart"
+            )
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
+
+
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    restart: bool = False,
+    device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    progress: bool = True,
+    say: Say = print,
+    build: Callable[..., Potential] = build_model,
+) -> Potential:
+    """Trains a model; everything that comes of it is in the folder.
+
+    Args:
+        config: the run's.
+        folder: to be made.
+        resume: go on from the folder's checkpoint, if there is one.
+        restart: start anew over an earlier run.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        devices, nodes: processes of a machine, and machines.
+        progress: whether a progress bar is shown.
+        say: takes sentences for the user.
+        build: see :func:`prepare`.
+
+    Returns:
+        The best model, in evaluation mode.
+
+    Raises:
+        ValueError: see :func:`prepare` and :func:`open_folder`.
+    """
+    processes = devices * nodes
+    if config.training.batch_size % processes:
+        raise ValueError(
+            f"training.batch_size: {config.training.batch_size} is not a multiple of the "
+            f"{processes} processes"
+        )
+    old = folder / SPLIT
+    with_split = old if resume and not restart and old.exists() else None
+    prepared = prepare(config, with_split, build)
+    goes_on = open_folder(folder, config, resume, restart)
+    if rank() == 0:
+        for note in prepared.notes:
+            say(note)
+        if not (folder / SPLIT).exists():
+            save_split(folder / SPLIT, prepared.split, prepared.data.digest)
+        say(_summary(prepared))
+    data = TrainingData(prepared.data, prepared.split, config, labels_of(config))
+    with _quiet():
+        trainer = _trainer(prepared, folder, device, devices, nodes, progress)
+        trainer.fit(
+            prepared.module,
+            datamodule=data,
+            ckpt_path=str(folder / LAST) if goes_on else None,
+            weights_only=False,
+        )
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if trainer.is_global_zero:
+        _write_facts(prepared, folder, trainer)
+    return prepared.module.best.eval()
+
+
+def _summary(prepared: Prepared) -> str:
+    model, split = prepared.model, prepared.split
+    count = sum(p.numel() for p in model.parameters())
+    sizes = ", ".join(f"{len(members):,} for {part}" for part, members in split.items())
+    return f"{type(model).__name__} with {count:,} parameters; {prepared.data.name}: {sizes}"
+
+
+def _trainer(
+    prepared: Prepared, folder: Path, device: str, devices: int, nodes: int, progress: bool
+) -> pl.Trainer:
+    options = prepared.config.training
+    callbacks: list[pl.Callback] = []
+    if progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    if options.early_stopping is not None:
+        callbacks.append(EarlyStopping("val_loss", patience=options.early_stopping))
+    if options.minutes is not None:
+        callbacks.append(Timer(duration=timedelta(minutes=options.minutes), interval="epoch"))
+    logger: Any = False
+    if options.tensorboard:
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        logger = TensorBoardLogger(folder, name="tensorboard", version="")
+        callbacks.append(LearningRateMonitor())
+    callbacks.append(Records(folder))
+    precision: Any = {"32": "32-true", "64": "64-true"}.get(options.precision, options.precision)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    distributed = devices * nodes > 1
+    return pl.Trainer(
+        accelerator={"auto": "auto", "cuda": "gpu"}.get(device, device)
+        if device != "auto"
+        else ("gpu" if torch.cuda.is_available() else "cpu"),
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp_find_unused_parameters_true" if distributed else "auto",
+        use_distributed_sampler=False,
+        max_epochs=options.steps // options.validate_every,
+        num_sanity_val_steps=0,
+        gradient_clip_val=options.clip,
+        precision=precision,
+        callbacks=callbacks,
+        logger=logger,
+        inference_mode=False,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        log_every_n_steps=min(50, options.validate_every),
+        default_root_dir=str(folder),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's remarks: on hardware, and on worker processes, which are not needed."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _write_facts(prepared: Prepared, folder: Path, trainer: pl.Trainer) -> None:
+    from .. import __version__
+
+    records = next(c for c in trainer.callbacks if isinstance(c, Records))  # type: ignore[attr-defined]
+    facts = dict(
+        steps=trainer.global_step,
+        minutes=records.seconds / 60,
+        best_step=records.best_step,
+        best_val_loss=records.best,
+        parameters=sum(p.numel() for p in prepared.model.parameters()),
+        elements=sorted({int(z) for z in np.unique(prepared.data.numbers)}),
+        units={name: prepared.data.units.get(name, "") for name in prepared.config.objective},
+        data=prepared.data.name,
+        data_sha256=prepared.data.digest,
+        processes=trainer.world_size,
+        threads=torch.get_num_threads(),
+        device=_device_name(trainer),
+        torch=torch.__version__,
+        molkern=__version__,
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    )
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _device_name(trainer: pl.Trainer) -> str:
+    if trainer.strategy.root_device.type == "cuda":
+        return torch.cuda.get_device_name(trainer.strategy.root_device)
+    return platform.processor() or platform.machine()
