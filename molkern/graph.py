@@ -12,7 +12,7 @@ from .ops import geometry, neighbors
 from .ops._library import Adjacency, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ase import Atoms
 
@@ -387,13 +387,21 @@ class AtomicBatch:
 
         On a GPU, which it waits for, it is read again only after the numbers have changed.
         """
-        numbers = self.numbers
-        if numbers.is_cpu or numbers.is_inference():  # changed through NumPy, or without a version
-            return _value_range(numbers)
-        known = self._range_read
-        if known is None or known[0] is not numbers or known[1] != numbers._version:
-            known = self._range_read = (numbers, numbers._version, _value_range(numbers))
-        return known[2]
+        known = self._known_range()
+        if known is None:
+            known = _value_range(self.numbers)
+            if _versioned(self.numbers):
+                self._range_read = (self.numbers, self.numbers._version, known)
+        return known
+
+    def _known_range(self) -> tuple[int, int] | None:
+        """The range of the numbers where that takes no waiting for a GPU."""
+        if self.numbers.is_cpu:
+            return _value_range(self.numbers)
+        read = self._range_read
+        if read is None or read[0] is not self.numbers or not _versioned(self.numbers):
+            return None
+        return read[2] if read[1] == self.numbers._version else None
 
     def neighbors(self, cutoff: float, **options: Any) -> NeighborList:
         """The neighbor list of the batch; options as for :func:`neighbor_list`."""
@@ -408,19 +416,59 @@ class AtomicBatch:
         )
 
     def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
     ) -> AtomicBatch:
-        """The same batch on another device or with another floating-point type."""
+        """The same batch on another device or with another floating-point type.
 
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device=device)
+        Nothing is checked again, which would wait for the device.
 
-        positions = self.positions.to(device=device, dtype=dtype)
-        cell = None if self.cell is None else self.cell.to(device=device, dtype=dtype)
-        numbers = self.numbers.to(device=device)
-        return AtomicBatch(
-            numbers, positions, move(self.batch), cell, move(self.pbc), self.num_systems
-        )
+        Args:
+            device: by default the present one.
+            dtype: of positions and cells, float32 or float64; by default the present one.
+            non_blocking: copies from pinned memory (:meth:`pin_memory`) to a GPU without waiting
+                for it; what is copied must not be changed meanwhile.
+
+        Raises:
+            TypeError: another type than these.
+        """
+        if dtype not in (None, torch.float32, torch.float64):
+            raise TypeError(f"positions must be float32 or float64, got {dtype}")
+
+        def move(value: Tensor) -> Tensor:
+            kind = dtype if value.is_floating_point() else None
+            return value.to(device=device, dtype=kind, non_blocking=non_blocking)
+
+        return self._mapped(move)
+
+    def pin_memory(self) -> AtomicBatch:
+        """The same batch in memory that a GPU can copy from by itself, see :meth:`to`.
+
+        Raises:
+            RuntimeError: torch's, where there is no GPU.
+        """
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> AtomicBatch:
+        """The batch of what a function gives for each tensor, without the constructor's checks."""
+
+        def mapped(value: Tensor | None) -> Tensor | None:
+            return None if value is None else function(value)
+
+        made = AtomicBatch.__new__(AtomicBatch)
+        made.numbers = function(self.numbers).long()
+        made.positions = function(self.positions)
+        made.batch, made.cell, made.pbc = map(mapped, (self.batch, self.cell, self.pbc))
+        made.num_systems = self.num_systems
+        made.system_ptr = function(self.system_ptr)
+        made._range_read = None
+        if _versioned(made.numbers):
+            known = self._known_range()
+            if known is not None:
+                made._range_read = (made.numbers, made.numbers._version, known)
+        return made
 
     def __repr__(self) -> str:
         return (
@@ -471,6 +519,11 @@ def _cells(cell: Tensor, num_systems: int) -> Tensor:
             f"cell must have shape [3, 3] or [{num_systems}, 3, 3], got {list(cell.shape)}"
         )
     return cell
+
+
+def _versioned(numbers: Tensor) -> bool:
+    """Whether torch tells of every change: NumPy may change what the CPU holds."""
+    return not numbers.is_cpu and not numbers.is_inference()
 
 
 def _value_range(values: Tensor) -> tuple[int, int]:

@@ -99,6 +99,82 @@ def test_batch_moves():
     assert batch.to(dtype=torch.float64).positions.dtype == torch.float64
     assert batch.to("cpu").num_systems == 2
     assert "2 systems" in repr(batch)
+    with pytest.raises(TypeError, match=r"positions must be float32 or float64, got torch.int64"):
+        batch.to(dtype=torch.int64)
+
+
+def full_batch(device="cpu"):
+    """With everything that a batch may have; the last system has no atoms."""
+    return AtomicBatch(
+        torch.tensor([8, 1, 6], dtype=torch.int32, device=device),
+        torch.rand(3, 3, device=device),
+        torch.tensor([0, 0, 1], dtype=torch.int32, device=device),
+        torch.eye(3, device=device),
+        [True, False, True],
+        num_systems=3,
+    )
+
+
+TENSORS = ("numbers", "positions", "batch", "cell", "pbc", "system_ptr")
+
+
+def test_moved_batch_has_everything(device):
+    batch = full_batch()
+    moved = batch.to(device, torch.float64, non_blocking=True)
+    back = moved.to("cpu")
+    for name in TENSORS:
+        before, after = getattr(batch, name), getattr(back, name)
+        assert getattr(moved, name).device.type == device.type, name
+        floats = before.is_floating_point()
+        assert after.dtype == (torch.float64 if floats else before.dtype), name
+        assert torch.equal(after, before.to(after.dtype)), name
+    assert moved.num_systems == 3
+    assert moved.number_range == back.number_range == (1, 8)
+    assert vars(moved).keys() == vars(batch).keys()
+    batch.positions.requires_grad_()
+    batch.to(device, torch.float64).positions.sum().backward()
+    assert torch.equal(batch.positions.grad, torch.ones(3, 3))
+    plain = AtomicBatch(batch.numbers, batch.positions).to(device)
+    assert plain.batch is plain.cell is plain.pbc is None
+
+
+def test_moving_does_not_check_again(monkeypatch):
+    """Each check would wait for a GPU."""
+    batch = full_batch()
+    monkeypatch.setattr(AtomicBatch, "__init__", lambda *_: pytest.fail("checked again"))
+    assert batch.to(dtype=torch.float64).positions.dtype == torch.float64
+
+
+def test_range_travels_to_and_from_a_gpu(monkeypatch):
+    class OnDevice(torch.Tensor):
+        is_cpu = False
+
+    batch = full_batch()
+    reads = []
+    read = molkern.graph._value_range
+    monkeypatch.setattr(molkern.graph, "_value_range", lambda x: reads.append(type(x)) or read(x))
+    there = batch._mapped(lambda value: value.as_subclass(OnDevice))
+    again = there.to(dtype=torch.float64)
+    assert there.number_range == again.number_range == (1, 8)
+    assert reads == [torch.Tensor]  # on the CPU
+    again.numbers[0] = 17
+    assert again.number_range == (1, 17)
+    there.numbers = torch.tensor([7, 7, 7]).as_subclass(OnDevice)
+    assert there.to(dtype=torch.float64)._range_read is None  # not known, and not waited for
+    with torch.inference_mode():
+        assert there.to(dtype=torch.float64).number_range == (7, 7)
+
+
+def test_pinned_batch(monkeypatch):
+    batch = full_batch()
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    pinned = batch.pin_memory()
+    assert pinned.num_systems == 3
+    for name in TENSORS:
+        assert torch.equal(getattr(pinned, name), getattr(batch, name))
+        assert getattr(pinned, name) is not getattr(batch, name)
+        assert getattr(pinned, name).is_pinned() == torch.cuda.is_available()
 
 
 @pytest.mark.parametrize(

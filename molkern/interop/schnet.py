@@ -192,12 +192,17 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+#: Classes of PyTorch Geometric's aggregations over atoms, and what they are called here.
+PYG_READOUTS = {"SumAggregation": "sum", "MeanAggregation": "mean"}
+
+
 def from_pyg_schnet(module: Any) -> SchNet:
     """PyTorch Geometric's ``SchNet`` with its weights, see :func:`molkern.interop.from_pyg`."""
     readout = type(module.readout).__name__
-    if readout != "SumAggregation":
+    if readout not in PYG_READOUTS:
         raise ValueError(
-            f"from_pyg converts SchNet with a sum over atoms, this one has readout {readout}"
+            "from_pyg converts SchNet with a sum or mean over atoms, this one has readout "
+            f"{readout}"
         )
     state = module.state_dict()
     factor = 1.0 if module.scale is None else float(module.scale)
@@ -220,6 +225,7 @@ def from_pyg_schnet(module: Any) -> SchNet:
         reference=reference,
         trainable_reference=reference is not None,
         prediction="dipole_moment" if module.dipole else "energy",
+        readout=PYG_READOUTS[readout],
     )
     with torch.no_grad():
         if model.readout.layer is not None:

@@ -35,7 +35,8 @@ class Evaluator:
 
     Args:
         model: the potential, put in evaluation mode. Its weights may change between calls, but not
-            through ``weight.data``, of which torch leaves no trace: splines would be the old ones.
+            through ``weight.data``, of which torch leaves no trace: splines would be the old ones
+            until ``model.forget_splines()``.
         batch: the systems, of the model's type and on its device; copied.
         forces: whether forces are wanted.
         stress: whether stress is wanted where a call does not say.

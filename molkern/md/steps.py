@@ -111,14 +111,15 @@ class GraphSteps:
 
     def _run(self, stress: bool) -> Callable[[], Any]:
         made_for = self._made_for
-        now = self.list.generation, getattr(self._model, "filters", None)
+        splines = getattr(self._model, "_splines", None)
+        filters = getattr(self._model, "filters", None), getattr(splines, "forgotten", 0)
+        now = self.list.generation, *filters
         if made_for is None or made_for[0] != now or not made_for[1].holds():
             self._runs.clear()
             self._made_for = now, Fingerprint(self._model)
         if stress not in self._runs:
             self._runs[stress] = self._captured(lambda: self._step(stress))
             # A graph reads splines where they are, also when the model has made new ones
-            splines = getattr(self._model, "_splines", None)
             self._tables[stress] = getattr(splines, "_tables", None)
         return self._runs[stress]
 

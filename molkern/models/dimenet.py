@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import (
+    AtomicReference,
     BesselBasis,
     DimeNetEmbedding,
     DimeNetInteraction,
@@ -21,10 +22,11 @@ from ..nn import (
     SplineFilter,
 )
 from ..ops.geometry import edge_norm
+from .checks import check_reference, plain
 from .potential import Potential
+from .readout import check_readout
 from .structure import Structure
 
-READOUTS = ("sum", "mean")
 #: Types that the zeros of the Bessel functions are rounded to, by the name in saved files.
 ZEROS = {"float64": torch.float64, "float32": torch.float32}
 
@@ -36,6 +38,8 @@ class _Directional(Potential):
 
     interactions: nn.ModuleList
     outputs: nn.ModuleList
+    #: Which targets are means over atoms, ``[T]``; None where all are the same.
+    averaged: Tensor | None
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
@@ -45,6 +49,10 @@ class _Directional(Potential):
         self.readout = config["readout"]
         if config["num_targets"] == 1:
             self.differentiated = "energy"
+        mixed = isinstance(self.readout, list)
+        averaged = torch.tensor([name == "mean" for name in self.readout]) if mixed else None
+        self.register_buffer("averaged", averaged, persistent=False)
+        self.reference = _reference(config)
         functions, exponent = config["num_radial"], config["exponent"]
         self.embedding = DimeNetEmbedding(
             functions,
@@ -74,14 +82,21 @@ class _Directional(Potential):
         for block, radial, output in zip(blocks, radials, self.outputs[1:], strict=True):
             messages = block.from_radial(messages, basis, radial(), vectors, graph)
             atoms = atoms + output(messages, basis, graph).double()
-        total = structure.sum_atoms(atoms)
-        if self.readout == "mean":
-            counts = structure.batch.system_ptr.diff().clamp(min=1)
-            total = total / counts.unsqueeze(1)
+        if self.reference is not None:
+            atoms = self.reference(atoms, structure.numbers)
+        total = self._read_out(atoms, structure)
         out = {"property": total}
         if total.shape[1] == 1:
             out["energy"] = total.squeeze(1)
         return out
+
+    def _read_out(self, atoms: Tensor, structure: Structure) -> Tensor:
+        """Sums or means over atoms, ``[N, T]`` → ``[B, T]``."""
+        total = structure.sum_atoms(atoms)
+        if self.readout == "sum":
+            return total
+        counts = structure.counts().unsqueeze(1)
+        return total / (counts if self.averaged is None else torch.where(self.averaged, counts, 1))
 
     def _radial_functions(self, distances: Tensor) -> tuple[Tensor, list[Callable[[], Tensor]]]:
         """The radial basis ``[E, R]``, and what gives each block's ``[E, L, P]`` when it is due."""
@@ -120,6 +135,7 @@ class DimeNet(_Directional):
 
     A prediction has ``"property"`` ``[B, T]``, summed in float64; forces and stress are derivatives
     of its sum over targets. With one target it has ``"energy"`` ``[B]`` too, the same numbers.
+    What is summed is ``scale · t_i + mean + reference[Z_i]``, by default t_i itself.
 
     The defaults are those of the published code, which takes the angle at the receiving atom i,
     not the ∠kji of the paper. Triplets leave out the reverse of an edge, not its sender, so that
@@ -141,14 +157,20 @@ class DimeNet(_Directional):
         zeros_dtype: ``"float32"`` rounds the zeros of the Bessel functions as the published code
             does, by up to 6e-7 in predictions; ``"float64"`` does not.
         output_init: of the last layers: ``"zeros"`` or ``"glorot_orthogonal"``.
-        readout: ``"sum"`` or ``"mean"`` over the atoms of a system.
+        readout: ``"sum"`` or ``"mean"`` over the atoms of a system, or a list with one of them
+            for each target.
         filters, spline_tolerance: of the radial basis and the radial part of the spherical one,
             as each block sums it, see :class:`molkern.models.Potential`. Below 0.06 of the cutoff
             splines are constant.
+        scale, mean: of each atom's outputs, a number for all targets or one for each, see
+            :class:`molkern.nn.AtomicReference`.
+        reference: what is added for each atom by atomic number, at least ``num_elements`` lists of
+            one number per target; for one target also plain numbers.
 
     Raises:
-        ValueError: a size below 1, a cutoff that is not positive and finite, or an unknown
-            activation, angle, type of the zeros, initialisation or readout.
+        ValueError: a size below 1, a cutoff that is not positive and finite, an unknown
+            activation, angle, type of the zeros, initialisation or readout, or a readout, scale,
+            mean or reference for another number of targets or elements.
 
     >>> import torch, molkern
     >>> model = molkern.models.DimeNet(32, num_targets=2, num_blocks=2)
@@ -179,11 +201,16 @@ class DimeNet(_Directional):
         angle: str = "at_i",
         zeros_dtype: str = "float64",
         output_init: str = "zeros",
-        readout: str = "sum",
+        readout: str | Sequence[str] = "sum",
         filters: str = "exact",
         spline_tolerance: float | None = None,
+        scale: float | Sequence[float] = 1.0,
+        mean: float | Sequence[float] = 0.0,
+        reference: Sequence[float] | Sequence[Sequence[float]] | None = None,
     ):
-        cutoff = float(cutoff)
+        cutoff, scale, mean = float(cutoff), plain(scale), plain(mean)
+        reference = None if reference is None else plain(reference)
+        readout = readout if isinstance(readout, str) else list(readout)
         # Before any other variable: what locals() has here is what a saved model is rebuilt from
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__(config)
@@ -229,7 +256,7 @@ class DimeNetPlusPlus(_Directional):
         out_emb_size: width of the output blocks.
         num_spherical, num_radial, cutoff, exponent, num_before_skip, num_after_skip,
             num_output_layers, num_elements, activation, angle, zeros_dtype, output_init, readout,
-            filters, spline_tolerance: as in :class:`DimeNet`.
+            filters, spline_tolerance, scale, mean, reference: as in :class:`DimeNet`.
 
     Raises:
         ValueError: as :class:`DimeNet`.
@@ -265,11 +292,16 @@ class DimeNetPlusPlus(_Directional):
         angle: str = "plusplus",
         zeros_dtype: str = "float64",
         output_init: str = "zeros",
-        readout: str = "sum",
+        readout: str | Sequence[str] = "sum",
         filters: str = "exact",
         spline_tolerance: float | None = None,
+        scale: float | Sequence[float] = 1.0,
+        mean: float | Sequence[float] = 0.0,
+        reference: Sequence[float] | Sequence[Sequence[float]] | None = None,
     ):
-        cutoff = float(cutoff)
+        cutoff, scale, mean = float(cutoff), plain(scale), plain(mean)
+        reference = None if reference is None else plain(reference)
+        readout = readout if isinstance(readout, str) else list(readout)
         # Before any other variable: what locals() has here is what a saved model is rebuilt from
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__(config)
@@ -309,7 +341,27 @@ def _check(config: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if not 0 < config["cutoff"] < math.inf:
         raise ValueError(f"cutoff must be positive and finite, got {config['cutoff']}")
-    for name, allowed in (("zeros_dtype", tuple(ZEROS)), ("readout", READOUTS)):
-        if config[name] not in allowed:
-            choices = " or ".join(map(repr, allowed))
-            raise ValueError(f"{name} must be {choices}, got {config[name]!r}")
+    if config["zeros_dtype"] not in ZEROS:
+        choices = " or ".join(map(repr, ZEROS))
+        raise ValueError(f"zeros_dtype must be {choices}, got {config['zeros_dtype']!r}")
+    _check_readouts(config["readout"], config["num_targets"])
+    check_reference(config)
+
+
+def _check_readouts(readout: str | list[str], count: int) -> None:
+    names = readout if isinstance(readout, list) else [readout]
+    if isinstance(readout, list) and len(names) != count:
+        raise ValueError(
+            f"readout has {len(names)} entries, but num_targets is {count}: pass one for each "
+            "target, or one for all, not in a list"
+        )
+    for name in names:
+        check_readout(name)
+
+
+def _reference(config: dict[str, Any]) -> AtomicReference | None:
+    """Scale, mean and references; None if neutral, as in files from before there were any."""
+    scale, mean, reference = config["scale"], config["mean"], config["reference"]
+    made = AtomicReference(scale, mean, reference, num_targets=config["num_targets"])
+    neutral = reference is None and bool((made.scale == 1).all() and (made.mean == 0).all())
+    return None if neutral else made

@@ -15,6 +15,7 @@ from ..nn.activations import dense
 from ..ops._library import is_recorded
 from .checks import check_sizes
 from .potential import Potential
+from .readout import Readout
 from .structure import Structure, largest_extent
 
 
@@ -62,10 +63,15 @@ class DTNN(Potential):
         filters, spline_tolerance: of ``f_ij``, see :class:`molkern.models.Potential`. Splines end
             nine widths beyond the last centre, where the Gaussians are nothing but rounding; beyond
             that ``f_ij`` is the bias.
+        prediction: ``"energy"``, or for molecules ``"dipole_moment"`` or
+            ``"electronic_spatial_extent"``, as in :class:`molkern.models.SchNet`.
+        readout: ``"sum"`` of the atoms' energies, or their ``"mean"`` for a property that does not
+            grow with the system, which comes out as ``"energy"`` too.
 
     Raises:
         ValueError: a size below 1, a cutoff or width that is not positive and finite, centres that
-            do not ascend, or too few references.
+            do not ascend, too few references, an unknown prediction or readout, or the mean of
+            another prediction than an energy.
 
     >>> import torch, molkern
     >>> model = molkern.models.DTNN()
@@ -99,6 +105,8 @@ class DTNN(Potential):
         trainable_reference: bool = False,
         filters: str = "exact",
         spline_tolerance: float | None = None,
+        prediction: str = "energy",
+        readout: str = "sum",
     ):
         cutoff, width, first_center = float(cutoff), float(width), float(first_center)
         last_center = None if last_center is None else float(last_center)
@@ -140,6 +148,8 @@ class DTNN(Potential):
             last_layer: Any = self.head.layers[-1]
             nn.init.zeros_(last_layer.weight)
         self.reference = AtomicReference(scale, mean, reference, trainable=trainable_reference)
+        self.readout = Readout(prediction, readout=readout)
+        self.differentiated = prediction
 
     def list_cutoff(self, batch: AtomicBatch) -> float:
         """Beyond all pairs of systems that are not periodic; at least the cutoff.
@@ -166,8 +176,7 @@ class DTNN(Potential):
         x = self.embedding(structure.numbers)
         for _ in range(self.num_interactions):
             x = self.interaction(x, factors, structure.neighbors)
-        energies = self.reference(self.head(x), structure.numbers)
-        return {"energy": structure.sum_atoms(energies)}
+        return self.readout(self.reference(self.head(x), structure.numbers), structure)
 
     def filter_values(self, distances: Tensor) -> list[Tensor]:
         return [self.lin_distance(self.basis(distances).to(self.lin_distance.weight.dtype))]

@@ -27,8 +27,9 @@ class LeanSchNet(nn.Module):
     uses it by itself; make one to export it.
 
     Args:
-        model: with ``filters="spline"``, ``prediction="energy"`` and ``aggregation="sum"``. Its
-            parameters are shared; the tables are those of its weights now, until :meth:`refresh`.
+        model: with ``filters="spline"``, ``prediction="energy"``, ``aggregation="sum"`` and
+            ``readout="sum"``. Its parameters are shared; the tables are those of its weights now,
+            until :meth:`refresh`.
 
     Raises:
         ValueError: a model of another kind.
@@ -50,7 +51,7 @@ class LeanSchNet(nn.Module):
         if not self.serves(model):
             raise ValueError(
                 "the lean path is for a SchNet with filters='spline' that sums energies: set "
-                "model.filters = 'spline'; dipoles, extents and mean aggregation have none"
+                "model.filters = 'spline'; dipoles, extents and means have none"
             )
         self._source = [model]  # in a list, not to be a module of this one
         self._tables: list[Tensor] | None = None
@@ -62,6 +63,7 @@ class LeanSchNet(nn.Module):
         return (
             model.filters == "spline"
             and model.readout.prediction == "energy"
+            and model.readout.readout == "sum"
             and all(conv.aggregation == "sum" for conv in _convolutions(model))
         )
 

@@ -24,6 +24,7 @@ from ..nn.dispersion import BOHR, HARTREE, HARTREE_FOCK
 from ..nn.electrostatics import COULOMB_CONSTANT
 from ..nn.physnet import nonhierarchicality
 from ..ops._library import is_recorded
+from .checks import plain
 from .potential import Potential
 from .readout import Readout
 from .structure import Structure, largest_extent
@@ -53,6 +54,9 @@ class PhysNet(Potential):
     ``"dipole_moment"`` predicts ``{"dipole_moment": [B], "dipole": [B, 3]}`` about the centre of
     mass, of charges that add up to the total charge, and ``"electronic_spatial_extent"`` that of
     numbers per atom that are not corrected; both beside the charges and the penalty.
+
+    With ``readout="mean"`` the energy is the mean of the atomic energies, which are then those of
+    the network alone: for a property that does not grow with the system (an orbital's energy, say).
 
     Without ``lr_cut`` electrostatics and dispersion sum over all pairs of atoms; periodic systems
     need one. With the default arguments the model is that of the published code, but that
@@ -86,14 +90,19 @@ class PhysNet(Potential):
         dispersion_parameters: s6, s8, a1 and a2 to start from.
         trainable_dispersion: whether they are parameters.
         energy_scale, energy_shift, charge_scale, charge_shift: what scales and shifts start from, a
-            number or one for each atomic number, ``num_elements`` of them.
+            number or one for each atomic number, ``num_elements`` of them. Trainable, unlike the
+            other models' ``reference`` and ``mean``, in whose place goes their sum:
+            ``energy_shift=[e + mean for e in reference]``.
         coulomb_constant, bohr, hartree: in the units of energy and length.
         prediction: ``"energy"``, ``"dipole_moment"`` or ``"electronic_spatial_extent"``.
         filters, spline_tolerance: of the masks, see :class:`molkern.models.Potential`.
+        readout: ``"sum"`` over the atoms of a system, or ``"mean"``, which needs
+            ``use_electrostatics=False`` and no dispersion.
 
     Raises:
         ValueError: a size out of range, a cutoff that is not positive and finite, scales or shifts
-            of another length, or an unknown basis, cutoff function, activation or prediction.
+            of another length, an unknown basis, cutoff function, activation, prediction or readout,
+            or the mean of another prediction than an energy, or of long-range energies.
         ImportError: dispersion without the package tad-dftd3.
 
     >>> import torch, molkern
@@ -145,12 +154,13 @@ class PhysNet(Potential):
         prediction: str = "energy",
         filters: str = "exact",
         spline_tolerance: float | None = None,
+        readout: str = "sum",
     ):
         cutoff = float(cutoff)
         lr_cut = None if lr_cut is None else float(lr_cut)
         dispersion_parameters = [float(value) for value in dispersion_parameters]
-        energy_scale, energy_shift = _plain(energy_scale), _plain(energy_shift)
-        charge_scale, charge_shift = _plain(charge_scale), _plain(charge_shift)
+        energy_scale, energy_shift = plain(energy_scale), plain(energy_shift)
+        charge_scale, charge_shift = plain(charge_scale), plain(charge_shift)
         # Before any other variable: what locals() has here is what a saved model is rebuilt from
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
@@ -183,7 +193,7 @@ class PhysNet(Potential):
         self.scaling = ElementScaling(num_elements)
         self._set_scaling((energy_scale, charge_scale), (energy_shift, charge_shift))
         self.charge_correction = ChargeCorrection()
-        self.readout = Readout(prediction)
+        self.readout = Readout(prediction, readout=readout)
         self.differentiated = prediction
         self.electrostatics = self.dispersion = None
         if use_electrostatics and prediction == "energy":
@@ -274,7 +284,7 @@ class PhysNet(Potential):
                 energies = energies + self.dispersion(numbers, distances, structure.neighbors)
         moments = charges.unsqueeze(1) * structure.positions.double()
         return {
-            "energy": structure.sum_atoms(energies),
+            **self.readout(energies, structure),
             "atomic_energies": energies,
             "charges": charges,
             "dipole": structure.sum_atoms(moments),
@@ -339,11 +349,6 @@ class PhysNet(Potential):
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"
 
 
-def _plain(value: float | Sequence[float]) -> Any:
-    """A number, or a list of numbers, as JSON has them."""
-    return torch.as_tensor(value, dtype=torch.float64).tolist()
-
-
 def _check(config: dict[str, Any]) -> None:
     for name in ("hidden_channels", "num_basis", "num_interactions", "num_elements"):
         if config[name] < 1:
@@ -360,6 +365,12 @@ def _check(config: dict[str, Any]) -> None:
             )
     if config["lr_cut"] is not None and not 0 < config["lr_cut"] < math.inf:
         raise ValueError(f"lr_cut must be positive and finite, got {config['lr_cut']}")
+    for name in ("use_electrostatics", "use_dispersion"):
+        if config["readout"] == "mean" and config["prediction"] == "energy" and config[name]:
+            raise ValueError(
+                "readout='mean' averages learned energies of atoms, not long-range ones: pass "
+                f"{name}=False, got {config[name]}"
+            )
 
 
 def _radial_basis(config: dict[str, Any]) -> ExponentialBasis | GaussianBasis:

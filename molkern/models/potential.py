@@ -65,6 +65,11 @@ class Potential(nn.Module):
             raise ValueError(f"filters must be 'exact' or 'spline', got {value!r}")
         self.config["filters"] = value
 
+    @property
+    def num_targets(self) -> int:
+        """How many numbers are predicted for each system, 1 for most models."""
+        return int(self.config.get("num_targets", 1))
+
     def filter_values(self, distances: Tensor) -> list[Tensor]:
         """All filters of the model at distances ``[P]``, float64: a list of ``[P, F]``."""
         raise NotImplementedError(f"{type(self).__name__} has no filters that can be splines")
@@ -81,6 +86,15 @@ class Potential(nn.Module):
         """
         self._splines.constant(self)
         return self._splines.report(self)
+
+    def forget_splines(self) -> None:
+        """Drops the splines' tables and grid, which the next use makes from nothing.
+
+        The grid then depends on the present weights alone, not on those before: a training run
+        that does this where it is saved goes on from there to the bit. It is also what to do after
+        a change that torch does not tell of, through ``weight.data`` or NumPy.
+        """
+        self._splines.forget()
 
     def spline_filters(
         self, distances: Tensor, neighbors: NeighborList | None = None

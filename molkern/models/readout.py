@@ -12,10 +12,12 @@ from .structure import Structure
 
 #: Properties that a number per atom can be summed to.
 PREDICTIONS = ("energy", "dipole_moment", "electronic_spatial_extent")
+#: What becomes of the atoms' numbers: extensive properties are sums, intensive ones means.
+READOUTS = ("sum", "mean")
 
 
 class Readout(nn.Module):
-    """Sums a number per atom to the energy, the dipole moment or the electronic spatial extent.
+    """From a number per atom to the energy, the dipole moment or the electronic spatial extent.
 
     A model holds one as a submodule, calls it at the end of ``predict``, and sets
     ``self.differentiated = readout.prediction``, so that ``forces=True`` gives minus the gradient
@@ -24,17 +26,29 @@ class Readout(nn.Module):
     Args:
         prediction: ``"energy"``, ``"dipole_moment"`` or ``"electronic_spatial_extent"``.
         masses: for the last two, see :class:`molkern.nn.DipoleMoment`.
+        readout: ``"sum"`` over the atoms of a system, or their ``"mean"`` for an energy that does
+            not grow with the system (an orbital's, say).
 
     Raises:
-        ValueError: another prediction.
+        ValueError: another prediction or readout, or a mean of what is not an energy.
     """
 
-    def __init__(self, prediction: str = "energy", masses: Tensor | Sequence[float] | None = None):
+    def __init__(
+        self,
+        prediction: str = "energy",
+        masses: Tensor | Sequence[float] | None = None,
+        readout: str = "sum",
+    ):
         super().__init__()
         if prediction not in PREDICTIONS:
             allowed = ", ".join(repr(name) for name in PREDICTIONS)
             raise ValueError(f"prediction must be one of {allowed}, got {prediction!r}")
-        self.prediction = prediction
+        check_readout(readout)
+        if readout == "mean" and prediction != "energy":
+            raise ValueError(
+                f"readout='mean' is for prediction='energy', got {prediction!r}: use readout='sum'"
+            )
+        self.prediction, self.readout = prediction, readout
         self.layer: DipoleMoment | ElectronicSpatialExtent | None = None
         if prediction == "dipole_moment":
             self.layer = DipoleMoment(masses)
@@ -53,7 +67,8 @@ class Readout(nn.Module):
         """
         batch, positions = structure.batch, structure.positions
         if self.layer is None:
-            return {"energy": structure.sum_atoms(values)}
+            energy = structure.sum_atoms(values)
+            return {"energy": energy / structure.counts() if self.readout == "mean" else energy}
         if batch.pbc is not None and not is_recorded(batch.pbc) and bool(batch.pbc.any()):
             system = int(batch.pbc.any(1).nonzero()[0])
             raise ValueError(
@@ -64,3 +79,10 @@ class Readout(nn.Module):
             vector, magnitude = self.layer(values, batch, positions)
             return {"dipole_moment": magnitude, "dipole": vector, "charges": values}
         return {self.prediction: self.layer(values, batch, positions)}
+
+
+def check_readout(readout: str) -> None:
+    """Refuses, with a ValueError, readouts other than ``"sum"`` and ``"mean"``."""
+    if readout not in READOUTS:
+        choices = " or ".join(map(repr, READOUTS))
+        raise ValueError(f"readout must be {choices}, got {readout!r}")

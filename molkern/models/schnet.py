@@ -63,10 +63,13 @@ class SchNet(Potential):
         basis_cutoff_function: of the basis itself; by default ``"none"`` for the Gaussians and
             ``"cosine"`` for the exponential basis.
         filters, spline_tolerance: see :class:`molkern.models.Potential`.
+        readout: ``"sum"`` of the atoms' energies, or their ``"mean"`` for a property that does not
+            grow with the system, which comes out as ``"energy"`` too.
 
     Raises:
         ValueError: a size below 1, a cutoff that is not positive and finite, too few references,
-            or an unknown basis, cutoff function, activation, aggregation or prediction.
+            an unknown basis, cutoff function, activation, aggregation, prediction or readout, or
+            the mean of another prediction than an energy.
 
     >>> import torch, molkern
     >>> model = molkern.models.SchNet(hidden_channels=16, num_filters=16, num_interactions=2)
@@ -106,6 +109,7 @@ class SchNet(Potential):
         basis_cutoff_function: str | None = None,
         filters: str = "exact",
         spline_tolerance: float | None = None,
+        readout: str = "sum",
     ):
         cutoff, scale, mean = float(cutoff), float(scale), float(mean)
         head_hidden = None if head_hidden is None else list(head_hidden)
@@ -153,7 +157,7 @@ class SchNet(Potential):
             final_bias=head_bias,
         )
         self.reference = AtomicReference(scale, mean, reference, trainable=trainable_reference)
-        self.readout = Readout(prediction)
+        self.readout = Readout(prediction, readout=readout)
         self.differentiated = prediction
 
     @classmethod

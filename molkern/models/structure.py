@@ -46,6 +46,10 @@ class Structure:
             return segment_sum(values.unsqueeze(1), self.batch.system_ptr).squeeze(1)
         return segment_sum(values, self.batch.system_ptr)
 
+    def counts(self) -> Tensor:
+        """Numbers of atoms to divide sums by, ``[B]``, int32: 1 for a system without atoms."""
+        return self.batch.system_ptr.diff().clamp(min=1)
+
 
 def largest_extent(batch: AtomicBatch) -> float:
     """A length beyond every distance within a system that is not periodic; 0 if there is none."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,12 @@ class AtomicReference(Float64Module):
         reference: energy of each free atom by atomic number, ``[Z]``; None for zero. Numbers must
             be below Z, which is not checked: it would wait for the device.
         trainable: whether the references are parameters (as in PyTorch Geometric).
+        num_targets: None for one number per atom; T for T of them side by side, each with its own
+            scale and mean ``[T]``, or the same for all, and references ``[Z, T]`` (also ``[Z]``
+            for T = 1).
 
     Raises:
-        ValueError: a reference of another shape.
+        ValueError: a scale, mean or reference of another shape.
 
     >>> import torch, molkern
     >>> shift = molkern.nn.AtomicReference(mean=-1.0)
@@ -74,31 +78,55 @@ class AtomicReference(Float64Module):
 
     def __init__(
         self,
-        scale: float = 1.0,
-        mean: float = 0.0,
-        reference: Tensor | Sequence[float] | None = None,
+        scale: float | Sequence[float] = 1.0,
+        mean: float | Sequence[float] = 0.0,
+        reference: Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
         *,
         trainable: bool = False,
+        num_targets: int | None = None,
     ):
         super().__init__()
-        self.register_buffer("scale", torch.tensor(float(scale), dtype=torch.float64))
-        self.register_buffer("mean", torch.tensor(float(mean), dtype=torch.float64))
-        value = None if reference is None else torch.as_tensor(reference, dtype=torch.float64)
-        if value is not None and value.dim() != 1:
-            raise ValueError(f"reference must have shape [Z], got {list(value.shape)}")
+        for name, number in (("scale", scale), ("mean", mean)):
+            self.register_buffer(name, _per_target(name, number, num_targets))
+        value = None if reference is None else _reference(reference, num_targets)
         if trainable and value is not None:
-            self.reference = nn.Parameter(value.clone())
+            self.reference = nn.Parameter(value)
         else:
-            self.register_buffer("reference", None if value is None else value.clone())
+            self.register_buffer("reference", value)
 
     def forward(self, y: Tensor, numbers: Tensor) -> Tensor:
-        """y ``[N]``, numbers ``[N]`` → energies ``[N]``, float64."""
+        """y ``[N]`` or ``[N, T]``, numbers ``[N]`` → energies of y's shape, float64."""
         energies = y.double() * self.scale + self.mean
         return energies if self.reference is None else energies + self.reference[numbers]
 
     def extra_repr(self) -> str:
         found = self.reference
         return (
-            f"scale={float(self.scale):g}, mean={float(self.mean):g}, "
+            f"scale={_shown(self.scale)}, mean={_shown(self.mean)}, "
             f"reference={'none' if found is None else list(found.shape)}"
         )
+
+
+def _per_target(name: str, value: float | Sequence[float], num_targets: int | None) -> Tensor:
+    """A scale or mean, ``[]`` or ``[T]``, float64."""
+    made = torch.as_tensor(value, dtype=torch.float64).clone()
+    if made.dim() and (num_targets is None or made.shape != (num_targets,)):
+        needed = "be a number" if num_targets is None else f"be a number or [{num_targets}]"
+        raise ValueError(f"{name} must {needed}, got shape {list(made.shape)}")
+    return made
+
+
+def _reference(value: Tensor | Sequence[Any], num_targets: int | None) -> Tensor:
+    """References ``[Z]`` or ``[Z, T]``, float64."""
+    made = torch.as_tensor(value, dtype=torch.float64).clone()
+    if num_targets == 1 and made.dim() == 1:
+        made = made.unsqueeze(1)
+    fits = made.dim() == 1 if num_targets is None else made.shape[1:] == (num_targets,)
+    if not fits:
+        needed = "[Z]" if num_targets is None else f"[Z, {num_targets}]"
+        raise ValueError(f"reference must have shape {needed}, got {list(made.shape)}")
+    return made
+
+
+def _shown(value: Tensor) -> str:
+    return f"{float(value):g}" if value.dim() == 0 else str(list(value.shape))

@@ -367,6 +367,14 @@ class SplineTables:
         self._uses = 0
         #: What the model makes of the tables for inference, kept with them.
         self.lean: Any = None
+        #: How often :meth:`forget` was called, for what keeps the tables elsewhere.
+        self.forgotten = 0
+
+    def forget(self) -> None:
+        """Drops tables and grid: the next use makes them as for a new model of these weights."""
+        self._report = self._weights = self._tables = self.lean = None
+        self._uses = 0
+        self.forgotten += 1
 
     def __deepcopy__(self, memo: Any) -> SplineTables:
         return SplineTables(self.tolerance)
@@ -442,7 +450,8 @@ def _first(model: nn.Module) -> Tensor:
 class Fingerprint:
     """Tells whether a parameter or buffer of a module has changed or been replaced.
 
-    What is written past torch (through NumPy, say) or through ``weight.data`` is not seen.
+    What is written past torch (through NumPy, say) or through ``weight.data`` is not seen:
+    :meth:`molkern.models.Potential.forget_splines` tells a model of it.
     """
 
     def __init__(self, module: nn.Module):

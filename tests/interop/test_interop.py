@@ -95,9 +95,12 @@ def geometric_model(**options):
 
 
 @pytest.mark.parametrize("shifts", [False, True])
-@pytest.mark.parametrize("name", ["energy", "dipole_moment"])
-def test_pytorch_geometric(name, shifts):
-    options = {"dipole": name == "dipole_moment"}
+@pytest.mark.parametrize(
+    ("name", "readout"), [("energy", "add"), ("energy", "mean"), ("dipole_moment", "mean")]
+)
+def test_pytorch_geometric(name, readout, shifts):
+    """Dipoles are sums with any readout, there too."""
+    options = {"dipole": name == "dipole_moment", "readout": readout}
     if shifts:
         options |= {"mean": -0.5, "std": 2.0, "atomref": torch.randn(100, 1)}
     theirs, numbers, positions, system = geometric_model(**options)
@@ -236,8 +239,8 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="no model recognised"):
         load(tmp_path / "other.npz")
     geometric = pytest.importorskip("torch_geometric.nn")
-    with pytest.raises(ValueError, match="readout MeanAggregation"):
-        from_pyg(geometric.SchNet(readout="mean"))
+    with pytest.raises(ValueError, match=r"a sum or mean over atoms, .* readout MaxAggregation"):
+        from_pyg(geometric.SchNet(readout="max"))
     module = geometric.SchNet(dipole=True)
     module.scale = -1.0
     with pytest.raises(ValueError, match=r"dipoles of a positive scale, this one has -1.0"):

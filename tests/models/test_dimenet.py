@@ -236,6 +236,86 @@ def test_several_targets_and_mean_pooling(kind):
     torch.testing.assert_close(out["forces"], summed)
 
 
+def test_readouts_of_each_target(kind):
+    names = ("mean", "sum", "mean")
+    batch = molecules()
+    models = [small(kind, num_targets=3, readout=name) for name in (names, "sum", "mean")]
+    for model in models[1:]:
+        model.load_state_dict(models[0].state_dict())
+    mixed, total, mean = (model(batch, forces=True) for model in models)
+    assert models[0].config["readout"] == list(names)
+    expected = torch.stack([mean["property"][:, 0], total["property"][:, 1]], 1)
+    torch.testing.assert_close(mixed["property"][:, :2], expected)
+    torch.testing.assert_close(mixed["property"][:, 2], mean["property"][:, 2])
+    check_forces(models[0], batch, mixed)
+
+
+def check_forces(model, batch, out):
+    moving = batch.positions.clone().requires_grad_()
+    property_ = model(AtomicBatch(batch.numbers, moving, batch.batch))["property"]
+    (gradient,) = torch.autograd.grad(property_.sum(), moving)
+    torch.testing.assert_close(out["forces"], -gradient)
+    assert gradient.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+@pytest.mark.parametrize("readout", ["sum", "mean"])
+def test_scale_mean_and_reference(kind, targets, readout, tmp_path):
+    """Of each atom, in float64: values far larger than float32 can resolve differences of."""
+    scale, mean = torch.rand(targets).double() + 0.5, 1e5 * torch.rand(targets).double()
+    reference = 1e6 * torch.rand(20, targets, dtype=torch.float64)
+    options = {"num_targets": targets, "readout": readout, "num_elements": 20}
+    plain = small(kind, **options).float()
+    given = {"scale": scale, "mean": mean, "reference": reference}
+    if targets == 1:  # plain numbers
+        given = {"scale": float(scale), "mean": float(mean), "reference": reference[:, 0]}
+    model = small(kind, **options, **given).float()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    batch = molecules().to(dtype=torch.float32)
+    shifts = (
+        (mean + reference)[batch.numbers, :] if targets > 1 else mean + reference[batch.numbers]
+    )
+    shift = torch.zeros(batch.num_systems, targets, dtype=torch.float64)
+    shift.index_add_(0, batch.batch, shifts)
+    if readout == "mean":
+        shift /= batch.batch.bincount().unsqueeze(1)
+    out, bare = model(batch, forces=True), plain(batch)["property"]
+    torch.testing.assert_close(out["property"], scale * bare + shift, rtol=1e-14, atol=1e-8)
+    check_forces(model, batch, out)
+    model.save(tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors")
+    assert loaded.config == model.config == json.loads(json.dumps(model.config))
+    assert torch.equal(loaded(batch)["property"], out["property"])
+    assert loaded.double().float().reference.reference.dtype == torch.float64
+
+
+def test_gradients_of_scaled_targets(kind):
+    options = {"scale": [2.0, 0.5], "mean": [1.0, 0.0], "readout": ["sum", "mean"]}
+    model, batch = small(kind, num_targets=2, **options), molecules()
+
+    def properties(positions):
+        return model(AtomicBatch(batch.numbers, positions, batch.batch))["property"]
+
+    moving = batch.positions.clone().requires_grad_()
+    assert torch.autograd.gradcheck(properties, moving, atol=1e-5)
+    model.train()
+    model(batch, forces=True)["forces"].square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_files_from_before_there_were_scales(kind, tmp_path):
+    """Their configuration and tensors know nothing of them."""
+    model, batch = small(kind, num_targets=2), molecules()
+    neutral = small(kind, num_targets=2, scale=[1, 1], mean=[0, 0.0])
+    assert neutral.state_dict().keys() == model.state_dict().keys()
+    assert not any("reference" in key or "averaged" in key for key in model.state_dict())
+    out = model(batch)["property"]
+    for name in ("scale", "mean", "reference"):
+        del model.config[name]
+    model.save(tmp_path / "model.safetensors")
+    assert torch.equal(load(tmp_path / "model.safetensors")(batch)["property"], out)
+
+
 def test_properties_are_sums_in_float64(kind):
     model = small(kind).float()
     positions = 100.0 * torch.arange(3.0 * 1000).reshape(1000, 3)
@@ -500,6 +580,15 @@ def test_wrong_input(kind):
         ({"num_elements": 0}, "num_elements must be at least 1, got 0"),
         ({"num_before_skip": -1}, "num_before_skip must be at least 0, got -1"),
         ({"num_output_layers": -1}, "num_output_layers must be at least 0, got -1"),
+        ({"readout": ["sum", "mean"]}, "readout has 2 entries, but num_targets is 1"),
+        ({"readout": ["max"]}, "readout must be 'sum' or 'mean', got 'max'"),
+        ({"num_targets": 2, "scale": [1.0]}, r"scale must be a number or \[2\], got shape \[1\]"),
+        ({"mean": [0.0, 1.0]}, r"mean must be a number or \[1\], got shape \[2\]"),
+        ({"reference": [0.0, -13.6]}, "reference has 2 energies, but num_elements is 95"),
+        (
+            {"num_targets": 2, "reference": [0.0] * 95},
+            r"reference must have shape \[Z, 2\], got \[95\]",
+        ),
     ],
 )
 def test_wrong_constructor_arguments(kind, options, message):

@@ -94,6 +94,9 @@ def test_errors_are_those_of_the_model():
         LeanSchNet(small(filters="exact"))
     with pytest.raises(ValueError, match="filters='spline'"):
         LeanSchNet(small(aggregation="mean"))
+    with pytest.raises(ValueError, match="filters='spline'"):
+        LeanSchNet(small(readout="mean"))
+    assert small(readout="mean").lean() is None
 
 
 def arguments_of(model, batch):

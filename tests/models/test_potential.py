@@ -84,3 +84,8 @@ def test_a_graph_of_ones_own_for_a_batch(model, crystal):
     out = model(two, forces=True, neighbors=given)
     torch.testing.assert_close(out["energy"], expected["energy"])
     torch.testing.assert_close(out["forces"], expected["forces"])
+
+
+def test_number_of_targets(model):
+    assert model.num_targets == 1
+    assert molkern.models.DimeNet(8, num_targets=3, num_blocks=1).num_targets == 3

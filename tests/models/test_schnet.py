@@ -337,6 +337,7 @@ def test_configuration_is_plain():
         ("basis_cutoff_function", None),
         ("filters", "exact"),
         ("spline_tolerance", None),
+        ("readout", "sum"),
     ]
     assert json.loads(json.dumps(model.config)) == model.config
 

@@ -250,3 +250,46 @@ def test_a_longer_list_makes_no_difference(crystal):
         short = model(batch, forces=True)
         long = model(batch, forces=True, neighbors=batch.neighbors(CUTOFF + 1.0))
         torch.testing.assert_close(short["forces"], long["forces"], rtol=1e-10, atol=1e-12)
+
+
+def scaled(model, factor):
+    """Its filters under a factor, as of weights that have changed long since."""
+    with torch.no_grad():
+        for parameter in model.interactions[0].filter_network.parameters():
+            parameter.mul_(factor)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_forgotten_splines_depend_on_present_weights_alone(training):
+    model = SchNet(16, 16, 1, 20, cutoff=CUTOFF, filters="spline").double().train(training)
+    scaled(model, 16.0)
+    batch = molecules()
+    model(batch, forces=True)
+    before = model.spline_report()
+    scaled(model, 1 / 16)
+    fresh = copy.deepcopy(model)
+    expected = fresh(batch, forces=True)
+    if not training:  # the search goes on from the grid of other weights
+        assert model.spline_report().grid == before.grid
+    assert fresh.spline_report().grid != before.grid
+    model.forget_splines()
+    out = model(batch, forces=True)
+    assert model.spline_report() == fresh.spline_report()
+    for name in ("energy", "forces"):
+        assert torch.equal(out[name], expected[name]), name
+
+
+def test_weights_changed_past_torch_are_seen_after_forgetting():
+    model = SchNet(16, 16, 1, 8, cutoff=CUTOFF, filters="spline").double().eval()
+    batch = molecules()
+    model(batch, forces=True)
+    evaluator = molkern.md.Evaluator(model, batch)
+    evaluator(batch.positions)
+    for parameter in model.interactions[0].filter_network.parameters():
+        parameter.data.mul_(1.5)
+    exact, stale = both(model, batch, forces=True)
+    assert relative(stale["forces"], exact["forces"]) > 1e-3
+    model.forget_splines()
+    exact, renewed = both(model, batch, forces=True)
+    assert relative(renewed["forces"], exact["forces"]) < 1e-6
+    assert relative(evaluator(batch.positions)["forces"], exact["forces"]) < 1e-6

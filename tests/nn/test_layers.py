@@ -58,6 +58,20 @@ def test_reference_energies():
     assert shift(torch.ones(2), numbers).tolist() == [2 - 1 - 13.6, 1.0]
     with pytest.raises(ValueError, match=r"reference must have shape \[Z\], got \[2, 1\]"):
         AtomicReference(reference=torch.zeros(2, 1))
+    with pytest.raises(ValueError, match=r"scale must be a number, got shape \[2\]"):
+        AtomicReference(scale=[1.0, 2.0])
+
+
+def test_references_of_several_targets():
+    shift = AtomicReference([2.0, 1.0], -1.0, [[0.0, 5.0], [-13.6, 6.0]], num_targets=2)
+    y = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert shift(y, torch.tensor([1, 0])).tolist() == [[2 - 1 - 13.6, 7.0], [5.0, 8.0]]
+    assert "scale=[2], mean=-1, reference=[2, 2]" in repr(shift)
+    one = AtomicReference(reference=[0.0, -13.6], num_targets=1, trainable=True)
+    assert one.reference.shape == (2, 1)
+    assert one(y[:, :1], torch.tensor([1, 0])).shape == (2, 1)
+    with pytest.raises(ValueError, match=r"reference must have shape \[Z, 2\], got \[3\]"):
+        AtomicReference(reference=torch.zeros(3), num_targets=2)
 
 
 def interaction(**options):
