@@ -260,8 +260,8 @@ def train(
         )
 
 
-@app.command()
-def test(
+@app.command("test")
+def score(
     run: RunFolder,
     part: Annotated[str, typer.Option(help="train, validation or test")] = "test",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
@@ -270,7 +270,7 @@ def test(
     from .training import command
 
     with _errors_in_one_line():
-        command.test(run, part, device, typer.echo)
+        command.score(run, part, device, typer.echo)
 
 
 @app.command()

@@ -47,6 +47,8 @@ class PhysNet(Potential):
       ``Σ q_i r_i`` of the positions as given (for ions it depends on the origin),
     - ``"nonhierarchicality"``, the penalty of the paper: a scalar to add to a training loss, with
       0.01 there. It is not part of the energy.
+    - ``"charge_error"`` ``[B]``, by how much the charges missed the total before they were
+      corrected, which the paper trains to be small.
 
     All but the penalty are float64, also in a model of float32.
 
@@ -271,6 +273,7 @@ class PhysNet(Potential):
         if self.readout.prediction == "electronic_spatial_extent":
             extent = self.readout(charges, structure)
             return {**extent, "charges": charges, "nonhierarchicality": penalty}
+        excess = structure.sum_atoms(charges) - total_charge
         charges = self.charge_correction(charges, total_charge, structure.batch.system_ptr)
         if self.readout.prediction == "dipole_moment":
             return {**self.readout(charges, structure), "nonhierarchicality": penalty}
@@ -289,6 +292,7 @@ class PhysNet(Potential):
             "charges": charges,
             "dipole": structure.sum_atoms(moments),
             "nonhierarchicality": penalty,
+            "charge_error": excess,
         }
 
     def filter_values(self, distances: Tensor) -> list[Tensor]:

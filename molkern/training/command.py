@@ -53,7 +53,7 @@ def train(
         return
     say(f"the best model is {folder / 'best.safetensors'}")
     if len(run.load_split(folder / run.SPLIT, None)["test"]):
-        results.test(folder, "test", say=say)
+        results.score(folder, "test", say=say)
 
 
 def _places(config: str, out: Path | None, resume: bool) -> tuple[Path, str]:
@@ -67,12 +67,12 @@ def _places(config: str, out: Path | None, resume: bool) -> tuple[Path, str]:
     return Path(Path(config).stem) if out is None else out, config
 
 
-def test(run: Path, part: str, device: str, say: Say) -> None:
+def score(run: Path, part: str, device: str, say: Say) -> None:
     """Errors of a run on a part of its data."""
     require("train", *PACKAGES)
     from . import results
 
-    results.test(run, part, _device(device), say=say)
+    results.score(run, part, _device(device), say=say)
 
 
 def predict(run: Path, structures: Path, out: Path, device: str, batch_size: int, say: Say) -> None:

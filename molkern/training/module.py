@@ -74,10 +74,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._losses.clear()
-        if self.model.filters == "spline":
-            # The grid is measured at each interval's start, so that it does not depend on what
-            # was before: a run that goes on from here has the same
-            self.model.forget_splines()
+        _measure_anew(self.model)
 
     def on_train_batch_end(self, *_args: Any) -> None:
         if self.averaged is None:
@@ -91,7 +88,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._sums, self._systems = None, 0
-        self.best.eval()
+        _measure_anew(self.best)
 
     def validation_step(self, batch: tuple[Sample, Share], _index: int) -> None:
         sample, share = batch
@@ -150,6 +147,12 @@ class TrainingModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         if self.plateau is not None and self._plateau_state is not None:
             self.plateau.load_state_dict(self._plateau_state)
+
+
+def _measure_anew(model: Potential) -> None:
+    """The grid of splines depends on what was before, which a run that goes on does not know."""
+    if model.filters == "spline":
+        model.forget_splines()
 
 
 class _Systems(TorchDataset):  # type: ignore[type-arg]

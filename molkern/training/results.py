@@ -108,7 +108,7 @@ def errors_of(predicted: Array, true: Array) -> dict[str, float]:
     )
 
 
-def test(
+def score(
     folder: Path,
     part: str = "test",
     device: torch.device | str = "cpu",
@@ -153,7 +153,7 @@ def test(
     report = dict(part=part, systems=len(members), units=units, errors=errors)
     (folder / f"{part}.json").write_text(json.dumps(report, indent=1) + "\n")
     arrays = {f"{name}_{kind}": pair[k] for name, pair in found.items() for k, kind in _KINDS}
-    np.savez(folder / f"{part}.npz", ids=_ids(data, members), **arrays)
+    np.savez(folder / f"{part}.npz", ids=_ids(data, members), **arrays)  # type: ignore[arg-type]
     draw(run, found, units, part)
     return errors
 

@@ -314,6 +314,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            # Errors are the same in all processes: they are sums over all of them
+            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
             yield
     finally:
         logger.setLevel(level)
