@@ -87,7 +87,7 @@ def _atomwise(output_modules: Any) -> tuple[int, Any]:
     index, atomwise = found[0]
     if atomwise.aggregation_mode != "sum":
         raise ValueError(
-            f"Atomwise with aggregation_mode {atomwise.aggregation_mode!r} has no counterpart; "
+            f"Atomwise with aggregation_mode {atomwise.aggregation_mode!r} is not converted; "
             "'sum' is needed"
         )
     if atomwise.n_out != 1:

@@ -224,7 +224,7 @@ REFUSALS = {
     r"an electronic embedding .*Linear\) has no counterpart": lambda spk: potential(
         spk, electronic_embeddings=[torch.nn.Linear(2, 2)]
     ),
-    r"aggregation_mode 'avg' has no counterpart": lambda spk: potential(
+    r"aggregation_mode 'avg' is not converted": lambda spk: potential(
         spk, head={"aggregation_mode": "avg"}
     ),
     r"Atomwise with 2 outputs": lambda spk: potential(spk, head={"n_out": 2}),
