@@ -1,6 +1,21 @@
-"""Data sets in memory, what is shipped with the package, and readers of common files."""
+"""Data sets in memory, readers of common files, and what is shipped with the package."""
 
 from .dataset import Dataset, Sample
+from .frames import load_ase, load_npz
+from .loading import load_dataset, open_dataset, save_dataset
+from .qm9 import load_qm9
 from .shipped import Frames, ethanol_frames, ethanol_model
 
-__all__ = ["Dataset", "Frames", "Sample", "ethanol_frames", "ethanol_model"]
+__all__ = [
+    "Dataset",
+    "Frames",
+    "Sample",
+    "ethanol_frames",
+    "ethanol_model",
+    "load_ase",
+    "load_dataset",
+    "load_npz",
+    "load_qm9",
+    "open_dataset",
+    "save_dataset",
+]

@@ -77,9 +77,12 @@ class TrainingModule(pl.LightningModule):
         _measure_anew(self.model)
 
     def on_train_batch_end(self, *_args: Any) -> None:
+        self.follow(self.trainer.global_step)
+
+    def follow(self, step: int) -> None:
+        """Moves the average towards the weights after a step."""
         if self.averaged is None:
             return
-        step = self.trainer.global_step
         decay = min(self.config.training.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(

@@ -1,0 +1,198 @@
+"""Data sets by path and format; what takes long to read is kept, memory-mapped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .dataset import Dataset
+from .frames import load_ase, load_npz
+from .qm9 import load_qm9
+from .reading import sha256_of
+
+FORMATS = ("auto", "qm9", "npz", "ase", "molkern", "ethanol")
+META = "meta.json"
+#: Raised where the way a reader understands files changes, so that nothing old is found.
+VERSION = 1
+
+
+def load_dataset(
+    path: str | Path | None = None,
+    *,
+    format: str = "auto",
+    energy_unit: str = "eV",
+    sha256: str | None = None,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> Dataset:
+    """A data set, by the format of its file.
+
+    Args:
+        path: the file or folder; may be None for ``"qm9"`` (the package qm9pack) and is not used
+            for ``"ethanol"`` (the shipped frames).
+        format: ``"qm9"`` (:func:`load_qm9`), ``"npz"`` (:func:`load_npz`), ``"ase"``
+            (:func:`load_ase`), ``"molkern"`` (:func:`open_dataset`), ``"ethanol"``, or ``"auto"``:
+            by the look of the file.
+        energy_unit: of an npz that does not say.
+        sha256: what the file's checksum must be.
+        cache: where data are kept that take long to read; by default ``MOLKERN_CACHE`` of the
+            environment, or ``molkern`` in the user's cache folder.
+        progress: whether progress bars are shown.
+
+    Raises:
+        ValueError: a file that is not there, damaged, or not the one that is wanted.
+
+    >>> from molkern.data import load_dataset
+    >>> len(load_dataset(format="ethanol"))
+    2000
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if format == "ethanol":
+        return _ethanol()
+    if path is None:
+        if format != "qm9":
+            raise ValueError("data.path is missing: say where the data are")
+        return _kept(None, "qm9", lambda: load_qm9(None, progress), cache)
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} is not there: check data.path")
+    if sha256 is not None and (found := sha256_of(path)) != sha256.lower():
+        raise ValueError(
+            f"{path} has SHA-256 {found}, not {sha256}: it is damaged or another file; fetch it "
+            "again, or leave data.sha256 out"
+        )
+    if format == "auto":
+        format = _guess(path)
+    if format == "molkern":
+        return open_dataset(path)
+    if format == "npz":
+        return load_npz(path, energy_unit)
+    if format == "ase":
+        return _kept(path, "ase", lambda: load_ase(path, progress), cache)
+    if path.suffix == ".npz":
+        return load_qm9(path, progress)
+    return _kept(path, "qm9", lambda: load_qm9(path, progress), cache)
+
+
+def _guess(path: Path) -> str:
+    if path.is_dir():
+        return "molkern" if (path / META).exists() else "qm9"
+    if path.suffix == ".npz":
+        with suppress(Exception), np.load(path) as content:
+            if "id" in content.files and "N" in content.files:
+                return "qm9"
+        return "npz"
+    return "qm9" if ".tar" in path.name or path.suffix in (".bz2", ".tgz") else "ase"
+
+
+def _ethanol() -> Dataset:
+    with as_file(files("molkern.data") / "ethanol_gfn2_500K.npz") as path:
+        data = load_npz(path)
+    data.name = "ethanol"
+    return data
+
+
+def _kept(
+    path: Path | None, format: str, read: Callable[[], Dataset], cache: str | Path | None
+) -> Dataset:
+    """What was read from the same file before, or else what is read now."""
+    key = "qm9pack" if path is None else sha256_of(path)[:32]
+    folder = _cache_folder(cache) / f"{format}-{VERSION}-{key}"
+    if folder.exists():
+        try:
+            return open_dataset(folder)
+        except ValueError:  # damaged: read it again
+            shutil.rmtree(folder, ignore_errors=True)
+    data = read()
+    with suppress(OSError):  # no room or no right to write: then without
+        save_dataset(data, folder)
+        return open_dataset(folder, verify=False)
+    return data
+
+
+def _cache_folder(cache: str | Path | None) -> Path:
+    if cache is not None:
+        return Path(cache)
+    if own := os.environ.get("MOLKERN_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "molkern"
+
+
+def save_dataset(data: Dataset, folder: str | Path) -> None:
+    """Writes a data set as a folder that :func:`open_dataset` maps into memory.
+
+    Raises:
+        OSError: the folder cannot be written; there is nothing then.
+        ValueError: there is something at that place.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists: choose another place, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        arrays = {"numbers": data.numbers, "positions": data.positions, "ptr": data.ptr}
+        arrays |= {k: v for k in ("cell", "pbc", "ids") if (v := getattr(data, k)) is not None}
+        arrays |= {f"properties.{k}": v for k, v in data.properties.items()}
+        arrays |= {f"reference.{k}": v for k, v in data.reference.items()}
+        sums = {}
+        for number, (name, values) in enumerate(arrays.items()):
+            file = part / f"{number}.npy"
+            np.save(file, np.ascontiguousarray(values))
+            sums[name] = [file.name, sha256_of(file)]
+        meta = dict(version=VERSION, name=data.name, units=dict(data.units), arrays=sums)
+        (part / META).write_text(json.dumps(meta, indent=1))
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def open_dataset(folder: str | Path, verify: bool = True) -> Dataset:
+    """Maps a folder that :func:`save_dataset` wrote into memory.
+
+    Args:
+        folder: its path.
+        verify: whether the checksums of the arrays are looked at, which reads them once.
+
+    Raises:
+        ValueError: no such folder, or a file that is damaged or gone.
+    """
+    folder = Path(folder)
+    try:
+        meta = json.loads((folder / META).read_text())
+        names = meta["arrays"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} holds no data set of molkern's ({error})") from error
+    arrays: dict[str, Any] = {}
+    for name, (file, wanted) in names.items():
+        path = folder / file
+        if not path.is_file() or (verify and sha256_of(path) != wanted):
+            raise ValueError(f"{path} is damaged or gone: remove {folder}, and make it again")
+        arrays[name] = np.load(path, mmap_mode="r")
+    return Dataset(
+        numbers=arrays["numbers"],
+        positions=arrays["positions"],
+        ptr=np.asarray(arrays["ptr"]),
+        properties=_under("properties.", arrays),
+        units=meta["units"],
+        cell=arrays.get("cell"),
+        pbc=arrays.get("pbc"),
+        ids=arrays.get("ids"),
+        reference=_under("reference.", arrays),
+        name=meta["name"],
+    )
+
+
+def _under(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

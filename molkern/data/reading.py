@@ -1,0 +1,59 @@
+"""What readers of files share: clear errors, checksums, progress."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Item = TypeVar("Item")
+
+
+def arrays_of(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an npz, whose own checksums are looked at.
+
+    Raises:
+        ValueError: a file that is not there, is damaged, or is no npz.
+    """
+    try:
+        with np.load(path) as content:
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one array without a name")
+            return {name: content[name] for name in content.files}
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is not there: check data.path") from error
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged or no npz ({reason}): fetch it again") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, or of all files in a folder with their names."""
+    found = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if not file.is_file():
+            continue
+        if path.is_dir():
+            found.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                found.update(chunk)
+    return found.hexdigest()
+
+
+def progress_over(items: Iterable[Item], what: str, unit: str, shown: bool) -> Iterator[Item]:
+    """With a progress bar, where tqdm is there and somebody looks."""
+    if shown:
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            pass
+        else:
+            items = tqdm(items, desc=what, unit=unit, disable=None, leave=False)
+    yield from items
