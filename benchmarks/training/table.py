@@ -73,7 +73,7 @@ def rows() -> list[Row]:
         Row("dtnn-U0", "dtnn-qm9-small"),
         Row("physnet-homo", "physnet-qm9-small", (*MEAN, "model.use_electrostatics=false")),
         Row("dtnn-homo", "dtnn-qm9-small", MEAN),
-        Row("dtnn-mu", "dtnn-qm9-small", MOMENT),
+        Row("dtnn-mu", "dtnn-qm9-small", (*MOMENT, "model.zero_start=false")),
     ]
     return found
 

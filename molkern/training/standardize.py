@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..data import Dataset
@@ -125,6 +127,8 @@ def build_model(config: Config, labels: Labels, found: list[Standard]) -> Potent
     name = arguments.pop("name")
     if labels.scaled:
         arguments |= _arguments(name, arguments, found)
+    if labels.output == "dipole_moment" or "mu" in labels.beside:
+        arguments = _with_charges(name, arguments)
     if name.startswith("DimeNet"):
         arguments["num_targets"] = len(labels.main)
     try:
@@ -148,14 +152,25 @@ def _arguments(name: str, arguments: dict[str, Any], found: list[Standard]) -> d
         return dict(
             scale=[item.scale for item in found],
             mean=[item.mean for item in found],
-            reference=None if all(r is None for r in references) else filled,
+            reference=None if all(r is None for r in references) else np.array(filled).T.tolist(),
         )
     return dict(scale=found[0].scale, mean=found[0].mean, reference=references[0])
 
 
-def _default_size(name: str) -> int:
-    import inspect
+def _with_charges(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Charges that do not start at zero, where the length of the dipole has no gradient."""
+    if name == "DTNN" and arguments.get("zero_start", True):
+        raise ValueError(
+            "model.zero_start: charges that are zero give the length of a dipole no gradient to "
+            "begin with: set it to false"
+        )
+    if name == "PhysNet" and "charge_shift" not in arguments:
+        size = arguments.get("num_elements") or _default_size(name)
+        return {**arguments, "charge_shift": (0.1 * torch.randn(size)).tolist()}
+    return arguments
 
+
+def _default_size(name: str) -> int:
     return int(inspect.signature(MODELS[name]).parameters["num_elements"].default)
 
 
