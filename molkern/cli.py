@@ -297,3 +297,41 @@ def configs(
 
     with _errors_in_one_line():
         command.configs(name, typer.echo)
+
+
+plot = typer.Typer(no_args_is_help=True, help="Pictures of what a model has learned.")
+app.add_typer(plot, name="plot")
+Source = Annotated[str, typer.Argument(help="a run's folder, a model's file, or 'ethanol'")]
+
+
+@plot.command()
+def filters(
+    model: Source,
+    cell: Annotated[
+        float | None, typer.Option(help="edge of a cubic cell, Å: pictures with images too")
+    ] = None,
+    block: Annotated[int | None, typer.Option(min=0, help="of the model; by default all")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="of filters")] = None,
+    out: Annotated[Path, typer.Option(help="the picture")] = Path("filters.png"),
+) -> None:
+    """Learned filters by distance, and as cuts through a plane around an atom."""
+    from .training import command
+
+    with _errors_in_one_line():
+        command.draw_filters(model, out, cell, block, count, typer.echo)
+
+
+@plot.command()
+def basis(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="a run's folder, a model's file, or 'ethanol'; else all models' bases"),
+    ] = None,
+    cutoff: Annotated[float, typer.Option(help="Å, where no model is given")] = 5.0,
+    out: Annotated[Path, typer.Option(help="the picture")] = Path("basis.png"),
+) -> None:
+    """Radial and spherical bases."""
+    from .training import command
+
+    with _errors_in_one_line():
+        command.draw_basis(model, out, cutoff, typer.echo)

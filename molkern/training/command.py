@@ -7,7 +7,10 @@ from pathlib import Path
 
 import torch
 
+from ..data import ethanol_model
 from ..md.extras import require
+from ..md.source import SHIPPED
+from ..models import Potential, load
 
 Say = Callable[[str], None]
 PACKAGES = ("pytorch_lightning", "yaml", "pydantic", "matplotlib", "tqdm", "ase")
@@ -101,3 +104,41 @@ def configs(show: str | None, say: Say) -> None:
     for name, path in shipped_configs().items():
         first = path.read_text().splitlines()[0].removeprefix("#").strip()
         say(f"{name:28} {first}")
+
+
+def draw_filters(
+    source: str, out: Path, cell: float | None, block: int | None, count: int | None, say: Say
+) -> None:
+    """A picture of a model's filters."""
+    from ..plots import draw_filters as draw
+
+    draw(_model(source), out, periodic_cell=cell, block=block, count=count)
+    say(str(out))
+
+
+def draw_basis(source: str | None, out: Path, cutoff: float, say: Say) -> None:
+    """A picture of a model's bases, or of those of all models."""
+    from ..plots import draw_basis as draw
+
+    if source is None:
+        draw(out, cutoff=cutoff)
+    else:
+        draw(out, _model(source))
+    say(str(out))
+
+
+def _model(source: str) -> Potential:
+    """A run's best model, a file, or the shipped one."""
+    folder = Path(source)
+    if folder.is_dir():
+        require("train", *PACKAGES)
+        from .results import Run
+
+        return Run.open(folder).model()
+    if source == SHIPPED:
+        return ethanol_model()
+    if not folder.is_file():
+        raise ValueError(
+            f"{source} is not there: give a run's folder, a model's file, or 'ethanol'"
+        )
+    return load(folder)

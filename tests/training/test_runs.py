@@ -1,0 +1,215 @@
+"""Runs: what they leave behind, and that they go on as if nothing had happened."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from molkern.data import load_dataset
+from molkern.models import load
+from molkern.training import results, run
+from molkern.training.records import BEST, LAST, METRICS
+from molkern.training.schedules import make_optimizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(config, folder, **options):
+    return run.train(config, folder, progress=False, device="cpu", say=lambda _: None, **options)
+
+
+def table(folder):
+    """The metrics without times."""
+    with (folder / METRICS).open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k != "minutes"} for row in rows]
+
+
+def command(config, folder, *options, **environment):
+    """``molkern train`` as a process of its own."""
+    path = folder.with_suffix(".yaml")
+    path.write_text(config.dump())
+    line = [sys.executable, "-m", "molkern", "train", str(path), "--out", str(folder)]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *PATHS]), **environment}
+    return [*line, "--device", "cpu", "--threads", "1", *options], variables
+
+
+PATHS = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+
+
+def test_a_run_leaves_everything_behind(tiny, tmp_path):
+    config, folder = tiny(), tmp_path / "run"
+    model = train(config, folder)
+    assert [row["step"] for row in table(folder)] == ["3", "6", "9", "12"]
+    assert float(table(folder)[-1]["passes"]) == pytest.approx(12 * 8 / 40)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["training"]["steps"] == 12
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["elements"] == [1, 6, 8]
+    kept = load(folder / BEST)
+    batch = load_dataset(format="ethanol").collate([0, 1]).batch
+    assert torch.equal(kept(batch)["energy"], model(batch)["energy"])
+    errors = results.score(folder, "validation", progress=False, say=lambda _: None)
+    best = min(table(folder), key=lambda row: float(row["val_loss"]))
+    assert errors["forces"]["mae"] == pytest.approx(float(best["val_forces_mae"]), rel=1e-5)
+
+
+def test_training_learns(tiny, tmp_path):
+    config = tiny(training__steps=150, training__validate_every=50)
+    train(config, tmp_path / "run")
+    first, *_, last = (float(row["val_forces_mae"]) for row in table(tmp_path / "run"))
+    constant = np.abs(load_dataset(format="ethanol").properties["forces"]).mean()
+    assert last < first
+    assert last < 0.6 * constant
+
+
+def test_the_same_run_twice(tiny, tmp_path):
+    for name in ("a", "b"):
+        train(tiny(model__filters="spline"), tmp_path / name)
+    assert table(tmp_path / "a") == table(tmp_path / "b")
+    assert (tmp_path / "a" / BEST).read_bytes() == (tmp_path / "b" / BEST).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(model__filters="spline"),
+        dict(schedule=dict(name="plateau", patience=0), training__early_stopping=3),
+    ],
+    ids=["splines", "plateau"],
+)
+def test_killed_runs_go_on_bit_for_bit(tiny, tmp_path, changes):
+    config = tiny(**{**changes, "training__steps": 60})
+    train(config, tmp_path / "whole")
+    line, environment = command(config, tmp_path / "killed", "--resume")
+    process = subprocess.Popen(
+        line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = tmp_path / "killed" / METRICS
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 4):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with metrics.open("a") as file:  # as if it had been killed in the middle of a row
+        file.write("99,0.1,")
+    train(config, tmp_path / "killed", resume=True)
+    assert table(tmp_path / "killed") == table(tmp_path / "whole")
+    assert (tmp_path / "killed" / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()
+
+
+def test_two_processes_train_like_one(tiny, tmp_path):
+    config = tiny(training__validation_batch_size=5)
+    train(config, tmp_path / "one")
+    line, environment = command(config, tmp_path / "two", "--devices", "2")
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = table(tmp_path / "one"), table(tmp_path / "two")
+    assert len(one) == len(two) == 4
+    for expected, found in zip(one, two, strict=True):
+        for name, value in expected.items():
+            assert float(found[name]) == pytest.approx(float(value), rel=1e-4), name
+
+
+def test_batches_that_processes_cannot_share(tiny, tmp_path):
+    with pytest.raises(ValueError, match="is not a multiple of the 3 processes"):
+        train(tiny(), tmp_path / "run", devices=3)
+
+
+def test_folders_that_are_there(tiny, tmp_path):
+    config, folder = tiny(training__steps=3), tmp_path / "run"
+    train(config, folder)
+    with pytest.raises(ValueError, match="holds a run: go on with --resume"):
+        train(config, folder)
+    with pytest.raises(ValueError, match=r"with model.cutoff: 4.0, which cannot go on with 3.0"):
+        train(tiny(training__steps=3, model__cutoff=3.0), folder, resume=True)
+    train(tiny(training__steps=3, model__cutoff=3.0), folder, restart=True)
+    assert load(folder / BEST).cutoff == 3.0
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="with other files"):
+        train(config, tmp_path / "other")
+    assert not (tmp_path / "other" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(objective=dict(gap={})), "has no such label"),
+        (dict(model__num_elements=8), "leaves out element 8"),
+        (dict(model__basis="splines"), "model: basis must be"),
+        (dict(data__split=dict(train=3000, validation=1)), "more than the 2,000 systems"),
+        (dict(training__batch_size=41), "more than the 40 systems"),
+        (dict(data__path="none.npz", data__format="npz"), "is not there"),
+        (dict(data__path="$NOT_SET/x.npz", data__format="npz"), "variable of the environment"),
+    ],
+)
+def test_nothing_is_begun_that_cannot_be_done(tiny, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(tiny(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("precision", ["64", "bf16-mixed"])
+def test_precisions(tiny, tmp_path, precision):
+    config = tiny(training__precision=precision, objective=dict(energy=dict(loss="mae")))
+    train(config, tmp_path / "run")
+    kept = load(tmp_path / "run" / BEST)
+    wanted = torch.float64 if precision == "64" else torch.float32
+    assert next(kept.parameters()).dtype == wanted
+    assert all(np.isfinite(float(row["val_loss"])) for row in table(tmp_path / "run"))
+
+
+def test_the_average_follows(tiny):
+    config = tiny()
+    module = run.prepare(config).module
+    before = [p.clone() for p in module.averaged.parameters()]
+    optimizer = make_optimizer(config.optimizer, list(module.model.parameters()))
+    sum(p.square().sum() for p in module.model.parameters()).backward()
+    optimizer.step()
+    module.follow(3)
+    decay = min(0.9, 4 / 13)
+    triples = zip(before, module.model.parameters(), module.averaged.parameters(), strict=True)
+    for old, new, average in triples:
+        assert torch.allclose(average, decay * old + (1 - decay) * new, atol=1e-6)
+        assert not average.requires_grad
+
+
+def test_tensorboard_and_time(tiny, tmp_path):
+    pytest.importorskip("tensorboard")
+    train(tiny(training__tensorboard=True, training__minutes=5.0), tmp_path / "run")
+    assert list((tmp_path / "run" / "tensorboard").rglob("events*"))
+
+
+def test_a_run_without_a_model(tmp_path):
+    with pytest.raises(ValueError, match="holds no run"):
+        results.score(tmp_path, say=lambda _: None)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ValueError, match="has no model yet"):
+        results.score(tmp_path, say=lambda _: None)
+
+
+def test_data_that_changed(tiny, tmp_path, molecules):
+    config = tiny(
+        data=dict(format="qm9", path=str(molecules), split=dict(train=40, validation=8)),
+        objective=dict(U0=dict(loss="mae")),
+    )
+    folder = tmp_path / "run"
+    train(config, folder)
+    assert not (folder / (LAST + ".part")).exists()
+    with np.load(molecules) as content:
+        arrays = dict(content)
+    arrays["U0"][0] += 1
+    np.savez(molecules, **arrays)
+    with pytest.raises(ValueError, match="made for other data"):
+        results.score(folder, say=lambda _: None)
