@@ -173,7 +173,7 @@ def _draw_row(
     half = edge / 2
     for axes, k in zip(row, chosen, strict=True):
         picture = sum(np.interp(radius, distances, filters[:, k], right=0.0) for radius in radii)
-        top = float(np.percentile(np.abs(picture), 99.5)) or 1.0
+        top = float(np.percentile(np.abs(picture), 98)) or 1.0
         axes.imshow(
             picture,
             cmap=DIVERGING,

@@ -3,5 +3,5 @@
 >>> from molkern.training.config import read_config
 >>> config = read_config("schnet-ethanol-small")
 >>> config.model["name"], config.training.batch_size
-('SchNet', 10)
+('SchNet', 32)
 """

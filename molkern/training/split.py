@@ -93,7 +93,7 @@ def load_split(path: str | Path, digest: str | None) -> dict[str, Indices]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class Share:
     """What one process does of a batch.
 

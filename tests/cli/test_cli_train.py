@@ -9,7 +9,7 @@ pytest.importorskip("pytorch_lightning")
 
 QUICK = (
     "--set training.steps=6 --set training.validate_every=3 --set model.hidden_channels=8 "
-    "--set model.num_filters=8 --set model.num_interactions=1 --set data.split.train=30 "
+    "--set model.num_filters=8 --set model.num_interactions=1 --set data.split.train=40 "
     "--set data.split.validation=8 --set data.split.test=6 --device cpu"
 )
 TRAIN = f"train schnet-ethanol-small --out run {QUICK}"

@@ -73,4 +73,4 @@ def molecules(tmp_path):
 
 
 def _places(rng, size):
-    return np.cumsum([*rng.normal(size=(size, 3)), 1.0, 0, 0], axis=0)
+    return np.cumsum(rng.normal(size=(size, 3)) + np.array([1.0, 0, 0]), axis=0)
