@@ -34,6 +34,8 @@ def train(
     from . import results, run
     from .config import read_config
 
+    if threads is None and devices > 1:
+        threads = max(1, torch.get_num_threads() // devices)
     if threads is not None:
         torch.set_num_threads(threads)
     folder, source = _places(config, out, resume)

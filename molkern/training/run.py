@@ -220,6 +220,7 @@ def train(
 
     Raises:
         ValueError: see :func:`prepare` and :func:`open_folder`.
+        KeyboardInterrupt: on SIGINT; the run can go on.
     """
     processes = devices * nodes
     if config.training.batch_size % processes:
@@ -240,14 +241,13 @@ def train(
     data = TrainingData(prepared.data, prepared.split, config, labels_of(config))
     with _quiet():
         trainer = _trainer(prepared, folder, device, devices, nodes, progress)
-        trainer.fit(
-            prepared.module,
-            datamodule=data,
-            ckpt_path=str(folder / LAST) if goes_on else None,
-            weights_only=False,
-        )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        checkpoint = str(folder / LAST) if goes_on else None
+        try:
+            trainer.fit(prepared.module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+        except SystemExit as error:  # Lightning's answer to SIGINT
+            if trainer.interrupted:
+                raise KeyboardInterrupt from error
+            raise
     if trainer.is_global_zero:
         _write_facts(prepared, folder, trainer)
     return prepared.module.best.eval()

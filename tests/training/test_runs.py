@@ -108,6 +108,23 @@ def test_killed_runs_go_on_bit_for_bit(tiny, tmp_path, changes):
     assert (tmp_path / "killed" / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()
 
 
+def test_interrupted_runs_say_how_to_go_on(tiny, tmp_path):
+    config, folder = tiny(training__steps=3000), tmp_path / "run"
+    line, environment = command(config, folder)
+    process = subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / LAST).exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with: molkern train {folder} --resume" in output
+
+
 def test_two_processes_train_like_one(tiny, tmp_path):
     config = tiny(training__validation_batch_size=5)
     train(config, tmp_path / "one")
