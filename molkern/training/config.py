@@ -129,7 +129,7 @@ class Config(_Section):
             root mean square of force components), ``none``, or ``auto``: forces if they are
             trained on, otherwise by the model's readout.
         references: ``fit``: a part for each element, by least squares over compositions, is
-            taken off the label before; ``data``: energies of free atoms that the data set knows.
+            taken off the label before; or energies of free atoms by symbol, ``{H: -13.6}``.
         nonhierarchicality: weight of PhysNet's penalty.
         charge_error: weight of the absolute error of PhysNet's total charge before correction.
     """
@@ -138,7 +138,7 @@ class Config(_Section):
     data: Data
     objective: dict[str, Term] = Field(min_length=1)
     standardize: Literal["auto", "per_atom", "per_molecule", "forces", "none"] = "auto"
-    references: Literal["none", "fit", "data"] = "none"
+    references: Literal["none", "fit"] | dict[str, float] = "none"
     nonhierarchicality: float = Field(default=0.0, ge=0)
     charge_error: float = Field(default=0.0, ge=0)
     optimizer: Optimizer = Optimizer()
@@ -158,6 +158,17 @@ class Config(_Section):
             if key not in ("name", *known):
                 raise ValueError(f"{name} has no argument {key!r}{_nearest(key, known)}")
         return {key: _number(argument) for key, argument in value.items()}
+
+    @field_validator("references")
+    @classmethod
+    def _elements(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            from ase.data import atomic_numbers
+
+            for symbol in value:
+                if symbol not in atomic_numbers:
+                    raise ValueError(f"{symbol!r} is no element: give symbols, {{H: -13.6}}")
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
@@ -278,7 +289,8 @@ def _problem(item: Any) -> str:
     if kind == "missing":
         return f"{'.'.join(place)}: missing"
     # Of a choice between types pydantic names the type too
-    key = ".".join(part for part in place if part not in ("int", "float") and "[" not in part)
+    kinds = ("int", "float", "dict[str,float]")
+    key = ".".join(part for part in place if part not in kinds and "[" not in part)
     message = item["msg"].removeprefix("Value error, ")
     shown = f", got {given!r}" if kind != "value_error" else ""
     return f"{key}: {message}{shown}" if key else f"{message}"

@@ -85,14 +85,8 @@ def _reference(
 ) -> Array | None:
     if config.references == "none":
         return None
-    if config.references == "data":
-        if name not in used.reference:
-            known = ", ".join(used.reference) or "none"
-            raise ValueError(
-                f"references: the data know no energies of free atoms for {name} (they have "
-                f"{known}): use fit"
-            )
-        return np.asarray(used.reference[name], dtype=np.float64)
+    if isinstance(config.references, dict):
+        return _given(config.references, used, name)
     counts = composition(used)
     if averaged:
         counts = counts / used.sizes[:, None]
@@ -100,6 +94,18 @@ def _reference(
     fitted, *_ = np.linalg.lstsq(counts[:, present], values, rcond=None)
     reference = np.zeros(counts.shape[1])
     reference[present] = fitted
+    return reference
+
+
+def _given(energies: dict[str, float], used: Dataset, name: str) -> Array:
+    from ase.data import chemical_symbols
+
+    reference = np.zeros(int(used.numbers.max()) + 1)
+    for number in np.unique(used.numbers):
+        symbol = chemical_symbols[number]
+        if symbol not in energies:
+            raise ValueError(f"references: {name} needs the energy of a free {symbol} too")
+        reference[number] = energies[symbol]
     return reference
 
 

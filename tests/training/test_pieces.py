@@ -170,9 +170,16 @@ def test_elements_beyond_the_table(tiny, molecules):
         starts(tiny, molecules, objective=dict(U0={}), references="fit", model__num_elements=8)
 
 
-def test_references_that_the_data_lack(tiny, molecules):
-    with pytest.raises(ValueError, match="know no energies of free atoms for homo"):
-        starts(tiny, molecules, objective=dict(homo={}), references="data")
+def test_references_by_symbol(tiny, molecules):
+    given = {"H": -1.5, "C": -4.5, "O": -7.5, "N": 3.0}
+    _, data, _, (item,), _ = starts(tiny, molecules, objective=dict(U0={}), references=given)
+    assert item.reference[[1, 6, 8]].tolist() == [-1.5, -4.5, -7.5]
+    left = data.properties["U0"] - composition(data) @ item.reference
+    assert item.mean == pytest.approx((left / data.sizes)[:50].mean())
+    with pytest.raises(ValueError, match="needs the energy of a free O too"):
+        starts(tiny, molecules, objective=dict(U0={}), references={"H": -1.0, "C": -4.0})
+    with pytest.raises(ValueError, match="'Q' is no element"):
+        tiny(references={"Q": 1.0})
 
 
 def test_dipoles_need_charges_to_begin_with(tiny, molecules):
