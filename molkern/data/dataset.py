@@ -37,12 +37,12 @@ class Sample:
 
     def to(self, device: torch.device | str) -> Sample:
         targets = {k: v.to(device, non_blocking=True) for k, v in self.targets.items()}
-        return Sample(self.batch.to(device), targets, self.indices)
+        return Sample(self.batch.to(device, non_blocking=True), targets, self.indices)
 
     def pin_memory(self) -> Sample:
-        """The same with its labels in pinned memory, from which copies to a GPU need not wait."""
+        """The same in pinned memory, from which copies to a GPU need not wait."""
         targets = {k: v.pin_memory() for k, v in self.targets.items()}
-        return Sample(self.batch, targets, self.indices)
+        return Sample(self.batch.pin_memory(), targets, self.indices)
 
 
 @dataclass(eq=False)

@@ -68,6 +68,11 @@ class Records(Checkpoint):
         loss = pl_module.interval_loss()  # all processes take part
         errors = pl_module.errors
         self._add_row(trainer, pl_module, loss, errors)
+        if not (math.isfinite(loss) and math.isfinite(errors["loss"])):
+            raise ValueError(
+                f"the loss is {loss:g} at step {trainer.global_step:,}, {errors['loss']:g} in "
+                "validation: lower optimizer.learning_rate, or set training.clip"
+            )
         if errors["loss"] < self.best:
             self.best, self.best_step = errors["loss"], trainer.global_step
             self._keep_best(pl_module)

@@ -177,6 +177,13 @@ def test_nothing_is_begun_that_cannot_be_done(tiny, tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_loss_that_is_no_number(tiny, tmp_path):
+    config = tiny(optimizer=dict(learning_rate=1e30), training__clip=None, schedule={})
+    with pytest.raises(ValueError, match=r"the loss is .* at step \d+.*lower optimizer"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / LAST).exists()
+
+
 @pytest.mark.parametrize("precision", ["64", "bf16-mixed"])
 def test_precisions(tiny, tmp_path, precision):
     config = tiny(training__precision=precision, objective=dict(energy=dict(loss="mae")))
