@@ -36,7 +36,7 @@ def make_split(options: Split, keep: Indices, digest: str) -> dict[str, Indices]
     """Systems for training, validation and test, at random by seed or from a file.
 
     Args:
-        options: sizes and seed, or a file.
+        options: sizes and seed, or a file, which counts more.
         keep: the systems to be shared out.
         digest: of the data, which that of the file must be.
 
@@ -44,7 +44,8 @@ def make_split(options: Split, keep: Indices, digest: str) -> dict[str, Indices]
         ValueError: more systems wanted than there are, or a file of other data.
     """
     if options.file is not None:
-        return load_split(options.file, digest)
+        given = load_split(options.file, digest)
+        return {part: members[np.isin(members, keep)] for part, members in given.items()}
     sizes = [_count(getattr(options, part), len(keep)) for part in PARTS[:2]]
     rest = len(keep) - sum(sizes)
     wanted = rest if options.test is None else _count(options.test, len(keep))

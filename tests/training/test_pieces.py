@@ -35,6 +35,10 @@ def test_a_split_is_of_its_data(tmp_path):
     split = make_split(Split(train=5, validation=2), np.arange(9), "one")
     save_split(tmp_path / "s.npz", split, "one")
     assert np.array_equal(load_split(tmp_path / "s.npz", "one")["test"], split["test"])
+    options = Split(train=1, validation=1, file=str(tmp_path / "s.npz"))
+    without = make_split(options, np.setdiff1d(np.arange(9), split["train"][:2]), "one")
+    assert np.array_equal(without["train"], split["train"][2:])
+    assert np.array_equal(without["test"], split["test"])
     with pytest.raises(ValueError, match="made for other data"):
         load_split(tmp_path / "s.npz", "two")
     with pytest.raises(ValueError, match="is not a split"):
