@@ -90,6 +90,8 @@ def test_energy_is_the_sum_of_its_parts(kind):
         raw, q = charges[start:end], out["charges"][start:end]
         torch.testing.assert_close(q, raw + (total[system].double() - raw.sum()) / (end - start))
         torch.testing.assert_close(q.sum(), total[system].double())
+        excess = raw.sum() - total[system].double()
+        torch.testing.assert_close(out["charge_error"][system], excess)
         x = batch.positions[start:end]
         torch.testing.assert_close(out["dipole"][system], (q[:, None] * x).sum(0))
         pairs = coulomb_energy(q, x, COULOMB_CONSTANT, 4.5 / 2, KINDS[kind].get("lr_cut"))
