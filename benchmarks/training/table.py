@@ -165,13 +165,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--qm9", required=True)
     parser.add_argument("--out", type=Path, default=Path("build/training"))
-    parser.add_argument("--only", default="", help="rows with this in their name")
+    parser.add_argument("--only", nargs="*", help="names of rows; by default all")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     for row in rows():
-        if options.only in row.name:
+        if options.only is None or row.name in options.only:
             queue.put(row)
     cores = sorted(os.sched_getaffinity(0))[:2]
     for _ in cores:
