@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import Dataset
-from .reading import arrays_of, progress_over
+from .dataset import PER_ATOM, Dataset
+from .reading import arrays_of, energy_factor, progress_over, require_angstrom
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -26,6 +28,10 @@ _NAMES = dict(
     total_charge=("Q", "total_charge"),
     dipole=("D", "dipole"),
 )
+#: Labels of ASE that are energies, whole or by length, with their units here.
+_ENERGIES = dict(energy="eV", forces="eV/Å", stress="eV/Å³")
+#: An energy by a length: ``kcal/mol/Ang``, ``eV/Ang^3``.
+_LENGTH = re.compile(r"(.*?)(?:/(Ang|Angstrom|A|Å|Bohr|nm)(?:\^3|\*\*3|³)?)?", re.IGNORECASE)
 
 
 def load_npz(path: str | Path, energy_unit: str = "eV") -> Dataset:
@@ -42,11 +48,13 @@ def load_npz(path: str | Path, energy_unit: str = "eV") -> Dataset:
 
     Returns:
         ``"energy"`` in eV, ``"forces"`` in eV/Å; where the file has them ``"total_charge"`` in e
-        and ``"dipole"`` in e·Å, ``[M, 3]``.
+        and ``"dipole"`` in e·Å, ``[M, 3]``. Periodic where it has lattice vectors: ``lattice`` in
+        columns, as sGDML's, or ``cell`` in rows, one for all frames or one for each, with ``pbc``.
 
     Raises:
         ValueError: a file that is damaged, lacks atoms, positions or energies, or has arrays that
-            do not fit; another unit of length.
+            do not fit; another unit of length, an unknown one of energy.
+        ImportError: ASE is not there; energies in eV do without.
     """
     path = Path(path)
     content = arrays_of(path)
@@ -73,12 +81,15 @@ def load_npz(path: str | Path, energy_unit: str = "eV") -> Dataset:
             shape = (frames,) if width == 1 else (frames, width)
             properties[name] = values.reshape(shape).astype(np.float64)
             units[name] = unit
+    cell, pbc = _periodicity(path, content, frames)
     return Dataset(
         numbers=numbers.astype(np.uint8),
         positions=_flat(positions, mask),
         ptr=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         properties=properties,
         units=units,
+        cell=cell,
+        pbc=pbc,
         name=path.stem,
     )
 
@@ -111,15 +122,29 @@ def _flat(values: Array, mask: Array | None) -> Array:
     return values.reshape(-1, 3) if mask is None else values[mask]
 
 
+def _periodicity(
+    path: Path, content: dict[str, Array], frames: int
+) -> tuple[Array | None, Array | None]:
+    """Lattice vectors ``[M, 3, 3]`` and periodicity ``[M, 3]``, or None twice."""
+    cell = content.get("cell")
+    if "lattice" in content:
+        cell = content["lattice"].T  # sGDML's vectors are columns
+    if cell is None or not cell.any():
+        return None, None
+    if cell.shape not in ((3, 3), (frames, 3, 3)):
+        raise ValueError(
+            f"{path}: cell must have shape [3, 3] or [{frames}, 3, 3], got {list(cell.shape)}"
+        )
+    pbc = content.get("pbc", np.ones(3)).astype(bool)
+    if pbc.shape not in ((), (3,), (frames, 3)):
+        raise ValueError(f"{path}: pbc must have shape [3] or [{frames}, 3], got {list(pbc.shape)}")
+    return np.broadcast_to(cell, (frames, 3, 3)), np.broadcast_to(pbc, (frames, 3))
+
+
 def _energy_factor(content: dict[str, Array], path: Path, energy_unit: str) -> float:
     """From the file's unit of energy to eV."""
-    from ..md.source import energy_unit as in_ev
-
-    length = _text(content.get("r_unit"))
-    if length not in ("", "Ang", "Angstrom", "A", "Å"):
-        raise ValueError(f"{path} has lengths in {length}: molkern takes Å, convert it first")
-    own = _text(content.get("e_unit"))
-    return in_ev(own or energy_unit)
+    require_angstrom(_text(content.get("r_unit")), path)
+    return energy_factor(_text(content.get("e_unit")) or energy_unit, path)
 
 
 def _text(value: Array | None) -> str:
@@ -129,20 +154,24 @@ def _text(value: Array | None) -> str:
     return found.decode() if isinstance(found, bytes) else str(found)
 
 
-def load_ase(path: str | Path, progress: bool = True) -> Dataset:
+def load_ase(path: str | Path, progress: bool = True, energy_unit: str = "eV") -> Dataset:
     """Structures of any file that ASE reads, extended XYZ and ASE's databases above all.
 
     Args:
         path: the file.
         progress: whether a progress bar is shown.
+        energy_unit: of energies, forces (per Å) and stress (per Å³) in the file; what a database
+            says of its own, as SchNetPack's do, counts more.
 
     Returns:
         ``"energy"`` in eV, ``"forces"`` in eV/Å, ``"stress"`` in eV/Å³ ``[M, 3, 3]``, and numbers
-        by name in the frames' ``info`` (or a database's key-value pairs and data); what a frame
-        lacks that others have is NaN. Cells where a frame is periodic.
+        by name in the frames' ``info`` (or a database's key-value pairs and data) as they are;
+        what a frame lacks that others have is NaN. Cells where a frame is periodic. The ids of a
+        database are its rows'.
 
     Raises:
-        ValueError: no such file, or one that cannot be read.
+        ValueError: no such file, one that cannot be read, an unknown unit of energy, or another
+            unit of length.
         ImportError: ASE is not there.
     """
     from ..md.extras import require
@@ -152,7 +181,12 @@ def load_ase(path: str | Path, progress: bool = True) -> Dataset:
     path = Path(path)
     frames: list[Atoms] = []
     rows: list[dict[str, Any]] = []
-    source = _database(path) if path.suffix == ".db" else _labelled(read_frames(path))
+    database = path.suffix == ".db"
+    units, ids = dict.fromkeys(_ENERGIES, energy_unit), list[int]()
+    if database:
+        units |= _units_of(path)
+    factors = {name: energy_factor(units[name], path) for name in _ENERGIES}
+    source = _database(path, ids) if database else _labelled(read_frames(path))
     for atoms, values in progress_over(source, f"reading {path.name}", "structure", progress):
         frames.append(atoms)
         rows.append(values)
@@ -161,7 +195,9 @@ def load_ase(path: str | Path, progress: bool = True) -> Dataset:
     sizes = np.array([len(atoms) for atoms in frames])
     periodic = any(atoms.pbc.any() for atoms in frames)
     properties = _columns(rows, sizes)
-    units = dict(energy="eV", forces="eV/Å", stress="eV/Å³")
+    for name in properties.keys() & factors.keys():
+        properties[name] *= factors[name]
+    units |= _ENERGIES
     return Dataset(
         numbers=np.concatenate([atoms.numbers for atoms in frames]).astype(np.uint8),
         positions=np.concatenate([atoms.positions for atoms in frames]),
@@ -170,25 +206,53 @@ def load_ase(path: str | Path, progress: bool = True) -> Dataset:
         units={name: units[name] for name in properties if name in units},
         cell=np.stack([atoms.cell.array for atoms in frames]) if periodic else None,
         pbc=np.stack([atoms.pbc for atoms in frames]) if periodic else None,
+        ids=np.array(ids) if database else None,
         name=path.stem,
     )
 
 
 def _labelled(frames: Iterable[Atoms]) -> Iterable[tuple[Atoms, dict[str, Any]]]:
     for atoms in frames:
-        yield atoms, {**_numbers_in(atoms.info), **_calculated(atoms)}
+        yield atoms, {**_numbers_in(atoms.info, len(atoms)), **_calculated(atoms)}
 
 
-def _database(path: Path) -> Iterable[tuple[Atoms, dict[str, Any]]]:
+def _units_of(path: Path) -> dict[str, str]:
+    """What a database says of its units, as SchNetPack's do; of energies per length the energy.
+
+    Raises:
+        ValueError: a file that is no database, or a unit of length other than Å.
+    """
+    with _opened(path) as database:
+        metadata = database.metadata
+    require_angstrom(str(metadata.get("_distance_unit", "")), path)
+    units = {name: str(unit) for name, unit in metadata.get("_property_unit_dict", {}).items()}
+    for name in ("forces", "stress"):
+        if name in units:
+            energy, length = _LENGTH.fullmatch(units[name]).groups()  # type: ignore[union-attr]
+            require_angstrom(length or "", path)
+            units[name] = energy
+    return {name: unit for name, unit in units.items() if unit}
+
+
+def _database(path: Path, ids: list[int]) -> Iterable[tuple[Atoms, dict[str, Any]]]:
+    """Rows one by one; their numbers are appended to ``ids``."""
+    with _opened(path) as database:
+        for row in database.select():
+            atoms = row.toatoms()
+            ids.append(row.id)
+            values = {**_numbers_in(row.data, len(atoms)), **_numbers_in(row.key_value_pairs)}
+            yield atoms, {**values, **_calculated(atoms)}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A database of ASE's; what is raised while it is read names the file."""
     from ase.db import connect
 
     if not path.is_file():
         raise ValueError(f"{path} is not a file: give a database of ASE's")
     try:
-        for row in connect(str(path)).select():
-            atoms = row.toatoms()
-            values = {**_numbers_in(row.data), **_numbers_in(row.key_value_pairs)}
-            yield atoms, {**values, **_calculated(atoms)}
+        yield connect(str(path))
     except Exception as error:  # sqlite and ASE raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} cannot be read: {reason}") from error
@@ -202,8 +266,8 @@ def _calculated(atoms: Atoms) -> dict[str, Any]:
     return {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
 
 
-def _numbers_in(content: Any) -> dict[str, Any]:
-    """Entries that are numbers or small vectors."""
+def _numbers_in(content: Any, atoms: int = 0) -> dict[str, Any]:
+    """Entries that are numbers or small vectors, and what belongs to atoms, of their number."""
     found = {}
     for name, value in content.items():
         if isinstance(value, bool | str) or value is None:
@@ -212,9 +276,17 @@ def _numbers_in(content: Any) -> dict[str, Any]:
             array = np.asarray(value, dtype=np.float64)
         except (TypeError, ValueError):
             continue
-        if array.size == 1 or array.shape == (3,):
+        if name in PER_ATOM:
+            if array.ndim and len(array) == atoms:
+                found[name] = array.reshape(_per_atom(name, atoms))
+        elif array.size == 1 or array.shape == (3,):
             found[name] = array.reshape(array.shape if array.shape == (3,) else ())
     return found
+
+
+def _per_atom(name: str, atoms: int) -> tuple[int, ...]:
+    """Shape of a property of atoms."""
+    return (atoms, 3) if name == "forces" else (atoms,)
 
 
 def _columns(rows: list[dict[str, Any]], sizes: Array) -> dict[str, Array]:
@@ -222,8 +294,8 @@ def _columns(rows: list[dict[str, Any]], sizes: Array) -> dict[str, Array]:
     found = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         shape = next(row[name].shape for row in rows if name in row)
-        if name == "forces":
-            empty = [np.full((size, 3), np.nan) for size in sizes]
+        if name in PER_ATOM:
+            empty = [np.full(_per_atom(name, size), np.nan) for size in sizes]
             found[name] = np.concatenate(
                 [row.get(name, blank) for row, blank in zip(rows, empty, strict=True)]
             )

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from .dataset import Dataset
 from .frames import load_ase, load_npz
-from .qm9 import load_qm9
+from .qm9 import installed_tables, load_qm9
 from .reading import sha256_of
 
 FORMATS = ("auto", "qm9", "npz", "ase", "molkern", "ethanol")
@@ -42,7 +43,7 @@ def load_dataset(
         format: ``"qm9"`` (:func:`load_qm9`), ``"npz"`` (:func:`load_npz`), ``"ase"``
             (:func:`load_ase`), ``"molkern"`` (:func:`open_dataset`), ``"ethanol"``, or ``"auto"``:
             by the look of the file.
-        energy_unit: of an npz that does not say.
+        energy_unit: of an npz or a file of ASE's that does not say.
         sha256: what the file's checksum must be.
         cache: where data are kept that take long to read; by default ``MOLKERN_CACHE`` of the
             environment, or ``molkern`` in the user's cache folder.
@@ -62,7 +63,7 @@ def load_dataset(
     if path is None:
         if format != "qm9":
             raise ValueError("data.path is missing: say where the data are")
-        return _kept(None, "qm9", lambda: load_qm9(None, progress), cache)
+        path = installed_tables()
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} is not there: check data.path")
@@ -78,10 +79,11 @@ def load_dataset(
     if format == "npz":
         return load_npz(path, energy_unit)
     if format == "ase":
-        return _kept(path, "ase", lambda: load_ase(path, progress), cache)
+        read = partial(load_ase, path, progress, energy_unit)
+        return _kept(path, f"ase-{energy_unit.replace('/', '_')}", read, cache)
     if path.suffix == ".npz":
         return load_qm9(path, progress)
-    return _kept(path, "qm9", lambda: load_qm9(path, progress), cache)
+    return _kept(path, "qm9", partial(load_qm9, path, progress), cache)
 
 
 def _guess(path: Path) -> str:
@@ -103,18 +105,18 @@ def _ethanol() -> Dataset:
 
 
 def _kept(
-    path: Path | None, format: str, read: Callable[[], Dataset], cache: str | Path | None
+    path: Path, format: str, read: Callable[[], Dataset], cache: str | Path | None
 ) -> Dataset:
-    """What was read from the same file before, or else what is read now."""
-    key = "qm9pack" if path is None else sha256_of(path)[:32]
-    folder = _cache_folder(cache) / f"{format}-{VERSION}-{key}"
+    """What was read from a file of the same content before, or else what is read now."""
+    folder = _cache_folder(cache) / f"{format}-{VERSION}-{sha256_of(path)[:32]}"
     if folder.exists():
         try:
             return open_dataset(folder)
         except ValueError:  # damaged: read it again
             shutil.rmtree(folder, ignore_errors=True)
     data = read()
-    with suppress(OSError):  # no room or no right to write: then without
+    # No room or no right to write, or another process was first: then without.
+    with suppress(OSError, ValueError):
         save_dataset(data, folder)
         return open_dataset(folder, verify=False)
     return data
@@ -139,8 +141,10 @@ def save_dataset(data: Dataset, folder: str | Path) -> None:
     if folder.exists():
         raise ValueError(f"{folder} exists: choose another place, or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    holder = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    part = holder / "part"  # mkdtemp's own folder is closed to others, this is not
     try:
+        part.mkdir()
         arrays = {"numbers": data.numbers, "positions": data.positions, "ptr": data.ptr}
         arrays |= {k: v for k in ("cell", "pbc", "ids") if (v := getattr(data, k)) is not None}
         arrays |= {f"properties.{k}": v for k, v in data.properties.items()}
@@ -153,9 +157,8 @@ def save_dataset(data: Dataset, folder: str | Path) -> None:
         meta = dict(version=VERSION, name=data.name, units=dict(data.units), arrays=sums)
         (part / META).write_text(json.dumps(meta, indent=1))
         part.rename(folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
 
 
 def open_dataset(folder: str | Path, verify: bool = True) -> Dataset:
@@ -171,27 +174,39 @@ def open_dataset(folder: str | Path, verify: bool = True) -> Dataset:
     folder = Path(folder)
     try:
         meta = json.loads((folder / META).read_text())
-        names = meta["arrays"]
+        names, units, name = meta["arrays"], meta["units"], meta["name"]
+        if not {"numbers", "positions", "ptr"} <= names.keys():
+            raise ValueError(f"{META} lists no atoms")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} holds no data set of molkern's ({error})") from error
-    arrays: dict[str, Any] = {}
-    for name, (file, wanted) in names.items():
-        path = folder / file
-        if not path.is_file() or (verify and sha256_of(path) != wanted):
-            raise ValueError(f"{path} is damaged or gone: remove {folder}, and make it again")
-        arrays[name] = np.load(path, mmap_mode="r")
+    arrays = {
+        key: _mapped(folder / file, wanted if verify else None)
+        for key, (file, wanted) in names.items()
+    }
     return Dataset(
         numbers=arrays["numbers"],
         positions=arrays["positions"],
         ptr=np.asarray(arrays["ptr"]),
         properties=_under("properties.", arrays),
-        units=meta["units"],
+        units=units,
         cell=arrays.get("cell"),
         pbc=arrays.get("pbc"),
         ids=arrays.get("ids"),
         reference=_under("reference.", arrays),
-        name=meta["name"],
+        name=name,
     )
+
+
+def _mapped(path: Path, wanted: str | None) -> Any:
+    """An array in a file, not read yet unless its checksum is wanted."""
+    try:
+        if wanted is not None and sha256_of(path) != wanted:
+            raise ValueError("another checksum")
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or gone ({error}): remove {path.parent}, and make it again"
+        ) from error
 
 
 def _under(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:

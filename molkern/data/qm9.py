@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import lzma
+import re
 import tarfile
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -72,15 +76,17 @@ def load_qm9(path: str | Path | None = None, progress: bool = True) -> Dataset:
 
     Args:
         path: the archive of raw files as published (``dsgdb9nsd.xyz.tar.bz2``, another tar or a
-            folder of them), an npz in the layout of DimeNet's, or a folder with qm9pack's tables;
-            None for the installed package qm9pack.
+            folder of them), DeepChem's ``gdb9.tar.gz`` (or a folder with ``gdb9.sdf`` and
+            ``gdb9.sdf.csv``), an npz in the layout of DimeNet's, whose ids count from 0 where one
+            is 0, or a folder with qm9pack's tables; None for the installed package qm9pack.
         progress: whether a progress bar is shown while text is read.
 
     Returns:
         Energies in eV; U0, U, H and G are atomization energies (the total less the free atoms,
         whose energies are the data set's ``reference``); ids count from 1, as in the raw files.
         Lengths are in Å, other units in the data set's ``units``. Mulliken charges are in
-        ``"charges"``.
+        ``"charges"``, where the source has them (DeepChem's has not, and its positions have four
+        decimals).
 
     Raises:
         ValueError: no such file, or one that is no QM9 or is damaged.
@@ -88,10 +94,7 @@ def load_qm9(path: str | Path | None = None, progress: bool = True) -> Dataset:
     Ramakrishnan et al., Sci. Data 1, 140022 (2014).
     """
     if path is None:
-        found = find_spec("qm9pack")
-        if found is None or not found.submodule_search_locations:
-            raise ValueError(f"QM9 is not here: {HOW}")
-        return _from_tables(Path(next(iter(found.submodule_search_locations))) / "data", progress)
+        return _from_tables(installed_tables(), progress)
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} is not there: {HOW}")
@@ -100,6 +103,18 @@ def load_qm9(path: str | Path | None = None, progress: bool = True) -> Dataset:
     if path.is_dir() and list(path.glob("qm9_part*.csv")):
         return _from_tables(path, progress)
     return _from_raw(path, progress)
+
+
+def installed_tables() -> Path:
+    """The folder of qm9pack's tables; the package, which needs others, is not imported.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    found = find_spec("qm9pack")
+    if found is None or not found.submodule_search_locations:
+        raise ValueError(f"QM9 is not here: {HOW}")
+    return Path(next(iter(found.submodule_search_locations))) / "data"
 
 
 def _reference() -> dict[str, Array]:
@@ -149,9 +164,10 @@ def _from_npz(path: Path) -> Dataset:
     values = {name: content[name].astype(np.float64) for name in UNITS if name in content}
     if "Q" in content:
         values["charges"] = content["Q"]
-    return _dataset(
-        path, content["id"].astype(np.int64), content["N"], content["Z"], content["R"], values
-    )
+    ids = content["id"].astype(np.int64)
+    if (ids == 0).any():  # DimeNet's own file counts from 0, the raw files from 1
+        ids += 1
+    return _dataset(path, ids, content["N"], content["Z"], content["R"], values)
 
 
 class _Molecules:
@@ -190,42 +206,80 @@ class _Molecules:
         starts = np.cumsum(sizes) - sizes
         for name, energies in _reference().items():
             values[name] -= np.add.reduceat(energies[numbers], starts)
-        values["charges"] = np.concatenate(self.charges)
+        if sum(map(len, self.charges)):
+            values["charges"] = np.concatenate(self.charges)
         data = _dataset(path, ids, sizes, numbers, np.concatenate(self.positions), values)
         return data if (np.diff(ids) > 0).all() else data.subset(order)
 
 
 def _from_raw(path: Path, progress: bool) -> Dataset:
-    found = _Molecules()
-    for name, text in progress_over(_raw_files(path), "reading QM9", "molecule", progress):
-        try:
-            _read_raw(found, text)
-        except (ValueError, IndexError, KeyError) as error:
-            raise ValueError(f"{path}: {name} is no raw file of QM9 ({error})") from error
+    """Raw files, or DeepChem's sdf with its table, of an archive or a folder."""
+    found, pairs = _Molecules(), _Structures(path)
+    try:
+        for name, text in progress_over(_raw_files(path), "reading QM9", "file", progress):
+            with _parsing(path, name):
+                if name.endswith(".xyz"):
+                    _read_raw(found, text.read())
+                else:
+                    pairs.read(name, progress_over(text, f"reading {name}", "line", progress))
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise ValueError(f"{path} is damaged or no archive ({reason}): fetch it again") from error
+    pairs.add_to(found)
     return found.dataset(path)
 
 
-def _raw_files(path: Path) -> Iterator[tuple[str, str]]:
-    if path.is_dir():
-        for file in sorted(path.glob("dsgdb9nsd_*.xyz")):
-            yield file.name, file.read_text()
-        return
+@contextmanager
+def _parsing(path: Path, name: str) -> Iterator[None]:
+    """Gives what is wrong with a text the names of its file and of the archive."""
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                content = archive.extractfile(member) if member.name.endswith(".xyz") else None
-                if content is not None:
-                    yield member.name, content.read().decode()
-    except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged or no archive ({error}): fetch it again") from error
+        yield
+    except (ValueError, IndexError, KeyError) as error:
+        raise ValueError(f"{path}: {name} is no raw file of QM9 ({error})") from error
+
+
+def _raw_files(path: Path) -> Iterator[tuple[str, io.TextIOBase]]:
+    """Names and texts of the files of interest, each to be read before the next."""
+    if path.is_dir():
+        for pattern in ("dsgdb9nsd_*.xyz", "gdb9.sdf*"):
+            for file in sorted(path.glob(pattern)):
+                with file.open() as text:
+                    yield file.name, text
+        return
+    with tarfile.open(path) as archive:
+        for member in archive:
+            wanted = member.name.endswith((".xyz", *_Structures.FILES))
+            content = archive.extractfile(member) if wanted else None
+            if content is not None:
+                yield Path(member.name).name, io.TextIOWrapper(content)
+        _require_end(archive)
+
+
+def _require_end(archive: tarfile.TarFile) -> None:
+    """Refuses an archive that ends without the blocks of zeros that mark its end.
+
+    tarfile takes a damaged header, or no header at all, for the end. The rest is read for the
+    checksum of gzip, which comes last.
+
+    Raises:
+        tarfile.ReadError: the archive does not end where its files do.
+    """
+    stream: Any = archive.fileobj
+    stream.seek(archive.offset)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no header and no end at byte {archive.offset:,}")
+    while stream.read(1 << 20):
+        pass
 
 
 def _read_raw(found: _Molecules, text: str) -> None:
     """One raw file: atoms, then ``gdb INDEX`` and fifteen values, then element, place, charge."""
-    lines = text.splitlines()
+    lines = text.replace("*^", "e").splitlines()
     count = int(lines[0])
     _, index, *values = lines[1].split()
-    rows = [line.replace("*^", "e").split() for line in lines[2 : 2 + count]]
+    if len(values) < len(UNITS) or len(lines) < 2 + count:
+        raise ValueError("it is cut short")
+    rows = [line.split() for line in lines[2 : 2 + count]]
     found.add(
         int(index),
         [_SYMBOLS[row[0]] for row in rows],
@@ -233,6 +287,76 @@ def _read_raw(found: _Molecules, text: str) -> None:
         [float(row[4]) for row in rows],
         [float(value) for value in values[: len(UNITS)]],
     )
+
+
+class _Structures:
+    """DeepChem's copy: structures in an sdf (V2000), their values in a table in the same order."""
+
+    FILES = ("gdb9.sdf", "gdb9.sdf.csv")
+    #: Columns in the order of UNITS.
+    COLUMNS = (*tuple(UNITS)[:10], "u0", "u298", "h298", "g298", "cv")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seen: set[str] = set()
+        self.titles: list[str] = []
+        self.molecules: list[tuple[list[int], Array]] = []
+        self.rows: list[tuple[str, list[float]]] = []
+
+    def read(self, name: str, lines: Iterator[str]) -> None:
+        """One of the two files."""
+        self.seen.add(name)
+        if name == self.FILES[0]:
+            while (title := next(lines, None)) is not None:
+                self.titles.append(title.strip())
+                self.molecules.append(self._molecule(lines))
+        elif name == self.FILES[1]:
+            for row in csv.DictReader(lines):
+                self.rows.append((row["mol_id"], [float(row[key]) for key in self.COLUMNS]))
+
+    def _molecule(self, lines: Iterator[str]) -> tuple[list[int], Array]:
+        """What follows the title, up to the line of dollars."""
+        try:
+            counts = [next(lines) for _ in range(3)][-1]
+            if "V2000" not in counts:
+                raise ValueError(f"molecule {len(self.titles)} is not in V2000")
+            atoms = [next(lines) for _ in range(int(counts[:3]))]
+            while not next(lines).startswith("$$$$"):
+                pass
+        except StopIteration:
+            raise ValueError(f"it ends within molecule {len(self.titles)}") from None
+        places = [[float(line[k : k + 10]) for k in (0, 10, 20)] for line in atoms]
+        return [_SYMBOLS[line[31:34].strip()] for line in atoms], np.array(places, np.float32)
+
+    def add_to(self, found: _Molecules) -> None:
+        """Pairs structures with values.
+
+        Raises:
+            ValueError: one of the files is not there, or they do not belong together.
+        """
+        for name in self.FILES:
+            if self.seen and name not in self.seen:
+                raise ValueError(f"{self.path} has no {name}: it belongs to the other file")
+        if len(self.molecules) != len(self.rows):
+            raise ValueError(
+                f"{self.path}: gdb9.sdf has {len(self.molecules):,} molecules, its table "
+                f"{len(self.rows):,}: take both from one archive"
+            )
+        pairs = zip(self.titles, self.molecules, self.rows, strict=True)
+        for k, (title, (numbers, positions), (label, values)) in enumerate(pairs, 1):
+            index, known = _index(label), _index(title)
+            if index is None or known not in (None, index):
+                raise ValueError(
+                    f"{self.path}: molecule {k} of gdb9.sdf is {title}, but {label} in its table: "
+                    "take both from one archive"
+                )
+            found.add(index, numbers, positions, [], values)
+
+
+def _index(label: str) -> int | None:
+    """The number in ``gdb_1`` or ``gdb 1``."""
+    match = re.fullmatch(r"gdb[_\s]+(\d+)", label.strip())
+    return int(match[1]) if match else None
 
 
 #: Columns of qm9pack's tables in the order of UNITS.

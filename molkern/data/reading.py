@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Item = TypeVar("Item")
+#: How files also call units of energy.
+_UNITS = {"ev": "eV", "ha": "Hartree", "a.u.": "Hartree", "kcal mol^-1": "kcal/mol"}
 
 
 def arrays_of(path: Path) -> dict[str, NDArray[Any]]:
@@ -31,6 +33,36 @@ def arrays_of(path: Path) -> dict[str, NDArray[Any]]:
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged or no npz ({reason}): fetch it again") from error
+
+
+def energy_factor(unit: str, path: Path) -> float:
+    """A file's unit of energy in eV.
+
+    Raises:
+        ValueError: an unknown unit, with the file's name.
+        ImportError: ASE is not there; eV does without.
+    """
+    from ..md.extras import require
+    from ..md.source import energy_unit
+
+    name = _UNITS.get(unit.lower(), unit)
+    if name == "eV":
+        return 1.0
+    require("train", "ase")
+    try:
+        return energy_unit(name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def require_angstrom(unit: str, path: Path) -> None:
+    """Refuses a file with another unit of length; ``""`` where it does not say.
+
+    Raises:
+        ValueError: naming the file and the unit.
+    """
+    if unit.lower() not in ("", "ang", "angstrom", "a", "å"):
+        raise ValueError(f"{path} has lengths in {unit}: molkern takes Å, convert it first")
 
 
 def sha256_of(path: Path) -> str:
