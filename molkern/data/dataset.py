@@ -152,6 +152,11 @@ class Dataset:
         ends = np.cumsum(counts)
         return np.repeat(starts - ends + counts, counts) + np.arange(counts.sum())
 
+    def rows(self, name: str, indices: Array) -> Array:
+        """A property of some systems, or of their atoms."""
+        places = self.atoms_of(indices) if name in PER_ATOM else indices
+        return np.asarray(self.properties[name][places])
+
     def collate(
         self,
         indices: Sequence[int] | Array,

@@ -174,8 +174,8 @@ def load_ase(path: str | Path, progress: bool = True, energy_unit: str = "eV") -
             unit of length.
         ImportError: ASE is not there.
     """
-    from ..md.extras import require
-    from ..md.files import read_frames
+    from ..extras import require
+    from ..files import read_frames
 
     require("train", "ase")
     path = Path(path)
@@ -228,9 +228,11 @@ def _units_of(path: Path) -> dict[str, str]:
     units = {name: str(unit) for name, unit in metadata.get("_property_unit_dict", {}).items()}
     for name in ("forces", "stress"):
         if name in units:
-            energy, length = _LENGTH.fullmatch(units[name]).groups()  # type: ignore[union-attr]
+            energy_by_length = _LENGTH.fullmatch(units[name])
+            if energy_by_length is None:
+                raise ValueError(f"{path} has {name} in {units[name]!r}, which is no unit")
+            units[name], length = energy_by_length.groups()
             require_angstrom(length or "", path)
-            units[name] = energy
     return {name: unit for name, unit in units.items() if unit}
 
 

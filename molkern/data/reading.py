@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..extras import require
+from ..units import energy_unit
+
 Item = TypeVar("Item")
 #: How files also call units of energy.
 _UNITS = {"ev": "eV", "ha": "Hartree", "a.u.": "Hartree", "kcal mol^-1": "kcal/mol"}
@@ -42,9 +45,6 @@ def energy_factor(unit: str, path: Path) -> float:
         ValueError: an unknown unit, with the file's name.
         ImportError: ASE is not there; eV does without.
     """
-    from ..md.extras import require
-    from ..md.source import energy_unit
-
     name = _UNITS.get(unit.lower(), unit)
     if name == "eV":
         return 1.0

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import write_whole
+from ..files import write_whole
 
 _HEAD = b"molkern checkpoint 1 "
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
+from ..extras import require
+from ..files import read_frame
 from ..ops._library import build_info
+from ..units import energy_unit as unit_of_energy
 from .evaluate import evaluate
-from .extras import require
-from .files import read_frame
 from .plan import Plan, Settings, default_group, output_path
 from .report import lines
 from .run import run
 from .source import ModelSource, model_description
-from .source import energy_unit as unit_of_energy
 
 Say = Callable[[str], Any]
 _ATOMS_PER_THREAD = 512

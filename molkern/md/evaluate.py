@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..extras import require
+from ..files import read_frames, writing
 from ..graph import AtomicBatch
 from ..models import Potential
-from .extras import require
-from .files import XYZ, read_frames, writing
 from .parallel import run_pieces
 from .source import ModelSource, check_elements
+from .trajectories import XYZ
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import AppendedText
 from ..graph import AtomicBatch, neighbor_list
 from ..models import Potential
 from .checkpoint import Checkpoint
@@ -25,8 +26,8 @@ from .dynamics import (
     initial_velocities,
 )
 from .evaluator import Evaluator
-from .files import AppendedText, trajectory_file
 from .plan import Plan
+from .trajectories import trajectory_file
 
 if TYPE_CHECKING:
     from ase import Atoms

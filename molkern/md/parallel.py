@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .extras import require
+from ..extras import require
 
 #: How often a piece is done again after the loss of a worker.
 _TRIES = 3

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .files import TRAJ, XYZ
 from .source import ModelSource
+from .trajectories import TRAJ, XYZ
 
 if TYPE_CHECKING:
     from ase import Atoms

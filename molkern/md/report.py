@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .files import write_whole, writing
+from ..files import write_whole, writing
 from .plan import Plan
 
 Array = NDArray[np.float64]

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..extras import require
+from ..files import AppendedText, writing
 from . import report
-from .extras import require
-from .files import AppendedText, writing
 from .group import DynamicsWorker, GroupReport
 from .parallel import run_pieces
 from .plan import Plan

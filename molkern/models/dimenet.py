@@ -43,6 +43,14 @@ class _Directional(Potential):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
+        reference, readout = config["reference"], config["readout"]
+        config = config | dict(
+            cutoff=float(config["cutoff"]),
+            scale=plain(config["scale"]),
+            mean=plain(config["mean"]),
+            reference=None if reference is None else plain(reference),
+            readout=readout if isinstance(readout, str) else list(readout),
+        )
         _check(config)
         self.remember(**config)
         self.cutoff, self.num_elements = config["cutoff"], config["num_elements"]
@@ -208,9 +216,6 @@ class DimeNet(_Directional):
         mean: float | Sequence[float] = 0.0,
         reference: Sequence[float] | Sequence[Sequence[float]] | None = None,
     ):
-        cutoff, scale, mean = float(cutoff), plain(scale), plain(mean)
-        reference = None if reference is None else plain(reference)
-        readout = readout if isinstance(readout, str) else list(readout)
         # Before any other variable: what locals() has here is what a saved model is rebuilt from
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__(config)
@@ -299,9 +304,6 @@ class DimeNetPlusPlus(_Directional):
         mean: float | Sequence[float] = 0.0,
         reference: Sequence[float] | Sequence[Sequence[float]] | None = None,
     ):
-        cutoff, scale, mean = float(cutoff), plain(scale), plain(mean)
-        reference = None if reference is None else plain(reference)
-        readout = readout if isinstance(readout, str) else list(readout)
         # Before any other variable: what locals() has here is what a saved model is rebuilt from
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__(config)

@@ -5,7 +5,7 @@ Every function writes a file and returns the matplotlib ``Figure`` that it wrote
 
 from .basis import draw_basis
 from .filters import draw_filters, filter_profiles
-from .training import error_histogram, learning_curves, parities, parity
+from .training import error_histogram, learning_curves, parity
 
 __all__ = [
     "draw_basis",
@@ -13,6 +13,5 @@ __all__ = [
     "error_histogram",
     "filter_profiles",
     "learning_curves",
-    "parities",
     "parity",
 ]

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..md.extras import require
-from ..md.files import writing
+from ..extras import require
+from ..files import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,15 +21,6 @@ MANY = 3000
 #: A curve of more points is noise, above which its running median is drawn.
 NOISY = 400
 TRAIN, VALIDATION, BEST = "tab:blue", "tab:orange", "#c1272d"
-
-
-class Target(NamedTuple):
-    """What was predicted: name and unit, and two arrays of the same shape in that unit."""
-
-    name: str
-    unit: str
-    predicted: Any
-    true: Any
 
 
 class _Errors(NamedTuple):
@@ -303,46 +294,11 @@ def parity(
     Raises:
         ValueError: arrays that are empty, not finite or not of the same shape.
     """
-    p, t = _pair(Target(name, unit, predicted, true))
+    p, t = _pair(name, predicted, true)
     figure = new_figure(5.6, 5.2)
     axis = figure.subplots()
     _draw_parity(axis, p, t, _Errors(name, unit, p - t))
     axis.set_title(f"{name}, {split} ({t.size:,} values)", fontsize=11)
-    return save(figure, path_out)
-
-
-def parities(
-    path_out: str | Path,
-    targets: Iterable[Target | tuple[str, str, Any, Any]],
-    *,
-    split: str = "validation",
-    title: str = "",
-) -> Figure:
-    """A row for each target: predicted against true values, errors, and their absolute values.
-
-    Args:
-        path_out: file to write; the end of its name says the format.
-        targets: (name, unit, predicted, true) of each, arrays as in :func:`parity`.
-        split: of the data, for the titles.
-        title: of the figure.
-
-    Raises:
-        ValueError: no targets, or what :func:`parity` refuses.
-    """
-    given = [Target(*target) for target in targets]
-    if not given:
-        raise ValueError("there are no targets to draw: give at least one")
-    pairs = [_pair(target) for target in given]
-    figure = new_figure(14, 4.3 * len(given) + (0.4 if title else 0))
-    rows = figure.subplots(len(given), 3, squeeze=False)
-    for (left, middle, right), target, (p, t) in zip(rows, given, pairs, strict=True):
-        errors = _Errors(target.name, target.unit, p - t)
-        _draw_parity(left, p, t, errors)
-        left.set_title(f"{target.name}, {split} ({t.size:,} values)", fontsize=11)
-        _draw_histogram(middle, errors)
-        _draw_cumulative(right, errors)
-    if title:
-        figure.suptitle(title)
     return save(figure, path_out)
 
 
@@ -366,18 +322,14 @@ def error_histogram(path_out: str | Path, errors: Any, *, name: str, unit: str =
     return save(figure, path_out)
 
 
-def _pair(target: Target) -> tuple[Array, Array]:
+def _pair(name: str, predicted: Any, true: Any) -> tuple[Array, Array]:
     """Predicted and true values, ``[N]`` each."""
-    name = target.name
-    shapes = [list(np.shape(values)) for values in (target.predicted, target.true)]
+    shapes = [list(np.shape(values)) for values in (predicted, true)]
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"{name}: predicted has shape {shapes[0]}, true has {shapes[1]}; they must be the same"
         )
-    return (
-        numbers(target.predicted, f"predicted {name}"),
-        numbers(target.true, f"true {name}"),
-    )
+    return numbers(predicted, f"predicted {name}"), numbers(true, f"true {name}")
 
 
 def _draw_parity(axis: Axes, predicted: Array, true: Array, errors: _Errors) -> None:

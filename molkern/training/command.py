@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..data import ethanol_model
-from ..md.extras import require
+from ..extras import require
 from ..md.source import SHIPPED
 from ..models import Potential, load
 
@@ -38,7 +38,7 @@ def train(
         threads = max(1, torch.get_num_threads() // devices)
     if threads is not None:
         torch.set_num_threads(threads)
-    folder, source = _places(config, out, resume)
+    folder, source = _places(config, out)
     found = read_config(source, changes)
     try:
         run.train(
@@ -61,7 +61,7 @@ def train(
         results.score(folder, "test", say=say)
 
 
-def _places(config: str, out: Path | None, resume: bool) -> tuple[Path, str]:
+def _places(config: str, out: Path | None) -> tuple[Path, str]:
     """The run's folder, and what its configuration is read from."""
     from .run import CONFIG
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..data import Dataset, Sample
 from ..models import Potential
 from .config import Config
-from .objective import Objective
+from .objective import Objective, evaluate
 from .schedules import make_optimizer, make_schedule
 from .split import BatchStream, Indices, Portions, Share
 
@@ -54,19 +54,9 @@ class TrainingModule(pl.LightningModule):
         """The model that is validated: the average where there is one."""
         return self.model if self.averaged is None else self.averaged
 
-    def evaluate(self, model: Potential, sample: Sample) -> dict[str, Tensor]:
-        """Everything that the objective is about."""
-        conditions = {}
-        if "total_charge" in model.conditions and "total_charge" in sample.targets:
-            conditions["total_charge"] = sample.targets["total_charge"]
-        beside = self.objective.labels.beside
-        return model(
-            sample.batch, forces="forces" in beside, stress="stress" in beside, **conditions
-        )
-
     def training_step(self, batch: tuple[Sample, Share], _index: int) -> Tensor:
         sample, share = batch
-        out = self.evaluate(self.model, sample)
+        out = evaluate(self.model, self.objective.labels, sample)
         loss = self.objective.loss(out, sample, share.systems, share.atoms)
         self._losses.append(loss.detach())
         # Gradients of the processes are averaged, but parts of the loss are to be added
@@ -95,14 +85,14 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Sample, Share], _index: int) -> None:
         sample, share = batch
-        if len(share.indices) == 0:
+        self._systems += share.systems
+        if len(share.indices) == 0:  # fewer systems than processes
             return
-        out = self.evaluate(self.best, sample)
+        out = evaluate(self.best, self.objective.labels, sample)
         sums = self.objective.errors(out, sample)
         loss = self.objective.loss(out, sample, share.systems, share.atoms) * share.systems
         entry = torch.cat([sums.flatten(), loss.detach().reshape(1)])
         self._sums = entry if self._sums is None else self._sums + entry
-        self._systems += share.systems
 
     def on_validation_epoch_end(self) -> None:
         parts = len(self.objective.parts)
@@ -158,14 +148,14 @@ def _measure_anew(model: Potential) -> None:
         model.forget_splines()
 
 
-class _Systems(TorchDataset):  # type: ignore[type-arg]
+class _Systems(TorchDataset[tuple[Sample, Share]]):
     """Shares as samples: what a data loader asks for."""
 
-    def __init__(self, data: Dataset, labels: list[str], dtype: torch.dtype):
-        self.data, self.labels, self.dtype = data, labels, dtype
+    def __init__(self, data: Dataset, names: list[str], dtype: torch.dtype):
+        self.data, self.names, self.dtype = data, names, dtype
 
     def __getitem__(self, share: Share) -> tuple[Sample, Share]:
-        return self.data.collate(share.indices, self.labels, self.dtype), share
+        return self.data.collate(share.indices, self.names, self.dtype), share
 
 
 class TrainingData(pl.LightningDataModule):
@@ -177,16 +167,14 @@ class TrainingData(pl.LightningDataModule):
         data: all systems.
         split: which are for what.
         config: the run's.
-        labels: what batches carry.
+        names: what batches carry.
     """
 
-    def __init__(self, data: Dataset, split: dict[str, Indices], config: Config, labels: list[str]):
+    def __init__(self, data: Dataset, split: dict[str, Indices], config: Config, names: list[str]):
         super().__init__()
         self.split, self.options = split, config.training
         dtype = torch.float64 if config.training.precision == "64" else torch.float32
-        if "total_charge" in data.properties and "total_charge" not in labels:
-            labels = [*labels, "total_charge"]
-        self.systems = _Systems(data, labels, dtype)
+        self.systems = _Systems(data, names, dtype)
 
     def _place(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -215,13 +203,7 @@ class TrainingData(pl.LightningDataModule):
         return self._loader(stream)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._portions("validation")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._portions("test")
-
-    def _portions(self, part: str) -> DataLoader[Any]:
         rank, world = self._place()
         size = self.options.validation_batch_size or max(self.options.batch_size, 100)
-        members = np.sort(self.split[part])
+        members = np.sort(self.split["validation"])
         return self._loader(Portions(members, self.systems.data.sizes, size, rank, world))

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import Dataset, Sample
 from ..data.dataset import PER_ATOM
+from ..models import Potential
 from .config import Config
+from .split import Indices
+
+#: How a kind of loss grows with the error.
+POWERS = {"mse": 2, "mae": 1}
 
 #: One Debye in e·Å.
 DEBYE = 0.20819433
 #: Labels that are outputs of their own, not the model's main prediction.
 OUTPUTS = ("forces", "stress", "charges", "dipole")
+#: Columns of data that predictions depend on, for models that say so.
+CONDITIONS = ("total_charge",)
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,23 @@ def match_labels(config: Config) -> Labels:
     return Labels(tuple(main), tuple(beside), output, output in ("property", "energy"))
 
 
+def needed(labels: Labels, data: Dataset) -> list[str]:
+    """Names of all that a batch is to carry: labels, and what predictions depend on."""
+    return [*labels.main, *labels.beside, *(name for name in CONDITIONS if name in data.properties)]
+
+
+def evaluate(model: Potential, labels: Labels, sample: Sample) -> dict[str, Tensor]:
+    """What a model predicts of all that the labels are about."""
+    given = sample.targets
+    conditions = {n: given[n] for n in CONDITIONS if n in model.conditions and n in given}
+    return model(
+        sample.batch,
+        forces="forces" in labels.beside,
+        stress="stress" in labels.beside,
+        **conditions,
+    )
+
+
 def check_labels(config: Config, labels: Labels, data: Dataset) -> None:
     """Refuses labels that the data lacks or that have another shape than the prediction.
 
@@ -122,13 +148,13 @@ class Objective:
         data, train: what weights of ``1/std`` come from.
     """
 
-    def __init__(self, config: Config, labels: Labels, data: Dataset, train: object):
+    def __init__(self, config: Config, labels: Labels, data: Dataset, train: Indices):
         self.labels, self.config = labels, config
         self.parts = []
         for name, term in config.objective.items():
             weight = term.weight
             if isinstance(weight, str):
-                weight = 1 / _deviation(data, name, train) ** (2 if term.loss == "mse" else 1)
+                weight = 1 / _deviation(data.rows(name, train), name) ** POWERS[term.loss]
             self.parts.append(Part(name, weight, term.loss == "mse"))
 
     def loss(self, out: dict[str, Tensor], sample: Sample, systems: int, atoms: int) -> Tensor:
@@ -170,9 +196,8 @@ class Objective:
         return found
 
 
-def _deviation(data: Dataset, name: str, train: object) -> float:
-    values = np.asarray(data.subset(train).properties[name], dtype=np.float64)  # type: ignore[arg-type]
-    found = float(values.std())
+def _deviation(values: NDArray[Any], name: str) -> float:
+    found = float(values.std(dtype=np.float64))
     if not found > 0:
         raise ValueError(f"objective.{name}: a weight of 1/std, but all labels are the same")
     return found

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from ..data import Sample
 from ..data.dataset import PER_ATOM
+from ..files import read_frames, write_whole
 from ..graph import AtomicBatch
-from ..md.files import read_frames, write_whole
 from ..md.source import check_elements
 from ..models import Potential
-from .objective import match_labels
+from .objective import evaluate, match_labels
 from .results import Run
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def predict(
 
     Args:
         folder: of the run.
-        structures: any file that ASE reads.
+        structures: any file that ASE reads; ``total_charge`` (or ``charge``) in a frame's ``info``
+            is for models that take one.
         out: ``.csv`` (one number per structure and label), ``.npz`` (everything, atoms side by
             side) or ``.extxyz``.
         device: where the model is evaluated.
@@ -96,12 +97,10 @@ def _predict(model: Potential, chunk: list[Atoms], run: Run) -> list[dict[str, A
     """What the model predicts for each structure, by label or name of the output."""
     parameter = next(model.parameters())
     batch = AtomicBatch.from_ase(chunk, parameter.dtype, parameter.device)
-    conditions = {}
-    if "total_charge" in model.conditions:
-        charges = [float(atoms.info.get("charge", 0.0)) for atoms in chunk]
-        conditions["total_charge"] = torch.tensor(charges, dtype=torch.float64).to(parameter.device)
-    out = model(batch, forces=run.config.forces, **conditions)
+    charges = [_charge(atoms) for atoms in chunk]
+    given = {"total_charge": torch.tensor(charges, dtype=torch.float64).to(parameter.device)}
     labels = match_labels(run.config)
+    out = evaluate(model, labels, Sample(batch, given, torch.arange(len(chunk))))
     found = {name: labels.predicted(out, name) for name in run.config.objective}
     found |= {name: out[name] for name in _BESIDE if name in out}
     values = {name: value.detach().cpu().double().numpy() for name, value in found.items()}
@@ -110,6 +109,11 @@ def _predict(model: Potential, chunk: list[Atoms], run: Run) -> list[dict[str, A
         {k: v[ends[i] : ends[i + 1]] if k in PER_ATOM else v[i] for k, v in values.items()}
         for i in range(len(chunk))
     ]
+
+
+def _charge(atoms: Atoms) -> float:
+    """Of a structure, e: what it says of itself, or 0."""
+    return float(atoms.info.get("total_charge", atoms.info.get("charge", 0.0)))
 
 
 def _csv(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
@@ -124,7 +128,7 @@ def _csv(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
 
 
 def _npz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
-    arrays: dict[str, NDArray[Any]] = {
+    arrays: dict[str, Any] = {
         "N": np.array([len(atoms) for atoms in frames]),
         "Z": np.concatenate([atoms.numbers for atoms in frames]),
         "R": np.concatenate([atoms.positions for atoms in frames]),
@@ -133,7 +137,7 @@ def _npz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
         join = np.concatenate if key in PER_ATOM else np.stack
         arrays[key] = join([values[key] for values in found])
     file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
+    np.savez(file, **arrays)
     return file.getvalue()
 
 
@@ -144,7 +148,7 @@ def _extxyz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
     text = io.StringIO()
     for atoms, values in zip(frames, found, strict=True):
         atoms = atoms.copy()
-        known = {k: values[k] for k in ("energy", "forces") if k in values}
+        known = {k: values[k] for k in ("energy", "forces", "stress") if k in values}
         for key, value in values.items():
             if key in known:
                 continue

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 
-from ..md.files import AppendedText, write_whole
+from ..files import AppendedText, write_whole
 from .module import TrainingModule
 
 METRICS, BEST, LAST = "metrics.csv", "best.safetensors", "last.ckpt"
@@ -29,10 +29,11 @@ class Records(Checkpoint):
 
     Args:
         folder: of the run.
+        systems: of the training part, that steps are counted in passes of.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, systems: int):
+        self.folder, self.systems = folder, systems
         self.best = math.inf
         self.best_step = 0
         self.seconds = 0.0  # of training and validation, in all sessions of the run
@@ -56,7 +57,7 @@ class Records(Checkpoint):
         self._mark = state["mark"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and self._mark:
+        if trainer.is_global_zero:  # to nothing, if it was killed before the first checkpoint
             self.table.cut(self._mark)
         self._since = time.monotonic()
 
@@ -88,12 +89,11 @@ class Records(Checkpoint):
         loss: float,
         errors: dict[str, float],
     ) -> None:
-        options, train = module.config.training, trainer.datamodule.split["train"]  # type: ignore[attr-defined]
-        step = trainer.global_step
+        options, step = module.config.training, trainer.global_step
         row = dict(
             step=step,
             minutes=round(self.seconds / 60, 4),
-            passes=round(step * options.batch_size / len(train), 4),
+            passes=round(step * options.batch_size / self.systems, 4),
             learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
             train_loss=loss,
             **{f"val_{name}": value for name, value in errors.items()},

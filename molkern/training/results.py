@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from ..data import Dataset
 from ..models import Potential, load
-from .config import Config, check_config
-from .objective import Labels, match_labels
+from .config import Config, read_config
+from .objective import Labels, evaluate, match_labels, needed
 from .records import BEST, METRICS
 from .run import CONFIG, FACTS, SPLIT, load_data
-from .split import labels_of, load_split
+from .split import load_split
 
 Array = NDArray[Any]
 Say = Callable[[str], None]
@@ -45,7 +44,7 @@ class Run:
             raise ValueError(f"{folder} holds no run: give a folder that `molkern train` made")
         if not (folder / BEST).is_file():
             raise ValueError(f"{folder} has no model yet: go on with `molkern train --resume`")
-        config = check_config(yaml.safe_load((folder / CONFIG).read_text()), str(folder / CONFIG))
+        config = read_config(folder / CONFIG)
         facts = {}
         if (folder / FACTS).is_file():
             facts = json.loads((folder / FACTS).read_text())
@@ -74,13 +73,11 @@ def predictions(
     """Predicted and true values of labels, ``[M]`` or of atoms ``[A, ...]``, by name."""
     parameter = next(model.parameters())
     found: dict[str, list[tuple[Array, Array]]] = {name: [] for name in names}
-    extra = [n for n in ("total_charge",) if n in data.properties and n in model.conditions]
-    forces, stress = "forces" in names, "stress" in names
+    columns = needed(labels, data)
     for chosen in _portions(members, batch_size, progress):
-        sample = data.collate(chosen, [*names, *extra], parameter.dtype).to(parameter.device)
-        conditions = {name: sample.targets[name] for name in extra}
+        sample = data.collate(chosen, columns, parameter.dtype).to(parameter.device)
         with torch.no_grad():
-            out = model(sample.batch, forces=forces, stress=stress, **conditions)
+            out = evaluate(model, labels, sample)
         for name in names:
             predicted = labels.predicted(out, name).detach().cpu().double().numpy()
             found[name].append((predicted, sample.targets[name].cpu().numpy()))
@@ -112,7 +109,6 @@ def score(
     folder: Path,
     part: str = "test",
     device: torch.device | str = "cpu",
-    data: Dataset | None = None,
     progress: bool = True,
     say: Say = print,
 ) -> dict[str, dict[str, float]]:
@@ -122,7 +118,6 @@ def score(
         folder: of the run.
         part: ``"train"``, ``"validation"`` or ``"test"``.
         device: where the model is evaluated.
-        data: the run's data, where they are in memory already.
         progress: whether a progress bar is shown.
         say: takes sentences for the user.
 
@@ -133,7 +128,7 @@ def score(
         ValueError: no finished run, or data that are not those of the run.
     """
     run = Run.open(folder)
-    data = load_data(run.config) if data is None else data
+    data = load_data(run.config)
     split = load_split(folder / SPLIT, data.digest)
     if part not in split:
         raise ValueError(f"part must be one of {', '.join(split)}, got {part!r}")
@@ -141,7 +136,7 @@ def score(
     if not len(members):
         raise ValueError(f"the run's {part} part is empty: choose another with --part")
     labels = match_labels(run.config)
-    names = labels_of(run.config)
+    names = list(run.config.objective)
     found = predictions(run.model(device), labels, data, members, names, progress=progress)
     errors = {name: errors_of(*pair) for name, pair in found.items()}
     units = {name: data.units.get(name, "") for name in names}
@@ -152,35 +147,26 @@ def score(
         )
     report = dict(part=part, systems=len(members), units=units, errors=errors)
     (folder / f"{part}.json").write_text(json.dumps(report, indent=1) + "\n")
-    arrays = {f"{name}_{kind}": pair[k] for name, pair in found.items() for k, kind in _KINDS}
-    np.savez(folder / f"{part}.npz", ids=_ids(data, members), **arrays)  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {"ids": members if data.ids is None else data.ids[members]}
+    for name, (predicted, true) in found.items():
+        arrays |= {f"{name}_predicted": predicted, f"{name}_true": true}
+    np.savez(folder / f"{part}.npz", **arrays)
     draw(run, found, units, part)
     return errors
-
-
-_KINDS = ((0, "predicted"), (1, "true"))
-
-
-def _ids(data: Dataset, members: Array) -> Array:
-    return members if data.ids is None else data.ids[members]
 
 
 def draw(run: Run, found: dict[str, tuple[Array, Array]], units: dict[str, str], part: str) -> None:
     """The run's pictures: learning curves, and for each label its parity and its errors."""
     from ..plots import training as plots
 
-    columns = {f"val_{name}_{kind}": unit for name, unit in units.items() for kind in _ERRORS}
+    columns = {
+        f"val_{name}_{kind}": unit for name, unit in units.items() for kind in ("mae", "rmse")
+    }
     plots.learning_curves(
         run.folder / "learning_curve.png", run.metrics(), title=run.folder.name, units=columns
     )
     for name, (predicted, true) in found.items():
-        unit = units[name]
-        plots.parity(
-            run.folder / f"parity_{name}.png", predicted, true, name=name, unit=unit, split=part
-        )
-        plots.error_histogram(
-            run.folder / f"errors_{name}.png", predicted - true, name=name, unit=unit
-        )
-
-
-_ERRORS = ("mae", "rmse")
+        place, what = run.folder / f"{part}_parity_{name}.png", dict(name=name, unit=units[name])
+        plots.parity(place, predicted, true, split=part, **what)
+        place = run.folder / f"{part}_errors_{name}.png"
+        plots.error_histogram(place, predicted - true, **what)

@@ -20,12 +20,13 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Timer, TQDMProgressBar
 
 from ..data import Dataset, load_dataset
+from ..files import write_whole
 from ..models import Potential
-from .config import Config, check_config, data_path
+from .config import Config, data_path, read_config
 from .module import TrainingData, TrainingModule
-from .objective import Labels, Objective, check_labels, match_labels
+from .objective import Labels, Objective, check_labels, evaluate, match_labels, needed
 from .records import BEST, LAST, METRICS, Records
-from .split import Indices, labels_of, load_split, make_split, save_split, usable
+from .split import PARTS, Indices, load_split, make_split, save_split, usable
 from .standardize import build_model, standards
 
 CONFIG, SPLIT, FACTS = "config.yaml", "split.npz", "run.json"
@@ -88,7 +89,7 @@ def prepare(
     labels = match_labels(config)
     data = load_data(config)
     check_labels(config, labels, data)
-    keep, notes = usable(data, labels_of(config))
+    keep, notes = usable(data, list(config.objective))
     if split is not None:
         parts = load_split(split, data.digest)
     else:
@@ -102,28 +103,25 @@ def prepare(
     torch.manual_seed(config.training.seed)
     model = build(config, labels, standards(config, labels, data, train))
     objective = Objective(config, labels, data, train)
-    _try_out(model, objective, data, train, config)
+    _try_out(model, labels, data, train)
     return Prepared(config, data, labels, parts, TrainingModule(model, objective, config), notes)
 
 
-def _try_out(
-    model: Potential, objective: Objective, data: Dataset, train: Indices, config: Config
-) -> None:
+def _try_out(model: Potential, labels: Labels, data: Dataset, train: Indices) -> None:
     """One system through the model, so that what does not fit is found before any training."""
-    largest = train[np.argmax(data.sizes[train])]
     highest = int(data.numbers.max())
     if highest >= model.num_elements:
         raise ValueError(
             f"model.num_elements: {model.num_elements} leaves out element {highest} of the data: "
             f"give {highest + 1} or more"
         )
-    module = TrainingModule(model, objective, config)
-    dtype = next(model.parameters()).dtype
-    sample = data.collate([int(largest)], dtype=dtype)
+    largest = train[np.argmax(data.sizes[train])]
+    sample = data.collate([int(largest)], dtype=next(model.parameters()).dtype)
     model.eval()
     try:
-        out = module.evaluate(model, sample)
-        objective.errors(out, sample)
+        out = evaluate(model, labels, sample)
+        for name in (*labels.main, *labels.beside):
+            labels.predicted(out, name)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the model does not fit the data: {error}") from error
     finally:
@@ -147,37 +145,37 @@ def open_folder(folder: Path, config: Config, resume: bool, restart: bool) -> bo
     """
     if rank() > 0:  # the first process does that
         return resume and (folder / LAST).exists()
-    there = (folder / CONFIG).exists()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose another --out")
-    if not there and folder.exists() and any(folder.iterdir()):
+    there = (folder / CONFIG).exists()
+    others = [path for path in folder.glob("*") if path.suffix != ".part"]
+    if others and not there:
         raise ValueError(f"{folder} is a folder with other files: choose another --out")
     if there and not (resume or restart):
         raise ValueError(
             f"{folder} holds a run: go on with --resume, start anew with --restart, or choose "
             "another --out"
         )
-    if there and restart:
-        for name in (LAST, BEST, METRICS, SPLIT, FACTS):
-            (folder / name).unlink(missing_ok=True)
-    if there and resume and not restart:
+    if there and not restart:
         _same(config, folder)
         return (folder / LAST).exists()
+    ours = (LAST, BEST, METRICS, SPLIT, FACTS, "learning_curve.png")
+    of_parts = (f"{part}{end}" for part in PARTS for end in (".json", ".npz", "_*.png"))
+    for pattern in (*ours, *of_parts):
+        for path in folder.glob(pattern):
+            path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(config.dump())
+    write_whole(folder / CONFIG, config.dump().encode())
     return False
 
 
 def _same(config: Config, folder: Path) -> None:
-    import yaml
-
-    old = check_config(yaml.safe_load((folder / CONFIG).read_text()), str(folder / CONFIG))
+    old = _flat(read_config(folder / CONFIG).model_dump(mode="json"))
     for key, value in _flat(config.model_dump(mode="json")).items():
-        before = _flat(old.model_dump(mode="json")).get(key)
-        if before != value:
+        if old.get(key) != value:
             raise ValueError(
-                f"{folder} holds a run with {key}: {before}, which cannot go on with {value}: "
-                "choose another --out, or start anew with --restart"
+                f"{folder} holds a run with {key}: {old.get(key)}, which cannot go on with "
+                f"{value}: choose another --out, or start anew with --restart"
             )
 
 
@@ -201,7 +199,7 @@ def train(
     progress: bool = True,
     say: Say = print,
     build: Callable[..., Potential] = build_model,
-) -> Potential:
+) -> None:
     """Trains a model; everything that comes of it is in the folder.
 
     Args:
@@ -214,9 +212,6 @@ def train(
         progress: whether a progress bar is shown.
         say: takes sentences for the user.
         build: see :func:`prepare`.
-
-    Returns:
-        The best model, in evaluation mode.
 
     Raises:
         ValueError: see :func:`prepare` and :func:`open_folder`.
@@ -238,9 +233,11 @@ def train(
         if not (folder / SPLIT).exists():
             save_split(folder / SPLIT, prepared.split, prepared.data.digest)
         say(_summary(prepared))
-    data = TrainingData(prepared.data, prepared.split, config, labels_of(config))
+    names = needed(prepared.labels, prepared.data)
+    data = TrainingData(prepared.data, prepared.split, config, names)
+    records = Records(folder, len(prepared.split["train"]))
     with _quiet():
-        trainer = _trainer(prepared, folder, device, devices, nodes, progress)
+        trainer = _trainer(config, records, device, devices, nodes, progress)
         checkpoint = str(folder / LAST) if goes_on else None
         try:
             trainer.fit(prepared.module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
@@ -249,8 +246,8 @@ def train(
                 raise KeyboardInterrupt from error
             raise
     if trainer.is_global_zero:
-        _write_facts(prepared, folder, trainer)
-    return prepared.module.best.eval()
+        facts = _facts(prepared, records, trainer)
+        write_whole(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
 
 
 def _summary(prepared: Prepared) -> str:
@@ -261,9 +258,9 @@ def _summary(prepared: Prepared) -> str:
 
 
 def _trainer(
-    prepared: Prepared, folder: Path, device: str, devices: int, nodes: int, progress: bool
+    config: Config, records: Records, device: str, devices: int, nodes: int, progress: bool
 ) -> pl.Trainer:
-    options = prepared.config.training
+    options, folder = config.training, records.folder
     callbacks: list[pl.Callback] = []
     if progress:
         callbacks.append(TQDMProgressBar(refresh_rate=10))
@@ -277,15 +274,13 @@ def _trainer(
 
         logger = TensorBoardLogger(folder, name="tensorboard", version="")
         callbacks.append(LearningRateMonitor())
-    callbacks.append(Records(folder))
+    callbacks.append(records)
     precision: Any = {"32": "32-true", "64": "64-true"}.get(options.precision, options.precision)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     distributed = devices * nodes > 1
     return pl.Trainer(
-        accelerator={"auto": "auto", "cuda": "gpu"}.get(device, device)
-        if device != "auto"
-        else ("gpu" if torch.cuda.is_available() else "cpu"),
+        accelerator="gpu" if device == "cuda" else device,
         devices=devices,
         num_nodes=nodes,
         strategy="ddp_find_unused_parameters_true" if distributed else "auto",
@@ -321,11 +316,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _write_facts(prepared: Prepared, folder: Path, trainer: pl.Trainer) -> None:
+def _facts(prepared: Prepared, records: Records, trainer: pl.Trainer) -> dict[str, Any]:
+    """What a run was, for people and for :class:`molkern.training.results.Run`."""
     from .. import __version__
 
-    records = next(c for c in trainer.callbacks if isinstance(c, Records))  # type: ignore[attr-defined]
-    facts = dict(
+    return dict(
         steps=trainer.global_step,
         minutes=records.seconds / 60,
         best_step=records.best_step,
@@ -342,7 +337,6 @@ def _write_facts(prepared: Prepared, folder: Path, trainer: pl.Trainer) -> None:
         molkern=__version__,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     )
-    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def _device_name(trainer: pl.Trainer) -> str:

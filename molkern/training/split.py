@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import Dataset
-from .config import Config, Split
+from ..files import write_whole
+from .config import Split
 
 Indices = NDArray[np.int64]
 PARTS = ("train", "validation", "test")
@@ -72,8 +74,9 @@ def _count(wanted: float | None, all_of_them: int) -> int:
 def save_split(path: Path, split: dict[str, Indices], digest: str) -> None:
     """Writes a split with the digest of its data, for :func:`load_split`."""
     parts: dict[str, Any] = dict(split)
-    with path.open("wb") as file:
-        np.savez(file, digest=np.array(digest), **parts)
+    content = io.BytesIO()
+    np.savez(content, digest=np.array(digest), **parts)
+    write_whole(path, content.getvalue())
 
 
 def load_split(path: str | Path, digest: str | None) -> dict[str, Indices]:
@@ -194,8 +197,3 @@ class Portions:
             chosen = self.members[first : first + self.batch_size]
             atoms = int(self.sizes[chosen].sum())
             yield Share(chosen[self.rank :: self.world], len(chosen), atoms)
-
-
-def labels_of(config: Config) -> list[str]:
-    """Names of the labels that are trained on."""
-    return list(config.objective)

@@ -14,6 +14,7 @@ from ..data import Dataset
 from ..models import MODELS, Potential
 from .config import Config
 from .objective import Labels
+from .split import Indices
 
 Array = NDArray[np.float64]
 
@@ -32,7 +33,7 @@ class Standard:
     reference: Array | None = None
 
 
-def standards(config: Config, labels: Labels, data: Dataset, train: Any) -> list[Standard]:
+def standards(config: Config, labels: Labels, data: Dataset, train: Indices) -> list[Standard]:
     """One for each of the model's main labels, from the training data.
 
     Raises:

@@ -22,8 +22,9 @@ import ase.io
 from ase.constraints import FixAtoms
 from cli_files import arrays
 
+from molkern import files
 from molkern.data import ethanol_model
-from molkern.md import files, group
+from molkern.md import group
 from molkern.md.checkpoint import Checkpoint
 from molkern.models import DimeNetPlusPlus, SchNet, load
 

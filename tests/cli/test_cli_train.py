@@ -28,8 +28,8 @@ def test_from_a_configuration_to_predictions(molkern, ethanol, tmp_path):
         "run.json",
         "test.json",
         "learning_curve.png",
-        "parity_forces.png",
-        "errors_energy.png",
+        "test_parity_forces.png",
+        "test_errors_energy.png",
     } <= kept
     assert "validation energy: MAE" in molkern("test run --part validation --device cpu")
     molkern("predict run ethanol.xyz --out p.csv --device cpu --batch-size 2")
