@@ -91,17 +91,18 @@ def calibrated(row: Row, minutes: float, changes: list[str]):
     from molkern.training import config as configs
     from molkern.training import run
     from molkern.training.module import TrainingData
+    from molkern.training.objective import evaluate, needed
     from molkern.training.standardize import build_model
 
     config = configs.read_config(row.config, changes)
     prepared = run.prepare(config, None, build_peer if row.peer else build_model)
-    module, labels = prepared.module, list(config.objective)
-    data = TrainingData(prepared.data, prepared.split, config, labels)
+    module, labels = prepared.module, prepared.labels
+    data = TrainingData(prepared.data, prepared.split, config, needed(labels, prepared.data))
     optimizer = module.configure_optimizers()["optimizer"]
     seconds = []
     for sample, share in islice(data.train_dataloader(), 25):
         start = time.perf_counter()
-        out = module.evaluate(module.model, sample)
+        out = evaluate(module.model, labels, sample)
         loss = module.objective.loss(out, sample, share.systems, share.atoms)
         optimizer.zero_grad()
         loss.backward()
@@ -111,7 +112,7 @@ def calibrated(row: Row, minutes: float, changes: list[str]):
     module.best.eval()
     start = time.perf_counter()
     for sample, _share in data.val_dataloader():
-        module.evaluate(module.best, sample)
+        evaluate(module.best, labels, sample)
     validation = time.perf_counter() - start
     step = statistics.median(seconds[5:]) + OVERHEAD
     left = 60 * minutes - ROW_INTERVALS * validation
