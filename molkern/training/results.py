@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Run:
-    """A folder that :func:`molkern.training.train` filled."""
+    """A folder that :func:`molkern.training.run.train` filled."""
 
     folder: Path
     config: Config
