@@ -367,7 +367,7 @@ class AtomicBatch:
 
     def _periodicity(self, pbc: Tensor | Sequence[bool] | bool | None) -> Tensor | None:
         if self.cell is None:
-            if pbc is not None and bool(torch.as_tensor(pbc).any()):
+            if pbc is not None and neighbors.any_axis(pbc):
                 raise ValueError("pbc is set but there is no cell: pass the lattice vectors")
             return None
         value = torch.as_tensor(True if pbc is None else pbc, device=self.positions.device)
@@ -494,16 +494,19 @@ class AtomicBatch:
         systems = [atoms] if isinstance(atoms, Atoms) else list(atoms)
         if not systems:
             raise ValueError("from_ase needs at least one Atoms object, got an empty list")
-        numbers = torch.cat([torch.as_tensor(a.numbers, dtype=torch.int64) for a in systems])
-        positions = torch.cat([torch.as_tensor(a.get_positions(), dtype=dtype) for a in systems])
-        lengths = torch.tensor([len(a) for a in systems])
+        on: Any = {"device": "cpu"}  # whatever the default device
+        numbers = torch.cat([torch.as_tensor(a.numbers, dtype=torch.int64, **on) for a in systems])
+        positions = torch.cat(
+            [torch.as_tensor(a.get_positions(), dtype=dtype, **on) for a in systems]
+        )
+        lengths = torch.tensor([len(a) for a in systems], **on)
         batch = None
         if len(systems) > 1:
-            batch = torch.repeat_interleave(torch.arange(len(systems)), lengths).to(device)
+            batch = torch.repeat_interleave(torch.arange(len(systems), **on), lengths).to(device)
         cell = pbc = None
         if any(a.pbc.any() for a in systems):
-            cell = torch.stack([torch.as_tensor(a.cell.array, dtype=dtype) for a in systems])
-            pbc = torch.stack([torch.as_tensor(a.pbc) for a in systems]).to(device)
+            cell = torch.stack([torch.as_tensor(a.cell.array, dtype=dtype, **on) for a in systems])
+            pbc = torch.stack([torch.as_tensor(a.pbc, **on) for a in systems]).to(device)
             cell = cell.to(device)
         return cls(
             numbers.to(device), positions.to(device), batch, cell, pbc, num_systems=len(systems)

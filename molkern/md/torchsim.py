@@ -106,7 +106,7 @@ class TorchSimModel(ModelInterface):
             masses = state.get("masses", torch.ones_like(state["positions"][:, 0]))
             state = SimState(**{**state, "masses": masses})
         count = state.cell.shape[0]
-        pbc = torch.as_tensor(state.pbc).bool().expand(count, 3)
+        pbc = torch.as_tensor(state.pbc, device=state.positions.device).bool().expand(count, 3)
         periodic = bool(pbc.any())
         # Columns there, rows here
         cell = state.cell.transpose(1, 2) if periodic else None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -365,5 +366,5 @@ def _reference(config: dict[str, Any]) -> AtomicReference | None:
     """Scale, mean and references; None if neutral, as in files from before there were any."""
     scale, mean, reference = config["scale"], config["mean"], config["reference"]
     made = AtomicReference(scale, mean, reference, num_targets=config["num_targets"])
-    neutral = reference is None and bool((made.scale == 1).all() and (made.mean == 0).all())
+    neutral = reference is None and np.all(np.equal(scale, 1)) and np.all(np.equal(mean, 0))
     return None if neutral else made

@@ -347,7 +347,9 @@ class PhysNet(Potential):
     def _set_scaling(self, scales: tuple[Any, Any], shifts: tuple[Any, Any]) -> None:
         for target, values in ((self.scaling.scale, scales), (self.scaling.shift, shifts)):
             for column, value in enumerate(values):
-                target[:, column] = torch.as_tensor(value, dtype=torch.float64)
+                target[:, column] = torch.as_tensor(
+                    value, dtype=torch.float64, device=target.device
+                )
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"

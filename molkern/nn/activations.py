@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "ssp": ShiftedSoftplus,
     "ssp_exact": lambda: ShiftedSoftplus(threshold=35.0),
     "ssp_official": lambda: ShiftedSoftplus(threshold=14.0),
-    "ssp_pyg": lambda: ShiftedSoftplus(shift=float(torch.tensor(2.0).log())),
+    "ssp_pyg": lambda: ShiftedSoftplus(shift=float(np.log(np.float32(2.0)))),
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
@@ -161,3 +162,10 @@ def dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     layer = nn.Linear(inputs, outputs, bias=bias)
     _initialize(layer)
     return layer
+
+
+@torch.no_grad()
+def orthogonal_(weight: Tensor, gain: float = 1.0) -> None:
+    """:func:`torch.nn.init.orthogonal_` for 16-bit weights too, which torch cannot factorise."""
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    weight.copy_(nn.init.orthogonal_(wide, gain))

@@ -11,7 +11,7 @@ from .. import ops
 from ..graph import NeighborList
 from ..ops._library import first_derivatives_only, keeps_first_only
 from ..ops.triplets import ANGLES
-from .activations import Dense
+from .activations import Dense, orthogonal_
 from .activations import activation as activation_layer
 
 OUTPUT_INITS = ("zeros", "glorot_orthogonal")
@@ -23,7 +23,7 @@ def glorot_orthogonal_(weight: Tensor, scale: float = 2.0) -> None:
     The initialisation of DimeNet's published code; ``weight`` is a matrix.
     """
     rows, columns = weight.shape
-    nn.init.orthogonal_(weight, math.sqrt(scale * max(rows, columns) / (rows + columns)))
+    orthogonal_(weight, math.sqrt(scale * max(rows, columns) / (rows + columns)))
 
 
 def dense(inputs: int, outputs: int, bias: bool = True, activation: str = "none") -> Dense:

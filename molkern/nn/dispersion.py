@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._modes import ordinary_tensors
 from .basis import softplus, softplus_inverse
 from .precision import Float64Module
 
@@ -39,15 +40,21 @@ class D3Tables(Float64Module):
                 "dispersion needs the package tad-dftd3: pip install 'molkern[dispersion]' or "
                 "pip install tad-dftd3"
             ) from error
-        reference = tad_dftd3.reference.Reference(dtype=torch.float64, device=torch.device("cpu"))
-        tables = {
-            "c6": reference.c6,
-            "coordination": reference.cn,
-            "radii": radii.COV_D3(dtype=torch.float64),
-            "r4_over_r2": tad_dftd3.data.R4R2(dtype=torch.float64),
-        }
+        with ordinary_tensors():
+            reference = tad_dftd3.reference.Reference(
+                dtype=torch.float64, device=torch.device("cpu")
+            )
+            tables = {
+                "c6": reference.c6,
+                "coordination": reference.cn,
+                "radii": radii.COV_D3(dtype=torch.float64),
+                "r4_over_r2": tad_dftd3.data.R4R2(dtype=torch.float64),
+            }
+        default = torch.get_default_device()
         for name, value in tables.items():  # not in the state: they come with the package
-            self.register_buffer(name, value, persistent=False)
+            # On "meta" they would be lost, as no file has them
+            made = value if default.type == "meta" else value.to(default)
+            self.register_buffer(name, made, persistent=False)
 
     def weights(self, numbers: Tensor, coordination: Tensor) -> Tensor:
         """Weights of an element's reference systems, ``[N, 7]``."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
-from .activations import activation, dense
+from .activations import activation, dense, orthogonal_
 from .precision import Float64Module
 from .splines import SplineFilter, convolve
 
@@ -22,11 +22,12 @@ def orthogonal_dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
         ValueError: no inputs or no outputs.
     """
     layer = dense(inputs, outputs, bias=bias)
-    nn.init.orthogonal_(layer.weight)
+    orthogonal_(layer.weight)
     with torch.no_grad():
         variance = layer.weight.var(correction=0)
-        if variance > 0:  # a single weight has none
-            layer.weight.mul_((2.0 / ((inputs + outputs) * variance)).sqrt())
+        # A single weight has none; of weights without values (on "meta") none is known
+        scale = (2.0 / ((inputs + outputs) * variance)).sqrt()
+        layer.weight.mul_(torch.where(variance > 0, scale, 1.0))
     return layer
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._modes import is_transformed, ordinary_tensors, values_of
 from ..ops.splines import SplineGrid, spline_cfconv
 
 #: Distances ``[P]`` → the filters there, some tensors ``[P, F]``.
@@ -106,9 +109,8 @@ class SplineReport:
     @property
     def excess(self) -> float:
         """The largest error over what the tolerance allows for it."""
-        allowed = self.tolerance * torch.tensor([1.0, 1e2, 1e4], dtype=torch.float64)
-        errors = torch.tensor([self.value_error, self.slope_error, self.curvature_error])
-        return float((errors / allowed).max())
+        errors = self.value_error, self.slope_error / 1e2, self.curvature_error / 1e4
+        return max(errors, key=lambda e: math.inf if math.isnan(e) else e) / self.tolerance
 
     def __str__(self) -> str:
         grid = self.grid
@@ -178,36 +180,59 @@ def _inverse(grid: SplineGrid, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @lru_cache(maxsize=16)
-def _fit(grid: SplineGrid, device: torch.device) -> tuple[Tensor, ...]:
-    """Points ``[P]``, and the sparse matrix from values there to coefficients and its transpose.
+def _fit(grid: SplineGrid, device: torch.device) -> tuple[Tensor, _Matrix]:
+    """Points ``[P]``, and the sparse matrix from values there to coefficients.
 
     In float64 for float32 too: at the ends coefficients depend strongly on the values.
     """
-    points = _points(grid)
-    row, column, value = _inverse(grid, points)
+    with ordinary_tensors():  # what is kept here serves whatever comes later
+        points = _points(grid)
+        row, column, value = _inverse(grid, points)
+        size = len(points)
+        rows = _compressed([row, column], value, size, device)
+        columns = _compressed([column, row], value, size, device)
+        return points.to(device), _Matrix(rows, columns)
 
-    def compressed(indices: list[Tensor]) -> Tensor:
-        size = (len(points), len(points))
-        matrix = torch.sparse_coo_tensor(torch.stack(indices), value, size, check_invariants=False)
-        with warnings.catch_warnings():  # torch calls these matrices a beta, once per process
-            warnings.simplefilter("ignore", UserWarning)
-            return matrix.to(device).coalesce().to_sparse_csr()
 
-    return points.to(device), compressed([row, column]), compressed([column, row])
+def _compressed(indices: list[Tensor], value: Tensor, size: int, device: torch.device) -> Tensor:
+    """A square sparse matrix by rows."""
+    matrix = torch.sparse_coo_tensor(
+        torch.stack(indices), value, (size, size), check_invariants=False
+    )
+    with warnings.catch_warnings():  # torch calls these matrices a beta, once per process
+        warnings.simplefilter("ignore", UserWarning)
+        return matrix.to(device).coalesce().to_sparse_csr()
+
+
+@dataclass(frozen=True, eq=False)
+class _Matrix:
+    """A sparse matrix and its transpose, which transforms of torch.func cannot wrap as tensors."""
+
+    rows: Tensor
+    columns: Tensor
 
 
 class _SparseProduct(torch.autograd.Function):
     """A constant sparse matrix times a dense one, differentiable to any order."""
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, transposed: Tensor, values: Tensor) -> Tensor:
-        ctx.matrices = matrix, transposed
-        return matrix @ values
+    def forward(matrix: _Matrix, values: Tensor) -> Tensor:
+        return matrix.rows @ values
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
-        matrix, transposed = ctx.matrices
-        return None, None, _SparseProduct.apply(transposed, matrix, g.contiguous())
+    def setup_context(ctx: Any, inputs: tuple[_Matrix, Tensor], output: Tensor) -> None:
+        ctx.matrix = inputs[0]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, matrix: _Matrix, values: Tensor) -> tuple[Tensor, int]:
+        columns = values.movedim(in_dims[1], 2).flatten(1)
+        product = _SparseProduct.apply(matrix, columns)
+        return product.unflatten(1, (-1, info.batch_size)), 2
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        transposed = _Matrix(ctx.matrix.columns, ctx.matrix.rows)
+        return None, _SparseProduct.apply(transposed, g.contiguous())
 
 
 def spline_tables(function: FilterFunction, grid: SplineGrid, like: Tensor) -> list[Tensor]:
@@ -216,9 +241,9 @@ def spline_tables(function: FilterFunction, grid: SplineGrid, like: Tensor) -> l
     The function is called once, with float64 distances within the knots. Differentiable to any
     order by what the function depends on.
     """
-    points, matrix, transposed = _fit(grid, like.device)
+    points, matrix = _fit(grid, like.device)
     values = [value.double() for value in function(points)]
-    joined = _SparseProduct.apply(matrix, transposed, torch.cat(values, 1)).to(like.dtype)
+    joined = _SparseProduct.apply(matrix, torch.cat(values, 1)).to(like.dtype)
     return [table.contiguous() for table in joined.split([v.shape[1] for v in values], 1)]
 
 
@@ -296,6 +321,7 @@ class _OneEdgeEach:
         return self.receivers
 
 
+@ordinary_tensors()
 def choose_grid(
     function: FilterFunction,
     start: float,
@@ -405,10 +431,10 @@ class SplineTables:
         if self._tables is None or not self.current():
             double = self._renew(model)
             assert self._report is not None
-            with torch.no_grad():
-                tables = spline_tables(double.filter_values, self._report.grid, _first(double))
             like = _first(model)
-            self._tables = [table.to(like.device, like.dtype).contiguous() for table in tables]
+            with ordinary_tensors():
+                tables = spline_tables(double.filter_values, self._report.grid, _first(double))
+                self._tables = [table.to(like.device, like.dtype).contiguous() for table in tables]
         assert self._report is not None
         return self._report.grid, self._tables
 
@@ -426,7 +452,7 @@ class SplineTables:
     def _renew(self, model: Any) -> Any:
         """Chooses the grid for the present weights; gives back the model in float64."""
         like = _first(model)
-        double = copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)
+        double = _double(model)
         start, stop, zero_beyond = model.filter_span()
         self._report = choose_grid(
             double.filter_values,
@@ -438,13 +464,38 @@ class SplineTables:
             element=like.element_size(),
             intervals=self._report.grid.intervals if self._report else 128,
         )
-        self._weights, self._tables, self._uses = Fingerprint(model), None, 0
+        wrapped = is_transformed() and any(values_of(p) is not p for p in model.parameters())
+        self._weights = None if wrapped else Fingerprint(model)
+        self._tables, self._uses = None, 0
         return double
 
 
 def _first(model: nn.Module) -> Tensor:
     """A tensor of the type and on the device of the model's network."""
     return next(model.parameters())
+
+
+def _double(model: nn.Module) -> Any:
+    """A copy in float64 on the CPU, of ordinary tensors whatever the model's are, to be kept.
+
+    Raises:
+        RuntimeError: weights that :func:`torch.vmap` hides.
+    """
+    copies: dict[int, Any] = {}
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        values = values_of(tensor)
+        if values is None:
+            raise RuntimeError(
+                f"torch.vmap over {name}: there are no splines of weights that it hides; set "
+                "model.filters = 'exact' for ensembles of weights"
+            )
+        with ordinary_tensors():
+            dtype = torch.float64 if values.is_floating_point() else values.dtype
+            made = values.detach().to("cpu", dtype, copy=True)
+            parameter = isinstance(tensor, nn.Parameter)
+            copies[id(tensor)] = nn.Parameter(made, False) if parameter else made
+    with ordinary_tensors():
+        return copy.deepcopy(model, copies).to("cpu", torch.float64).requires_grad_(False)
 
 
 class Fingerprint:
@@ -469,8 +520,15 @@ class Fingerprint:
 
     def _now(self) -> list[Any]:
         return [
-            (tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
+            (_address(tensor), -1 if tensor.is_inference() else tensor._version)
             for tensors in self._tensors
             for tensor in tensors.values()
             if tensor is not None
         ]
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # one that a transform of torch.func wraps
+        return id(tensor)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,7 +55,7 @@ def neighbor_arrays(
     """
     if algorithm not in _ALGORITHMS:
         raise ValueError(f"algorithm must be one of {', '.join(_ALGORITHMS)}, got {algorithm!r}")
-    if cell is None and pbc is not None and not bool(torch.as_tensor(pbc).any()):
+    if cell is None and pbc is not None and not any_axis(pbc):
         pbc = None
     if pbc is not None and cell is not None and not (isinstance(pbc, Tensor) and pbc.dim()):
         flags = torch.as_tensor(pbc, dtype=torch.bool, device=positions.device)
@@ -80,6 +81,11 @@ def neighbor_arrays(
         "status": None if capacity is None else status,
         "padded": capacity is not None,
     }
+
+
+def any_axis(pbc: Tensor | Sequence[bool] | bool) -> bool:
+    """Whether any axis is periodic."""
+    return bool(pbc.any() if isinstance(pbc, Tensor) else np.any(pbc))
 
 
 def count_systems(cell: Tensor | None, batch: Tensor | None) -> int:

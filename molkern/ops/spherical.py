@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import full_precision, no_third_derivative, operators
+from ._derivatives import differentiable, no_third_derivative
+from ._library import full_precision, operators
 
 
 def spherical_radial(
@@ -113,11 +114,7 @@ def _product_backward(ctx: Any, *grads: Tensor) -> None:
     no_third_derivative("spherical_radial")
 
 
-torch.library.register_autograd(
-    "molkern::spherical_radial", _value_backward, setup_context=_value_setup
-)
-torch.library.register_autograd(
-    "molkern::spherical_radial_grad", _gradient_backward, setup_context=_gradient_setup
-)
-torch.library.register_autograd("molkern::spherical_radial_hvp", _product_backward)
+differentiable("spherical_radial", _value_backward, _value_setup)
+differentiable("spherical_radial_grad", _gradient_backward, _gradient_setup)
+differentiable("spherical_radial_hvp", _product_backward)
 full_precision("spherical_radial", "spherical_radial_grad", "spherical_radial_hvp")

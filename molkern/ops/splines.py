@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import Graph, full_precision, gradient_wanted, no_third_derivative, operators
+from ._derivatives import differentiable, mapped, no_third_derivative
+from ._library import Graph, full_precision, gradient_wanted, operators
 
 DEGREES = (3, 5)
 
@@ -241,11 +242,8 @@ def _product_backward(ctx: Any, *grads: Tensor) -> None:
     no_third_derivative("spline_cfconv")
 
 
-torch.library.register_autograd(
-    "molkern::spline_cfconv", _value_backward, setup_context=_value_setup
-)
-torch.library.register_autograd(
-    "molkern::spline_cfconv_grad", _gradient_backward, setup_context=_gradient_setup
-)
-torch.library.register_autograd("molkern::spline_cfconv_hvp", _product_backward)
+mapped("spline_bins")
+differentiable("spline_cfconv", _value_backward, _value_setup)
+differentiable("spline_cfconv_grad", _gradient_backward, _gradient_setup)
+differentiable("spline_cfconv_hvp", _product_backward)
 full_precision("spline_bins", "spline_cfconv", "spline_cfconv_grad", "spline_cfconv_hvp")
