@@ -22,7 +22,7 @@ from ..nn import (
 )
 from ..nn.dispersion import BOHR, HARTREE, HARTREE_FOCK
 from ..nn.electrostatics import COULOMB_CONSTANT
-from ..nn.physnet import nonhierarchicality
+from ..nn.physnet import checked_total_charge, nonhierarchicality
 from ..ops._library import is_recorded
 from .checks import plain
 from .potential import Potential
@@ -273,6 +273,7 @@ class PhysNet(Potential):
         if self.readout.prediction == "electronic_spatial_extent":
             extent = self.readout(charges, structure)
             return {**extent, "charges": charges, "nonhierarchicality": penalty}
+        total_charge = checked_total_charge(total_charge, structure.batch.num_systems, charges)
         excess = structure.sum_atoms(charges) - total_charge
         charges = self.charge_correction(charges, total_charge, structure.batch.system_ptr)
         if self.readout.prediction == "dipole_moment":

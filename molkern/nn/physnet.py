@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -288,10 +289,13 @@ def checked_total_charge(total_charge: Tensor | float, num_systems: int, like: T
     Raises:
         ValueError: another shape, another device, or a number that is not finite.
     """
+    if isinstance(total_charge, (list, tuple, np.ndarray)):
+        total_charge = torch.as_tensor(total_charge, device=like.device)
     if not isinstance(total_charge, Tensor):
-        if not math.isfinite(total_charge):
+        # A compiled function has the number as a symbol, to serve any
+        if not torch.compiler.is_compiling() and not math.isfinite(total_charge):
             raise ValueError(f"total_charge must be finite, got {total_charge}")
-        return like.new_full((num_systems,), float(total_charge))
+        return like.new_full((num_systems,), total_charge)
     if total_charge.shape not in ((), (num_systems,)):
         raise ValueError(
             f"total_charge must be a number or have shape [{num_systems}], one for each system, "

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._derivatives import differentiable
 from ..ops._modes import is_transformed, ordinary_tensors, values_of
 from ..ops.splines import SplineGrid, spline_cfconv
 
@@ -122,13 +123,14 @@ class SplineReport:
         )
 
 
-def _points(grid: SplineGrid) -> Tensor:
+def _points(grid: SplineGrid, device: torch.device | str = "cpu") -> Tensor:
     """Where a spline is fitted: at all knots, and between those at either end as often as needed.
 
     The last point lies just below the end, where filters with a hard cutoff have their limit.
     """
-    knots = torch.arange(grid.intervals + 1, dtype=torch.float64)
-    between = torch.arange((grid.degree - 1) // 2, dtype=torch.float64) + 0.5
+    on: Any = {"dtype": torch.float64, "device": device}
+    knots = torch.arange(grid.intervals + 1, **on)
+    between = torch.arange((grid.degree - 1) // 2, **on) + 0.5
     t = torch.cat([knots, between, grid.intervals - between]).sort().values
     points = grid.start + t * ((grid.stop - grid.start) / grid.intervals)
     points[-1] = torch.nextafter(points[-1], points[0])
@@ -180,8 +182,8 @@ def _inverse(grid: SplineGrid, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @lru_cache(maxsize=16)
-def _fit(grid: SplineGrid, device: torch.device) -> tuple[Tensor, _Matrix]:
-    """Points ``[P]``, and the sparse matrix from values there to coefficients.
+def _fit(grid: SplineGrid, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Points ``[P]``, and the sparse matrix from values there to coefficients, transposed first.
 
     In float64 for float32 too: at the ends coefficients depend strongly on the values.
     """
@@ -191,7 +193,7 @@ def _fit(grid: SplineGrid, device: torch.device) -> tuple[Tensor, _Matrix]:
         size = len(points)
         rows = _compressed([row, column], value, size, device)
         columns = _compressed([column, row], value, size, device)
-        return points.to(device), _Matrix(rows, columns)
+        return points.to(device), columns, rows
 
 
 def _compressed(indices: list[Tensor], value: Tensor, size: int, device: torch.device) -> Tensor:
@@ -204,35 +206,34 @@ def _compressed(indices: list[Tensor], value: Tensor, size: int, device: torch.d
         return matrix.to(device).coalesce().to_sparse_csr()
 
 
-@dataclass(frozen=True, eq=False)
-class _Matrix:
-    """A sparse matrix and its transpose, which transforms of torch.func cannot wrap as tensors."""
+_library = torch.library.Library("molkern", "FRAGMENT")
+_library.define(
+    "spline_coefficients(Tensor values, float start, float stop, int intervals, int degree, "
+    "bool transposed) -> Tensor"
+)
 
-    rows: Tensor
-    columns: Tensor
+
+def _coefficients(
+    values: Tensor, start: float, stop: float, intervals: int, degree: int, transposed: bool
+) -> Tensor:
+    """From values at the points to coefficients, ``[P, F]``, or that transposed: float64."""
+    return _fit(SplineGrid(start, stop, intervals, degree), values.device)[2 - transposed] @ values
 
 
-class _SparseProduct(torch.autograd.Function):
-    """A constant sparse matrix times a dense one, differentiable to any order."""
+def _coefficients_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, *ctx.grid, ctx.transposed = inputs
 
-    @staticmethod
-    def forward(matrix: _Matrix, values: Tensor) -> Tensor:
-        return matrix.rows @ values
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[_Matrix, Tensor], output: Tensor) -> None:
-        ctx.matrix = inputs[0]
+def _coefficients_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    back = torch.ops.molkern.spline_coefficients(g.contiguous(), *ctx.grid, not ctx.transposed)
+    return back, *[None] * 5
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, matrix: _Matrix, values: Tensor) -> tuple[Tensor, int]:
-        columns = values.movedim(in_dims[1], 2).flatten(1)
-        product = _SparseProduct.apply(matrix, columns)
-        return product.unflatten(1, (-1, info.batch_size)), 2
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
-        transposed = _Matrix(ctx.matrix.columns, ctx.matrix.rows)
-        return None, _SparseProduct.apply(transposed, g.contiguous())
+_library.impl("spline_coefficients", _coefficients, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "molkern::spline_coefficients", lambda values, *rest: values.new_empty(values.shape)
+)
+differentiable("spline_coefficients", _coefficients_backward, _coefficients_setup)
 
 
 def spline_tables(function: FilterFunction, grid: SplineGrid, like: Tensor) -> list[Tensor]:
@@ -241,10 +242,15 @@ def spline_tables(function: FilterFunction, grid: SplineGrid, like: Tensor) -> l
     The function is called once, with float64 distances within the knots. Differentiable to any
     order by what the function depends on.
     """
-    points, matrix = _fit(grid, like.device)
-    values = [value.double() for value in function(points)]
-    joined = _SparseProduct.apply(matrix, torch.cat(values, 1)).to(like.dtype)
-    return [table.contiguous() for table in joined.split([v.shape[1] for v in values], 1)]
+    if torch.compiler.is_compiling():
+        points = _points(grid, like.device)
+    else:
+        points = _fit(grid, like.device)[0]
+    filters = [value.double() for value in function(points)]
+    widths, values = [f.shape[1] for f in filters], torch.cat(filters, 1)
+    form = float(grid.start), float(grid.stop), grid.intervals, grid.degree
+    joined = torch.ops.molkern.spline_coefficients(values, *form, False).to(like.dtype)
+    return [table.contiguous() for table in joined.split(widths, 1)]
 
 
 def _with_slope(function: FilterFunction, d: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -440,11 +446,13 @@ class SplineTables:
 
     def trainable(self, model: Any) -> tuple[SplineGrid, list[Tensor]]:
         """The grid and tables through which gradients flow to the model's parameters."""
-        self._uses += 1
-        if self._report is None or self._uses > self.renew_after:
-            if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            if self._report is None:
                 raise RuntimeError("call model.spline_report() before compiling the model")
-            self._renew(model)
+        else:
+            self._uses += 1
+            if self._report is None or self._uses > self.renew_after:
+                self._renew(model)
         assert self._report is not None
         grid = self._report.grid
         return grid, spline_tables(model.filter_values, grid, _first(model))
