@@ -295,7 +295,7 @@ def checked_total_charge(total_charge: Tensor | float, num_systems: int, like: T
         # A compiled function has the number as a symbol, to serve any
         if not torch.compiler.is_compiling() and not math.isfinite(total_charge):
             raise ValueError(f"total_charge must be finite, got {total_charge}")
-        return like.new_full((num_systems,), total_charge)
+        return like.new_zeros(num_systems) + total_charge  # a sum, which keeps it a symbol
     if total_charge.shape not in ((), (num_systems,)):
         raise ValueError(
             f"total_charge must be a number or have shape [{num_systems}], one for each system, "
