@@ -22,6 +22,7 @@ from ..nn import (
     SphericalRadialBasis,
     SplineFilter,
 )
+from ..ops._arguments import checked
 from ..ops.geometry import edge_norm
 from .checks import check_reference, plain
 from .potential import Potential
@@ -191,6 +192,7 @@ class DimeNet(_Directional):
     (torch.Size([1, 2]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -277,6 +279,7 @@ class DimeNetPlusPlus(_Directional):
     (torch.Size([1]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,

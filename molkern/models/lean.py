@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..graph import AtomicBatch, NeighborList
 from ..nn import ShiftedSoftplus
 from ..ops import segment_sum
+from ..ops._arguments import checked
 from ..ops._derivatives import mapped
 from ..ops._library import operators
 from ..ops.dense import DENSE_ACTIVATIONS
@@ -47,6 +48,7 @@ class LeanSchNet(nn.Module):
     >>> program = torch.export.export(lean, inputs, dynamic_shapes=shapes)
     """
 
+    @checked
     def __init__(self, model: SchNet):
         super().__init__()
         if not self.serves(model):

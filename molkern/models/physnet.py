@@ -23,6 +23,7 @@ from ..nn import (
 from ..nn.dispersion import BOHR, HARTREE, HARTREE_FOCK
 from ..nn.electrostatics import COULOMB_CONSTANT
 from ..nn.physnet import checked_total_charge, nonhierarchicality
+from ..ops._arguments import checked
 from ..ops._library import is_recorded
 from .checks import plain
 from .potential import Potential
@@ -119,6 +120,7 @@ class PhysNet(Potential):
     tensor(-1., dtype=torch.float64)
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,

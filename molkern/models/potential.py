@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from ..graph import AtomicBatch, NeighborList
 from ..nn.splines import SplineFilter, SplineReport, SplineTables
 from ..ops import segment_sum
+from ..ops._arguments import checked, explained
 from ..ops._derivatives import in_forward_mode, refuse_forward_mode
 from ..ops._library import (
     constant_weights,
@@ -137,10 +138,12 @@ class Potential(nn.Module):
         """How far a neighbor list must reach for this batch; for most models their cutoff."""
         return self.cutoff
 
+    @explained
     def neighbors(self, batch: AtomicBatch) -> NeighborList:
         """The neighbor list that the model needs of a batch."""
         return batch.neighbors(self.list_cutoff(batch))
 
+    @explained
     def forward(
         self,
         batch: AtomicBatch,
@@ -172,6 +175,8 @@ class Potential(nn.Module):
         """
         differentiate = forces or stress
         if not torch.compiler.is_compiling():
+            if not (isinstance(forces, bool) and isinstance(stress, bool)):
+                _check_flags(forces, stress)
             self.check(batch, neighbors)
             self.check_conditions(conditions)
             if differentiate:
@@ -231,6 +236,7 @@ class Potential(nn.Module):
             out["stress"] = symmetric / volume
         return out
 
+    @explained
     def hessian(
         self, batch: AtomicBatch, neighbors: NeighborList | None = None, **conditions: Any
     ) -> Tensor | list[Tensor]:
@@ -328,9 +334,12 @@ class Potential(nn.Module):
             name = f"{type(self).__name__} with forces or stress"
             refuse_forward_mode(name, batch.positions, batch.cell, *self.parameters())
 
+    @explained
     def check(self, batch: AtomicBatch, neighbors: NeighborList | None = None) -> None:
         """Refuses a batch or list that the model cannot take, with :meth:`forward`'s errors."""
         weight = next(self.parameters())
+        if not isinstance(batch, AtomicBatch):
+            raise TypeError("batch must be a molkern.AtomicBatch")  # explained by its kind
         if batch.positions.dtype != weight.dtype:
             raise TypeError(
                 f"positions are {batch.positions.dtype} but the model is {weight.dtype}: use "
@@ -450,6 +459,11 @@ def _ordinary(value: Any) -> Any:
     return replace(value, **tree_map_only(Tensor, torch.clone, {k: kept[k] for k in names}))
 
 
+@checked
+def _check_flags(forces: bool, stress: bool) -> None:
+    """Refuses what would count as True."""
+
+
 def _differentiable(batch: AtomicBatch) -> bool:
     """Whether a gradient by positions or cells may be asked for, of forces too."""
     return batch.positions.requires_grad or (batch.cell is not None and batch.cell.requires_grad)
@@ -487,6 +501,7 @@ def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Te
         return moved, batch.cell @ deformation, strain
 
 
+@checked
 @ordinary_tensors()
 def load(path: str | Path | bytes, device: torch.device | str = "cpu") -> Potential:
     """The model that :meth:`Potential.save` wrote, in evaluation mode.

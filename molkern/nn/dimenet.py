@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import explained
 from ..ops._library import first_derivatives_only, keeps_first_only
 from ..ops.triplets import ANGLES
 from .activations import Dense, orthogonal_
@@ -78,6 +79,7 @@ class DimeNetEmbedding(nn.Module):
         nn.init.uniform_(self.emb.weight, -math.sqrt(3.0), math.sqrt(3.0))
         self.activation = activation_layer(activation)
 
+    @explained
     def forward(self, numbers: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
         of_receiver, of_sender, of_basis = self.lin.weight.chunk(3, dim=1)
         h = self.emb(numbers)
@@ -224,6 +226,7 @@ class DimeNetInteraction(_Interaction):
         self.bilinear = nn.Parameter(torch.empty(hidden_channels, num_bilinear, hidden_channels))
         nn.init.normal_(self.bilinear, std=2.0 / hidden_channels)
 
+    @explained
     def forward(
         self,
         messages: Tensor,
@@ -309,6 +312,7 @@ class DimeNetPlusPlusInteraction(_Interaction):
         self.lin_down = dense(hidden_channels, int_emb_size, bias=False, activation=activation)
         self.lin_up = dense(int_emb_size, hidden_channels, bias=False, activation=activation)
 
+    @explained
     def forward(
         self,
         messages: Tensor,
@@ -364,6 +368,7 @@ class _Output(nn.Module):
         if output_init == "zeros":
             nn.init.zeros_(self.lin.weight)
 
+    @explained
     def forward(self, messages: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
         if self.saves_memory and keeps_first_only():
             arguments = self._sum, messages, basis, graph

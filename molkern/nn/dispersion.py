@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import explained
 from ..ops._modes import ordinary_tensors
 from .basis import softplus, softplus_inverse
 from .precision import Float64Module
@@ -133,6 +134,7 @@ class D3Dispersion(nn.Module):
         """s6, s8, a1 and a2 as they stand in the formula, ``[4]``."""
         return softplus(self.raw)
 
+    @explained
     def forward(self, numbers: Tensor, distances: Tensor, neighbors: NeighborList) -> Tensor:
         """numbers ``[N]``, distances ``[E]`` → energies ``[N]``.
 

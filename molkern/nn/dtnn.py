@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import explained
 from .activations import dense
 from .splines import SplineFilter
 
@@ -40,6 +41,7 @@ class DTNNInteraction(nn.Module):
         if zero_start:
             nn.init.zeros_(self.lin_out.weight)
 
+    @explained
     def forward(self, x: Tensor, factors: Tensor | SplineFilter, neighbors: NeighborList) -> Tensor:
         """x ``[N, C]``, factors of the distances ``[E, F]``, or as splines → ``[N, C]``."""
         if isinstance(factors, SplineFilter):

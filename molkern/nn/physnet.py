@@ -1,7 +1,9 @@
 """PhysNet's layers (Unke & Meuwly, JCTC 15, 3678 (2019)), as its published code has them."""
 
 import math
+import numbers
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import explained
 from .activations import activation, dense, orthogonal_
 from .precision import Float64Module
 from .splines import SplineFilter, convolve
@@ -131,6 +134,7 @@ class PhysNetInteraction(nn.Module):
         self.activation = activation(activation_name)
         self.activated_skip = activated_skip
 
+    @explained
     def forward(self, x: Tensor, basis: Tensor | SplineFilter, neighbors: NeighborList) -> Tensor:
         """x ``[N, C]``, basis ``[E, K]`` in the order of ``neighbors`` → ``[N, C]``.
 
@@ -256,6 +260,7 @@ class ChargeCorrection(nn.Module):
     tensor([ 0.2500, -0.2500,  0.0000])
     """
 
+    @explained
     def forward(
         self,
         charges: Tensor,
@@ -293,8 +298,8 @@ def checked_total_charge(total_charge: Tensor | float, num_systems: int, like: T
         total_charge = torch.as_tensor(total_charge, device=like.device)
     if not isinstance(total_charge, Tensor):
         # A compiled function has the number as a symbol, to serve any
-        if not torch.compiler.is_compiling() and not math.isfinite(total_charge):
-            raise ValueError(f"total_charge must be finite, got {total_charge}")
+        if not torch.compiler.is_compiling():
+            _check_charge(total_charge)
         return like.new_zeros(num_systems) + total_charge  # a sum, which keeps it a symbol
     if total_charge.shape not in ((), (num_systems,)):
         raise ValueError(
@@ -307,6 +312,16 @@ def checked_total_charge(total_charge: Tensor | float, num_systems: int, like: T
             "one of them with .to()"
         )
     return total_charge.to(like.dtype).expand(num_systems)
+
+
+def _check_charge(total_charge: Any) -> None:
+    if not isinstance(total_charge, numbers.Real):
+        raise TypeError(
+            f"total_charge must be a number, or a tensor or list of one for each system, got "
+            f"{total_charge!r}"
+        )
+    if not math.isfinite(total_charge):
+        raise ValueError(f"total_charge must be finite, got {total_charge}")
 
 
 def nonhierarchicality(outputs: list[Tensor]) -> Tensor:

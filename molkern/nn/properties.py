@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..graph import AtomicBatch
 from ..ops import segment_sum
+from ..ops._arguments import explained
 from ..ops.geometry import edge_norm
 from .masses import ATOMIC_MASSES
 from .precision import Float64Module
@@ -98,6 +99,7 @@ class DipoleMoment(CentredSum):
     tensor([0.4705], dtype=torch.float64)
     """
 
+    @explained
     def forward(
         self, charges: Tensor, batch: AtomicBatch, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -127,6 +129,7 @@ class ElectronicSpatialExtent(CentredSum):
     tensor([4.2350], dtype=torch.float64)
     """
 
+    @explained
     def forward(
         self, charges: Tensor, batch: AtomicBatch, positions: Tensor | None = None
     ) -> Tensor:

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ..graph import NeighborList
+from ..ops._arguments import explained
 from .activations import ShiftedSoftplus, activation, dense
 from .basis import CutoffFunction
 from .splines import SplineFilter, convolve
@@ -107,6 +108,7 @@ class CFConv(nn.Module):
         self.lin_out = dense(num_filters, out_channels)
         self.aggregation = aggregation
 
+    @explained
     def forward(
         self,
         x: Tensor,
@@ -165,6 +167,7 @@ class SchNetInteraction(nn.Module):
         self.activation = activation(activation_name)
         self.lin = dense(hidden_channels, hidden_channels)
 
+    @explained
     def forward(
         self,
         x: Tensor,

@@ -58,6 +58,12 @@ class SplineFilter:
     distances: Tensor
     bins: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"SplineFilter({self.distances.shape[0]} edges, {self.table.shape[1]} filters, "
+            f"{self.grid}, {self.table.dtype} on {self.table.device})"
+        )
+
     def convolve(self, x: Tensor, neighbors: NeighborList, **options: Any) -> Tensor:
         """``Σ_j x_j ∘ w_ij``, options as for :func:`molkern.ops.cfconv`: ``[N, F]``."""
         return spline_cfconv(
@@ -112,6 +118,9 @@ class SplineReport:
         """The largest error over what the tolerance allows for it."""
         errors = self.value_error, self.slope_error / 1e2, self.curvature_error / 1e4
         return max(errors, key=lambda e: math.inf if math.isnan(e) else e) / self.tolerance
+
+    def __repr__(self) -> str:
+        return f"SplineReport({self})"
 
     def __str__(self) -> str:
         grid = self.grid

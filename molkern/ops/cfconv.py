@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import explained
 from ._derivatives import differentiable
 from ._library import Graph, full_precision, operators
 from ._modes import read
 
 
+@explained
 def cfconv(
     x: Tensor,
     filters: Tensor,
@@ -69,6 +71,7 @@ _ONE_THREAD = 32768
 _CHUNK = 1024
 
 
+@explained
 def segment_sum(values: Tensor, segment_ptr: Tensor) -> Tensor:
     """Sums rows of ``values`` over consecutive segments, in a fixed order.
 
@@ -159,6 +162,7 @@ def _sum_segments(values: Tensor, segment_ptr: Tensor) -> Tensor:
     return operators.cfconv(values.contiguous(), ones, *by_segment, *by_row, False)
 
 
+@explained
 def segment_expand(values: Tensor, segment_ptr: Tensor, count: int) -> Tensor:
     """Gives every row of consecutive segments its segment's value: :func:`segment_sum` transposed.
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import explained
 from ._derivatives import differentiable
 from ._library import full_precision, gradient_wanted, keeps_first_only, operators
 
@@ -15,6 +16,7 @@ DENSE_ACTIVATIONS = ("none", "silu", "ssp", "tanh")
 _THRESHOLD = 20.0
 
 
+@explained
 def dense(
     x: Tensor,
     weight: Tensor,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import explained
 from ._derivatives import differentiable
 from ._library import full_precision, gradient_wanted, keeps_first_only, operators
 from .dense import (
@@ -17,6 +18,7 @@ from .dense import (
 )
 
 
+@explained
 def dense_residual(
     x: Tensor,
     weight1: Tensor,

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import explained
 from ._derivatives import differentiable, no_third_derivative
 from ._library import Graph, build_info, full_precision, gradient_wanted, operators
 from .splines import SplineGrid
 
 
+@explained
 def dtnn_message(
     x: Tensor,
     table: Tensor,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import explained
 from ._derivatives import differentiable, no_third_derivative
 from ._library import Adjacency, full_precision, operators
 
@@ -72,6 +73,7 @@ def edge_distances(
     return operators.edge_distances(positions.contiguous(), *images, *graph)
 
 
+@explained
 def edge_norm(vectors: Tensor) -> Tensor:
     """Lengths of vectors ``[E, 3]``, twice differentiable; derivatives at zero length are zero.
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import explained
 from ._derivatives import differentiable, no_third_derivative
 from ._library import full_precision, operators
 
@@ -13,6 +14,7 @@ BASES = ("gaussian", "exponential", "bessel")
 CUTOFF_FUNCTIONS = ("none", "cosine", "physnet", "envelope")
 
 
+@explained
 def radial_basis(
     distances: Tensor,
     centers: Tensor,

@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import explained
 from ._derivatives import differentiable, no_third_derivative
 from ._library import full_precision, operators
 
 
+@explained
 def spherical_radial(
     distances: Tensor, zeros: Tensor, norms: Tensor, *, cutoff: float, exponent: int = 6
 ) -> Tensor:

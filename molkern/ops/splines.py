@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import explained
 from ._derivatives import differentiable, mapped, no_third_derivative
 from ._library import Graph, full_precision, gradient_wanted, operators
 
@@ -64,6 +65,7 @@ class SplineGrid:
         """The arguments by which the operators know the grid; the table tells the intervals."""
         return float(self.start), float(self.stop), self.degree, self.zero_beyond
 
+    @explained
     def bins(self, distances: Tensor, graph: Graph) -> Tensor:
         """The edges of a graph by interval, for the gradient of tables: once for all of them.
 
@@ -83,6 +85,7 @@ class SplineGrid:
         )
 
 
+@explained
 def spline_cfconv(
     x: Tensor,
     table: Tensor,

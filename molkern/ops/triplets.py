@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import explained
 from ._derivatives import differentiable, no_third_derivative
 from ._library import Graph, full_precision, operators
 
@@ -16,6 +17,7 @@ ANGLES = ("kji", "plusplus", "at_i")
 _NEVER = 2**31 - 1
 
 
+@explained
 def triplet_sum(
     x: Tensor,
     radial: Tensor,
