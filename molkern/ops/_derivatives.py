@@ -91,22 +91,32 @@ def _applied(name: str, apply: Callable[..., Any], *arguments: Any) -> Any:
         ) from error
 
 
-def mapped(name: str) -> None:
-    """Lets :func:`torch.vmap` call an operator for one slice of its arguments after the other."""
+def mapped(name: str, rule: Callable[..., Any] | None = None) -> None:
+    """Lets :func:`torch.vmap` call an operator for one slice of its arguments after the other.
+
+    Args:
+        name: of the operator, without its namespace.
+        rule: another one, see :func:`torch.library.register_vmap`.
+    """
     operator = getattr(operators, name).default
 
-    def rule(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        values, spec = pytree.tree_flatten(arguments)
-        dims = pytree.tree_flatten(in_dims, is_leaf=lambda d: d is None)[0]
-        found = []
-        for k in range(info.batch_size):
-            one = [v if d is None else v.select(d, k) for v, d in zip(values, dims, strict=True)]
-            found.append(operator(*pytree.tree_unflatten(one, spec)))
-        if isinstance(found[0], Tensor):
-            return torch.stack(found), 0
-        return tuple(torch.stack(parts) for parts in zip(*found, strict=True)), (0,) * len(found[0])
+    def one_by_one(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return by_slices(operator, info, in_dims, arguments)
 
-    torch.library.register_vmap(f"molkern::{name}", rule, lib=_library)
+    torch.library.register_vmap(f"molkern::{name}", rule or one_by_one, lib=_library)
+
+
+def by_slices(operator: Any, info: Any, in_dims: Any, arguments: Any) -> Any:
+    """The results of an operator for each slice, side by side, and where they are."""
+    values, spec = pytree.tree_flatten(arguments)
+    dims = pytree.tree_flatten(in_dims, is_leaf=lambda d: d is None)[0]
+    found = []
+    for k in range(info.batch_size):
+        one = [v if d is None else v.select(d, k) for v, d in zip(values, dims, strict=True)]
+        found.append(operator(*pytree.tree_unflatten(one, spec)))
+    if isinstance(found[0], Tensor):
+        return torch.stack(found), 0
+    return tuple(torch.stack(parts) for parts in zip(*found, strict=True)), (0,) * len(found[0])
 
 
 def in_forward_mode() -> bool:

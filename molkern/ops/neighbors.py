@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._derivatives import by_slices, mapped
 from ._library import operators
 
 _ALGORITHMS = {"auto": 0, "direct": 1, "cell_list": 2}
@@ -130,3 +131,16 @@ def _(
 @torch.library.register_fake("molkern::check_neighbor_status")
 def _(status: Tensor, capacity: int) -> None:
     return None
+
+
+def _mapped(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    """Under :func:`torch.vmap`: one search after the other, each with room for as many edges."""
+    if arguments[6] is None:
+        raise RuntimeError(
+            "neighbor_list under torch.vmap: the numbers of edges differ; give capacity=, the most "
+            "edges that there may be, or make the list outside of it"
+        )
+    return by_slices(operators.neighbor_list.default, info, in_dims, arguments)
+
+
+mapped("neighbor_list", _mapped)
