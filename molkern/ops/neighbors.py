@@ -56,6 +56,8 @@ def neighbor_arrays(
     """
     if algorithm not in _ALGORITHMS:
         raise ValueError(f"algorithm must be one of {', '.join(_ALGORITHMS)}, got {algorithm!r}")
+    if isinstance(cutoff, bool):
+        raise TypeError(f"cutoff must be a number, got {cutoff}")
     if cell is None and pbc is not None and not any_axis(pbc):
         pbc = None
     if pbc is not None and cell is not None and not (isinstance(pbc, Tensor) and pbc.dim()):
