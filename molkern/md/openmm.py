@@ -12,6 +12,7 @@ import torch
 from openmm import app, unit
 
 from ..models import Potential
+from ..ops._arguments import checked
 from .kept import KeptEvaluators
 
 #: kJ/mol per eV: e · N_A / 1000, exact in the SI of 2019.
@@ -86,6 +87,7 @@ class OpenMMCompute:
         self._prepare()
 
 
+@checked
 def openmm_force(
     model: Potential,
     atoms: app.Topology | Iterable[int],

@@ -10,6 +10,7 @@ from torch_sim import SimState
 from torch_sim.models.interface import ModelInterface
 
 from ..models import Potential
+from ..ops._arguments import checked
 from .kept import KeptEvaluators
 
 
@@ -48,6 +49,7 @@ class TorchSimModel(ModelInterface):
     (torch.Size([2]), torch.Size([12, 3]))
     """
 
+    @checked
     def __init__(
         self,
         model: Potential,

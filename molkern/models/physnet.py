@@ -218,6 +218,7 @@ class PhysNet(Potential):
             )
 
     @classmethod
+    @checked
     def asparagus(
         cls,
         hidden_channels: int = 128,

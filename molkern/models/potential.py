@@ -412,6 +412,7 @@ class Potential(nn.Module):
                 f"{needed}: make it with neighbor_list(positions, {needed}, ...)"
             )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Writes weights and configuration to one safetensors file, for :func:`load`."""
         Path(path).write_bytes(self.to_bytes())

@@ -163,6 +163,7 @@ class SchNet(Potential):
         self.differentiated = prediction
 
     @classmethod
+    @checked
     def official(
         cls,
         hidden_channels: int = 64,

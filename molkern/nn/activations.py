@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops._arguments import checked
 from ..ops.dense import DENSE_ACTIVATIONS
 
 
@@ -24,6 +25,7 @@ class ShiftedSoftplus(nn.Module):
     tensor([0., 0.])
     """
 
+    @checked
     def __init__(self, threshold: float = 20.0, shift: float = math.log(2.0)):
         super().__init__()
         self.threshold, self.shift = threshold, shift
@@ -87,6 +89,7 @@ class Dense(nn.Linear):
     torch.Size([3, 4])
     """
 
+    @checked
     def __init__(self, inputs: int, outputs: int, bias: bool = True, activation: str = "none"):
         _check_widths(inputs, outputs)
         super().__init__(inputs, outputs, bias=bias)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import ops
 from ..graph import NeighborList
-from ..ops._arguments import explained
+from ..ops._arguments import checked, explained
 from ..ops._library import first_derivatives_only, keeps_first_only
 from ..ops.triplets import ANGLES
 from .activations import Dense, orthogonal_
@@ -63,6 +63,7 @@ class DimeNetEmbedding(nn.Module):
     torch.Size([12, 128])
     """
 
+    @checked
     def __init__(
         self,
         num_radial: int,
@@ -108,6 +109,7 @@ class DimeNetResidual(nn.Module):
     torch.Size([12, 128])
     """
 
+    @checked
     def __init__(self, channels: int, *, activation: str = "silu"):
         super().__init__()
         self.lin1 = dense(channels, channels, activation=activation)
@@ -136,6 +138,7 @@ class _Interaction(nn.Module):
     #: bilinear layer takes most of it.
     saves_memory = False
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -207,6 +210,7 @@ class DimeNetInteraction(_Interaction):
 
     saves_memory = True
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -285,6 +289,7 @@ class DimeNetPlusPlusInteraction(_Interaction):
     torch.Size([12, 128])
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -343,6 +348,7 @@ class _Output(nn.Module):
     #: Whether the factors of the messages, as large as they are, are computed twice.
     saves_memory = False
 
+    @checked
     def __init__(
         self,
         num_radial: int,
@@ -416,6 +422,7 @@ class DimeNetOutput(_Output):
 
     saves_memory = True
 
+    @checked
     def __init__(
         self,
         num_radial: int,
@@ -456,6 +463,7 @@ class DimeNetPlusPlusOutput(_Output):
     torch.Size([4, 1])
     """
 
+    @checked
     def __init__(
         self,
         num_radial: int,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
-from ..ops._arguments import explained
+from ..ops._arguments import checked, explained
 from ..ops._modes import ordinary_tensors
 from .basis import softplus, softplus_inverse
 from .precision import Float64Module
@@ -107,6 +107,7 @@ class D3Dispersion(nn.Module):
 
     raw: Tensor
 
+    @checked
     def __init__(
         self,
         cutoff: float | None = None,

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
-from ..ops._arguments import explained
+from ..ops._arguments import checked, explained
 from .activations import dense
 from .splines import SplineFilter
 
@@ -34,6 +34,7 @@ class DTNNInteraction(nn.Module):
     torch.Size([3, 30])
     """
 
+    @checked
     def __init__(self, hidden_channels: int, num_factors: int, *, zero_start: bool = True):
         super().__init__()
         self.lin_in = dense(hidden_channels, num_factors)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
-from ..ops._arguments import explained
+from ..ops._arguments import checked, explained
 from .basis import CutoffFunction
 
 #: e² / (4 π ε₀) in eV·Å, as PhysNet's published code has it.
@@ -44,6 +44,7 @@ class ShieldedElectrostatics(nn.Module):
     tensor(-1.8000)
     """
 
+    @checked
     def __init__(
         self,
         switch_range: float,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
-from ..ops._arguments import explained
+from ..ops._arguments import checked, explained
 from .activations import activation, dense, orthogonal_
 from .precision import Float64Module
 from .splines import SplineFilter, convolve
@@ -59,6 +59,7 @@ class PreActivatedResidual(nn.Module):
     torch.Size([5, 16])
     """
 
+    @checked
     def __init__(self, channels: int, *, activation_name: str = "ssp"):
         super().__init__()
         self.lin1 = orthogonal_dense(channels, channels)
@@ -111,6 +112,7 @@ class PhysNetInteraction(nn.Module):
     torch.Size([3, 16])
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -178,6 +180,7 @@ class PhysNetOutput(nn.Module):
             [0., 0.]], grad_fn=<MmBackward0>)
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -227,6 +230,7 @@ class ElementScaling(Float64Module):
     scale: Tensor
     shift: Tensor
 
+    @checked
     def __init__(self, num_elements: int, num_targets: int = 2, *, trainable: bool = True):
         super().__init__()
         if num_elements < 1 or num_targets < 1:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ..graph import NeighborList
-from ..ops._arguments import explained
+from ..ops._arguments import checked, explained
 from .activations import ShiftedSoftplus, activation, dense
 from .basis import CutoffFunction
 from .splines import SplineFilter, convolve
@@ -35,6 +35,7 @@ class FilterNetwork(nn.Module):
     torch.Size([7, 128])
     """
 
+    @checked
     def __init__(
         self,
         num_basis: int,
@@ -98,6 +99,7 @@ class CFConv(nn.Module):
     torch.Size([2, 16])
     """
 
+    @checked
     def __init__(
         self, in_channels: int, num_filters: int, out_channels: int, *, aggregation: str = "sum"
     ):
@@ -152,6 +154,7 @@ class SchNetInteraction(nn.Module):
     torch.Size([3, 16])
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,

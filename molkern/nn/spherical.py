@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops._arguments import checked, explained
 from .precision import Float64Module
 
 MOST_ORDERS = 16  # of the kernels
 
 
+@checked
 def spherical_bessel_zeros(num_orders: int, num_zeros: int) -> Tensor:
     """The first positive zeros of the spherical Bessel functions ``j_0 … j_{num_orders−1}``.
 
@@ -88,6 +90,7 @@ class SphericalRadialBasis(Float64Module):
     zeros: Tensor
     norms: Tensor
 
+    @checked
     def __init__(
         self,
         num_spherical: int,
@@ -114,6 +117,7 @@ class SphericalRadialBasis(Float64Module):
         self.register_buffer("norms", _norms(zeros).to(device))
         self.cutoff, self.exponent = float(cutoff), exponent
 
+    @explained
     def forward(self, distances: Tensor) -> Tensor:
         y = ops.spherical_radial(
             distances, self.zeros, self.norms, cutoff=self.cutoff, exponent=self.exponent

@@ -51,6 +51,13 @@ def checked(function: Function) -> Function:
     return call  # type: ignore[return-value]
 
 
+def number(name: str, value: Any) -> float:
+    """A number as a float; of a string, which ``float`` would take, a TypeError tells."""
+    if isinstance(value, str):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
 def complaint(function: Callable[..., Any], args: Any, kwargs: Any) -> str | None:
     """What is wrong with the kind of an argument by its annotation; None if nothing is."""
     signature, kinds = _kinds(function)
@@ -72,7 +79,7 @@ def _title(function: Callable[..., Any], args: Any) -> str:
         return name
     if args and not isinstance(args[0], type) and hasattr(type(args[0]), name):
         owner = type(args[0]).__name__
-    return owner if name in ("__init__", "forward") else f"{owner}.{name}"
+    return owner if name in ("__init__", "__call__", "forward") else f"{owner}.{name}"
 
 
 @cache
@@ -164,7 +171,9 @@ def _model(name: str, value: Any, needed: frozenset[str]) -> str | None:
     if isinstance(value, nn.Module):
         return None
     hint = ""
-    if isinstance(value, type):
+    if needed.isdisjoint({"Potential", "SchNet"}):
+        pass  # one of another package
+    elif isinstance(value, type):
         hint = f": make a model of it, {value.__name__}(...)"
     elif isinstance(value, (str, bytes, os.PathLike)):
         hint = ": load it with molkern.models.load(path)"

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import explained
+from ._arguments import explained, number
 from ._derivatives import differentiable, no_third_derivative
 from ._library import full_precision, operators
 
@@ -99,8 +99,8 @@ def radial_basis(
         widths,
         _code("basis", basis, BASES),
         _code("cutoff_function", cutoff_function, CUTOFF_FUNCTIONS),
-        float(cutoff),
-        float(alpha),
+        number("cutoff", cutoff),
+        number("alpha", alpha),
         exponent,
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import explained
+from ._arguments import explained, number
 from ._derivatives import differentiable, no_third_derivative
 from ._library import full_precision, operators
 
@@ -72,7 +72,7 @@ def spherical_radial(
                 f"spherical_radial: {name} are constants, but require a gradient; "
                 "pass them with .detach()"
             )
-    return operators.spherical_radial(distances, zeros, norms, float(cutoff), exponent)
+    return operators.spherical_radial(distances, zeros, norms, number("cutoff", cutoff), exponent)
 
 
 @torch.library.register_fake("molkern::spherical_radial")

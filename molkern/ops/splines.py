@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import explained
+from ._arguments import explained, number
 from ._derivatives import differentiable, mapped, no_third_derivative
 from ._library import Graph, full_precision, gradient_wanted, operators
 
@@ -46,6 +46,7 @@ class SplineGrid:
     zero_beyond: bool = True
 
     def __post_init__(self) -> None:
+        number("start", self.start), number("stop", self.stop)
         if not -math.inf < self.start < self.stop < math.inf:
             raise ValueError(
                 f"start and stop must be finite and ascend, got {self.start} and {self.stop}"
