@@ -184,7 +184,9 @@ class Dataset:
         batch = AtomicBatch(
             torch.from_numpy(self.numbers[atoms].astype(np.int64)),
             torch.from_numpy(np.asarray(self.positions[atoms])).to(dtype),
-            None if single else torch.repeat_interleave(torch.arange(len(indices)), counts),
+            None
+            if single
+            else torch.repeat_interleave(torch.arange(len(indices), device=counts.device), counts),
             cell,
             pbc,
             num_systems=len(indices),

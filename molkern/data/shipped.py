@@ -38,7 +38,9 @@ class Frames:
     def batch(self, dtype: torch.dtype = torch.float32) -> AtomicBatch:
         """All frames side by side."""
         frames, atoms, _ = self.positions.shape
-        system = None if frames == 1 else torch.arange(frames).repeat_interleave(atoms)
+        system = (
+            None if frames == 1 else torch.arange(frames, device="cpu").repeat_interleave(atoms)
+        )
         positions = self.positions.reshape(-1, 3).to(dtype)
         return AtomicBatch(self.numbers.repeat(frames), positions, system, num_systems=frames)
 
@@ -52,10 +54,10 @@ def ethanol_frames() -> dict[str, Frames]:
     """
     with as_file(files("molkern.data") / "ethanol_gfn2_500K.npz") as path, np.load(path) as data:
         frames = Frames(
-            torch.as_tensor(data["z"], dtype=torch.int64),
-            torch.as_tensor(data["R"], dtype=torch.float64),
-            torch.as_tensor(data["E"], dtype=torch.float64).flatten(),
-            torch.as_tensor(data["F"], dtype=torch.float64),
+            torch.as_tensor(data["z"], dtype=torch.int64, device="cpu"),
+            torch.as_tensor(data["R"], dtype=torch.float64, device="cpu"),
+            torch.as_tensor(data["E"], dtype=torch.float64, device="cpu").flatten(),
+            torch.as_tensor(data["F"], dtype=torch.float64, device="cpu"),
         )
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(frames)))
     bounds = {"train": (0, 1000), "validation": (1000, 1200), "test": (1200, 2000)}

@@ -16,6 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..ops._arguments import checked
 from .evaluator import Evaluator
 from .kept import require_energy
 
@@ -43,6 +44,7 @@ class ASECalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
 
+    @checked
     def __init__(
         self,
         model: Potential,

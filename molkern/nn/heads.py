@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops._arguments import checked, explained
 from .activations import activation, dense
 from .precision import Float64Module
 
@@ -28,6 +29,7 @@ class AtomwiseHead(nn.Module):
     torch.Size([5])
     """
 
+    @checked
     def __init__(
         self,
         in_channels: int,
@@ -44,6 +46,7 @@ class AtomwiseHead(nn.Module):
             self.layers.append(activation(activation_name))
         self.layers.append(dense(widths[-1], 1, bias=final_bias))
 
+    @explained
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x).squeeze(1)
 
@@ -76,6 +79,7 @@ class AtomicReference(Float64Module):
     mean: Tensor
     reference: Tensor | None
 
+    @checked
     def __init__(
         self,
         scale: float | Sequence[float] = 1.0,
@@ -94,6 +98,7 @@ class AtomicReference(Float64Module):
         else:
             self.register_buffer("reference", value)
 
+    @explained
     def forward(self, y: Tensor, numbers: Tensor) -> Tensor:
         """y ``[N]`` or ``[N, T]``, numbers ``[N]`` → energies of y's shape, float64."""
         energies = y.double() * self.scale + self.mean

@@ -98,9 +98,9 @@ def _predict(model: Potential, chunk: list[Atoms], run: Run) -> list[dict[str, A
     parameter = next(model.parameters())
     batch = AtomicBatch.from_ase(chunk, parameter.dtype, parameter.device)
     charges = [_charge(atoms) for atoms in chunk]
-    given = {"total_charge": torch.tensor(charges, dtype=torch.float64).to(parameter.device)}
+    given = {"total_charge": torch.tensor(charges, dtype=torch.float64, device=parameter.device)}
     labels = match_labels(run.config)
-    out = evaluate(model, labels, Sample(batch, given, torch.arange(len(chunk))))
+    out = evaluate(model, labels, Sample(batch, given, torch.arange(len(chunk), device="cpu")))
     found = {name: labels.predicted(out, name) for name in run.config.objective}
     found |= {name: out[name] for name in _BESIDE if name in out}
     values = {name: value.detach().cpu().double().numpy() for name, value in found.items()}
