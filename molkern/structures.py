@@ -1,0 +1,117 @@
+"""Structures in files, one after the other: ASE's readers, and what these leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+#: Databases of ASE's by the end of their names.
+DATABASES = (".db", ".json")
+_SDF = (".sdf", ".sd", ".mol")
+
+
+def structures(path: Path) -> Iterator[Atoms]:
+    """All structures of a file; raises what the readers raise.
+
+    Of an SDF ASE reads the first molecule, of a database it leaves the rows' key-value pairs and
+    data out: these are in ``info`` here.
+    """
+    if path.suffix in DATABASES:
+        for _, atoms in rows(path):
+            yield atoms
+    elif path.suffix.lower() in _SDF:
+        yield from _molecules(path)
+    else:
+        from ase.io import iread
+
+        yield from iread(str(path), index=":", do_not_split_by_at_sign=True)
+
+
+def rows(path: Path) -> Iterator[tuple[int, Atoms]]:
+    """Numbers and structures of the rows of a database of ASE's."""
+    from ase.db import connect
+
+    with connect(str(path), serial=True) as database:
+        for row in database.select():
+            atoms = row.toatoms()
+            atoms.info = {**dict(row.data), **dict(row.key_value_pairs)}
+            yield row.id, atoms
+
+
+def _molecules(path: Path) -> Iterator[Atoms]:
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    from .data.sdf import molecules
+
+    with path.open() as file:
+        for molecule in molecules(file):
+            info: dict[str, Any] = {k: _number(text) for k, text in molecule.data.items()}
+            if molecule.title:
+                info.setdefault("title", molecule.title)
+            if molecule.charges.any():
+                info.setdefault("total_charge", int(molecule.charges.sum()))
+            energy = info.pop("energy", None)
+            atoms = Atoms(molecule.symbols, molecule.positions, info=info)
+            if energy is not None:
+                atoms.calc = SinglePointCalculator(atoms, energy=energy)
+            yield atoms
+
+
+def _number(text: str) -> Any:
+    """What data of an SDF mean: a number, several of them, or a text."""
+    try:
+        values = np.array([float(word) for word in text.split()])
+    except ValueError:
+        return text
+    if not values.size:
+        return text
+    return float(values[0]) if values.size == 1 else values
+
+
+def fault(numbers: Any, positions: Any, cell: Any = None, pbc: Any = None) -> str | None:
+    """Why nothing can be computed for a structure, in a few words; None where it can.
+
+    Args:
+        numbers, positions: ``[n]`` and ``[n, 3]``.
+        cell, pbc: lattice vectors as rows ``[3, 3]`` and periodicity ``[3]``; None without.
+    """
+    if not len(numbers):
+        return "it has no atoms"
+    wrong = (numbers < 1) | (numbers > 118)
+    if wrong.any():
+        atom = int(wrong.argmax())
+        return f"atom {atom} has number {int(numbers[atom])}, which is no element"
+    finite = np.isfinite(positions).all(1)
+    if not finite.all():
+        atom = int((~finite).argmax())
+        return f"atom {atom} is at {[float(x) for x in positions[atom]]}, which is not finite"
+    if pbc is None or not np.any(pbc):
+        return None
+    if cell is None or not np.isfinite(cell).all():
+        return "its cell is missing or not finite"
+    vectors = np.asarray(cell, dtype=np.float64)[np.asarray(pbc, dtype=bool)]
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not lengths.all():
+        axis = "abc"[int(np.flatnonzero(pbc)[lengths.argmin()])]
+        return f"it is periodic along {axis}, where its cell has no length: give it a cell"
+    if np.linalg.svd(vectors / lengths[:, None], compute_uv=False).min() < 1e-6:
+        return "its lattice vectors do not span its periodic axes (a singular cell)"
+    return None
+
+
+def check_frame(atoms: Atoms, where: str) -> None:
+    """Refuses a structure for which nothing can be computed.
+
+    Raises:
+        ValueError: naming it (``where``) and what is wrong.
+    """
+    reason = fault(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    if reason is not None:
+        raise ValueError(f"{where}: {reason}")
