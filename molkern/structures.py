@@ -37,11 +37,10 @@ def rows(path: Path) -> Iterator[tuple[int, Atoms]]:
     """Numbers and structures of the rows of a database of ASE's."""
     from ase.db import connect
 
-    with connect(str(path), serial=True) as database:
-        for row in database.select():
-            atoms = row.toatoms()
-            atoms.info = {**dict(row.data), **dict(row.key_value_pairs)}
-            yield row.id, atoms
+    for row in connect(str(path), serial=True).select():
+        atoms = row.toatoms()
+        atoms.info = {**dict(row.data), **dict(row.key_value_pairs)}
+        yield row.id, atoms
 
 
 def _molecules(path: Path) -> Iterator[Atoms]:
@@ -58,7 +57,8 @@ def _molecules(path: Path) -> Iterator[Atoms]:
             if molecule.charges.any():
                 info.setdefault("total_charge", int(molecule.charges.sum()))
             energy = info.pop("energy", None)
-            atoms = Atoms(molecule.symbols, molecule.positions, info=info)
+            symbols = ["H" if symbol in ("D", "T") else symbol for symbol in molecule.symbols]
+            atoms = Atoms(symbols, molecule.positions, info=info)
             if energy is not None:
                 atoms.calc = SinglePointCalculator(atoms, energy=energy)
             yield atoms
@@ -92,16 +92,19 @@ def fault(numbers: Any, positions: Any, cell: Any = None, pbc: Any = None) -> st
     if not finite.all():
         atom = int((~finite).argmax())
         return f"atom {atom} is at {[float(x) for x in positions[atom]]}, which is not finite"
+    if cell is not None and not np.isfinite(cell).all():
+        return "its cell is not finite"
     if pbc is None or not np.any(pbc):
         return None
-    if cell is None or not np.isfinite(cell).all():
-        return "its cell is missing or not finite"
+    if cell is None:
+        return "it is periodic, but has no cell"
     vectors = np.asarray(cell, dtype=np.float64)[np.asarray(pbc, dtype=bool)]
     lengths = np.linalg.norm(vectors, axis=1)
     if not lengths.all():
         axis = "abc"[int(np.flatnonzero(pbc)[lengths.argmin()])]
         return f"it is periodic along {axis}, where its cell has no length: give it a cell"
-    if np.linalg.svd(vectors / lengths[:, None], compute_uv=False).min() < 1e-6:
+    # As neighbor lists judge it: less than 1e-8 of the volume of perpendicular vectors
+    if not np.linalg.svd(vectors / lengths[:, None], compute_uv=False).prod() > 1e-8:
         return "its lattice vectors do not span its periodic axes (a singular cell)"
     return None
 

@@ -55,9 +55,9 @@ def choose(
             continue
         loose = ("",) if label in ("charges", "dipole") else ()
         candidates = [before + name for before in (prefix, *loose) for name in names]
-        name = next((name for name in candidates if name in present), None)
-        if name is not None and name not in given.values():
-            found[label] = name
+        first = next((name for name in candidates if name in present), None)
+        if first is not None and first not in given.values():
+            found[label] = first
     return found
 
 

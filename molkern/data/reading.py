@@ -126,7 +126,9 @@ def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
         shape, _, kind = np.lib.format.read_array_header_2_0(start)
     size = member.file_size - start.tell()
     if not kind.hasobject and math.prod(shape) * kind.itemsize != size:
-        raise ValueError(f"{member.filename} is {list(shape)} {kind} by its header, not by its size")
+        raise ValueError(
+            f"{member.filename} is {list(shape)} {kind} by its header, not by its size"
+        )
     return shape, kind
 
 

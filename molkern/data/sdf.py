@@ -51,13 +51,14 @@ def molecules(lines: Iterator[str]) -> Iterator[Molecule]:
         if number > 1 and not ended and not any(line.strip() for line in record):
             return  # empty lines at the end
         try:
-            yield _molecule(record, ended)
-        except (ValueError, IndexError) as error:
-            reason = "it is cut short" if isinstance(error, IndexError) else error
-            raise ValueError(f"molecule {number} cannot be read: {reason}") from error
+            yield _molecule(record)
+        except IndexError as error:
+            raise ValueError(f"it ends within molecule {number}") from error
+        except ValueError as error:
+            raise ValueError(f"molecule {number} cannot be read: {error}") from error
 
 
-def _molecule(record: list[str], ended: bool) -> Molecule:
+def _molecule(record: list[str]) -> Molecule:
     counts = record[3]
     if "V3000" in counts:
         symbols, places, charges, after = _v3000(record)
@@ -65,8 +66,6 @@ def _molecule(record: list[str], ended: bool) -> Molecule:
         symbols, places, charges, after = _v2000(record)
     else:
         raise ValueError("it is in neither V2000 nor V3000")
-    if not ended and after > len(record):
-        raise IndexError
     return Molecule(
         record[0].strip(),
         symbols,
