@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..graph import AtomicBatch
+from ..structures import fault
 from .indices import Index, as_indices
 
 Array = NDArray[Any]
@@ -258,6 +259,26 @@ class Dataset:
             notes=self.notes,
         )
 
+    def faults(self, indices: Index) -> dict[int, str]:
+        """Systems for which nothing can be computed, and why: see
+        :func:`molkern.structures.fault`."""
+        chosen = as_indices(indices, len(self))
+        atoms = ~np.isfinite(self.positions).all(1) | (self.numbers < 1) | (self.numbers > 118)
+        suspect = (self.sizes == 0) | (np.add.reduceat(np.append(atoms, False), self.ptr[:-1]) > 0)
+        if self.cell is not None:
+            suspect = suspect | ~_spans(np.asarray(self.cell, dtype=np.float64))
+        found = {}
+        for system in chosen[suspect[chosen]]:
+            of_it = slice(self.ptr[system], self.ptr[system + 1])
+            cell = None if self.cell is None else self.cell[system]
+            pbc = None if self.pbc is None else self.pbc[system]
+            if self.cell is not None and pbc is None:
+                pbc = np.ones(3, dtype=bool)
+            reason = fault(self.numbers[of_it], self.positions[of_it], cell, pbc)
+            if reason is not None:
+                found[int(system)] = reason
+        return found
+
     def incomplete(self, targets: Sequence[str]) -> dict[str, Array]:
         """Systems with labels that are NaN or infinite, by target; only those that have some."""
         found = {}
@@ -272,3 +293,11 @@ class Dataset:
             if len(systems):
                 found[name] = systems
         return found
+
+
+def _spans(cells: Array) -> Array:
+    """Which cells surely span space, ``[M]``: the others are to be looked at one by one."""
+    with np.errstate(all="ignore"):
+        volumes = np.abs(np.linalg.det(cells))
+        most = np.linalg.norm(cells, axis=2).prod(1)
+        return np.asarray(volumes > 1e-7 * most)

@@ -31,9 +31,9 @@ def choose(
 ) -> dict[str, str]:
     """Which name in a file each label is read from.
 
-    Labels that are not given are looked for by :data:`NAMES`, all with the prefix that the energy
-    has (without an energy, that of the first label found), so that an energy of one method does
-    not meet forces of another.
+    Labels that are not given are looked for by :data:`NAMES`, all with the prefix of those that are
+    given, or else that of the energy (without an energy, of the first label found), so that an
+    energy of one method does not meet forces of another.
 
     Args:
         present: names in the file.
@@ -53,7 +53,7 @@ def choose(
     for label, names in NAMES.items():
         if label in found:
             continue
-        loose = ("",) if label in ("charges", "dipole") else ()
+        loose = ("",) if given or label in ("charges", "dipole") else ()
         candidates = [before + name for before in (prefix, *loose) for name in names]
         first = next((name for name in candidates if name in present), None)
         if first is not None and first not in given.values():
@@ -62,9 +62,10 @@ def choose(
 
 
 def _prefix(present: Collection[str], given: Mapping[str, str]) -> str:
-    if "energy" in given:
-        before = given["energy"].removesuffix("energy")
-        return before if before in PREFIXES else ""
+    for label in ("energy", "forces", "stress"):
+        for prefix in PREFIXES:
+            if given.get(label) in [prefix + name for name in NAMES[label]]:
+                return prefix
     for label in ("energy", "forces", "stress"):
         for prefix in PREFIXES:
             if any(prefix + name in present for name in NAMES[label]):
