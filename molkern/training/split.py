@@ -112,6 +112,9 @@ def part_sizes(wanted: tuple[float, float, float | None], count: int) -> list[in
     [12, 2, 1]
     """
     fractions = {k: Fraction(str(w)) for k, w in enumerate(wanted) if w is not None and 0 < w < 1}
+    total = sum(fractions.values(), Fraction(0))
+    if abs(total - 1) <= Fraction(1, 10**6):  # 0.333 and the like
+        fractions = {k: fraction / total for k, fraction in fractions.items()}
     sizes = [0 if w is None or k in fractions else int(w) for k, w in enumerate(wanted)]
     exact = {k: fraction * count for k, fraction in fractions.items()}
     sizes = [math.floor(exact[k]) if k in exact else size for k, size in enumerate(sizes)]
