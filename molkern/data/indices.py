@@ -32,7 +32,7 @@ def as_indices(chosen: Any, count: int, what: str = "systems") -> NDArray[np.int
     [4, 0]
     """
     if isinstance(chosen, slice):
-        return np.arange(count, dtype=np.int64)[chosen]
+        return np.arange(count, dtype=np.int64)[chosen].copy()  # torch wants no negative strides
     if isinstance(chosen, Tensor):
         if chosen.dtype == torch.uint8:
             raise TypeError(
@@ -77,7 +77,7 @@ def _from_start(places: NDArray[Any], count: int, what: str) -> NDArray[np.int64
         places = places.astype(np.int64)
         if low < 0:
             places = np.where(places < 0, places + count, places)
-    return places.astype(np.int64)
+    return np.ascontiguousarray(places, dtype=np.int64)
 
 
 def _kind(chosen: Any, found: NDArray[Any]) -> str:

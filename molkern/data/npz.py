@@ -147,6 +147,8 @@ class _Frames:
     def dataset(self, factor: float) -> Dataset:
         numbers, sizes, mask = self._atoms()
         positions = self.read("positions")
+        if positions.dtype not in (np.float32, np.float64):
+            positions = positions.astype(np.float64)
         cell, pbc = self._periodicity()
         properties, units = dict[str, Array](), dict[str, str]()
         for label in self.names:

@@ -92,7 +92,8 @@ class Archive:
 
     def _read(self, name: str) -> NDArray[Any]:
         with self._opened() as archive, archive.open(f"{name}.npy") as file:
-            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+            found = np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+        return found.astype(found.dtype.newbyteorder("="), copy=False)
 
     @contextmanager
     def _opened(self) -> Iterator[zipfile.ZipFile]:
