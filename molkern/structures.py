@@ -39,7 +39,10 @@ def rows(path: Path) -> Iterator[tuple[int, Atoms]]:
 
     for row in connect(str(path), serial=True).select():
         atoms = row.toatoms()
-        atoms.info = {**dict(row.data), **dict(row.key_value_pairs)}
+        pairs = dict(row.key_value_pairs)
+        # Rows have properties, charge and volume among them, that hide pairs of the same name
+        pairs |= {name: vars(row)[name] for name in pairs if name in vars(row)}
+        atoms.info = {**dict(row.data), **pairs}
         yield row.id, atoms
 
 

@@ -66,7 +66,8 @@ def _initial_charge(atoms: Atoms) -> float | None:
         return None
     total = float(charges.sum())
     # Charges of atoms are rounded: their sum is a whole number to a hundredth only
-    return float(round(total)) if abs(total - round(total)) < 0.01 else math.nan
+    whole = float(np.rint(total))
+    return whole if abs(total - whole) < 0.01 else math.nan
 
 
 def require_finite(condition: str, value: float, where: str) -> None:
