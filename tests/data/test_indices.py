@@ -108,7 +108,9 @@ def test_indices_of_data_that_are_none(data, choose, index, error, message):
         getattr(data, choose)(index)
 
 
-@pytest.mark.parametrize(("index", "wanted"), [c for c in CASES if not isinstance(c[0], tuple)], ids=repr)
+@pytest.mark.parametrize(
+    ("index", "wanted"), [c for c in CASES if not isinstance(c[0], tuple)], ids=repr
+)
 def test_frames(frames, index, wanted):
     found = frames[index]
     assert found.energies.tolist() == wanted

@@ -74,6 +74,15 @@ def test_references_of_several_targets():
         AtomicReference(reference=torch.zeros(3), num_targets=2)
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("wrong", [-1, -2, 2])
+def test_references_of_numbers_that_are_none(wrong, trainable):
+    shift = AtomicReference(reference=[0.0, -13.6], trainable=trainable)
+    with pytest.raises(ValueError, match=rf"from 0 to 1, got {wrong}"):
+        shift(torch.zeros(2), torch.tensor([1, wrong]))
+    assert shift(torch.zeros(0), torch.tensor([], dtype=torch.int64)).shape == (0,)
+
+
 def interaction(**options):
     return SchNetInteraction(8, 6, FilterNetwork(5, 6, 4.0), **options)
 
