@@ -115,7 +115,7 @@ def test_frames_that_cannot_be_computed(tiny, tmp_path, change, message):
     change(made[7])
     change(made[3])
     ase.io.write(path, made)
-    with pytest.raises(ValueError, match=rf"^f: frame 3: .*\(and 1 more: 7\)"):
+    with pytest.raises(ValueError, match=r"^f: frame 3: .*\(and 1 more: 7\)"):
         prepared(tiny, path)
 
 
