@@ -35,7 +35,8 @@ def stated(atoms: Atoms, names: Mapping[str, str] | None = None) -> dict[str, fl
     found = {}
     for condition, usual in NAMES.items():
         own = (names or {}).get(condition)
-        values = {n: _number(atoms.info[n]) for n in ((own,) if own else usual) if n in atoms.info}
+        names_here = [n for n in ((own,) if own else usual) if n in atoms.info]
+        values = {n: _number(atoms.info[n]) for n in names_here if n != "Q" or _is_one(atoms, n)}
         if len({repr(value) for value in values.values()}) > 1:
             pairs = ", ".join(f"{name}={value:g}" for name, value in values.items())
             raise ValueError(f"{pairs} contradict each other: leave one {condition}")
@@ -46,6 +47,11 @@ def stated(atoms: Atoms, names: Mapping[str, str] | None = None) -> dict[str, fl
         if initial:
             found["total_charge"] = initial
     return found
+
+
+def _is_one(atoms: Atoms, name: str) -> bool:
+    """Whether an entry is one number: Q is a charge then, and a quadrupole otherwise."""
+    return np.size(atoms.info[name]) == 1
 
 
 def _number(value: Any) -> float:

@@ -109,6 +109,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         atoms, systems = len(self.numbers), len(self.ptr) - 1
+        if self.ptr.ndim != 1 or self.ptr.dtype.kind not in "iu":
+            raise ValueError(f"{self.name}: ptr must hold integers, got {self.ptr.dtype}")
         if systems < 0 or (np.diff(self.ptr) < 0).any() or self.ptr[0] != 0:
             raise ValueError(f"{self.name}: ptr must start at 0 and not decrease")
         if self.ptr[-1] != atoms or self.positions.shape != (atoms, 3):

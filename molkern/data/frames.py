@@ -173,7 +173,16 @@ class _Table:
         content = [entries(atoms) for atoms in frames]
         present = dict.fromkeys(name for row in content for name in row)
         self.sources = known.choose(present, given, str(path), extra=NAMES)
-        self.notes: list[str] = []
+        self.notes = [
+            f"{label} is read from {name}"
+            + (
+                ", the negative of volume times stress"
+                if label == "stress" and known.is_virial(name)
+                else ""
+            )
+            for label, name in self.sources.items()
+            if name != label and label not in given
+        ]
         self._columns = {
             label: self._labels(label, name, content) for label, name in self.sources.items()
         }
@@ -237,9 +246,7 @@ class _Table:
             if not count:
                 continue
             self._columns[condition] = np.array([row.get(condition, 0.0) for row in read])
-            self.notes += [
-                f"{self.path.name}: {note}" for note in missing(condition, count, len(read))
-            ]
+            self.notes += missing(condition, count, len(read))
             names = (given[condition],) if condition in given else NAMES[condition]
             used |= {name for name in names if name in present}
             used |= {"initial_charges"} - used if condition not in given else set()

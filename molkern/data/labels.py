@@ -33,7 +33,8 @@ def choose(
 
     Labels that are not given are looked for by :data:`NAMES`, all with the prefix of those that are
     given, or else that of the energy (without an energy, of the first label found), so that an
-    energy of one method does not meet forces of another.
+    energy of one method does not meet forces of another; without a prefix where the file has no
+    plain energy that they could belong to.
 
     Args:
         present: names in the file.
@@ -53,8 +54,9 @@ def choose(
     for label, names in NAMES.items():
         if label in found:
             continue
-        loose = ("",) if given or label in ("charges", "dipole") else ()
-        candidates = [before + name for before in (prefix, *loose) for name in names]
+        apart = "energy" in present and label in ("forces", "stress")
+        befores = [prefix] if apart or not prefix else [prefix, ""]
+        candidates = [before + name for before in befores for name in names]
         first = next((name for name in candidates if name in present), None)
         if first is not None and first not in given.values():
             found[label] = first

@@ -125,7 +125,9 @@ def _kept(
     folder = _cache_folder(cache) / f"{format}-{VERSION}-{sha256_of(path)[:32]}"
     if folder.exists():
         try:
-            return open_dataset(folder)
+            found = open_dataset(folder)
+            found.name = path.stem if found.name != "QM9" else found.name  # copies are the same
+            return found
         except ValueError:  # damaged: read it again
             shutil.rmtree(folder, ignore_errors=True)
     data = read()
@@ -193,11 +195,11 @@ def open_dataset(folder: str | Path, verify: bool = True) -> Dataset:
         about = {key: meta[key] for key in ("sources", "unused", "notes") if key in meta}
         if not {"numbers", "positions", "ptr"} <= names.keys():
             raise ValueError(f"{META} lists no atoms")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        places = {key: (folder / str(file), str(wanted)) for key, (file, wanted) in names.items()}
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder} holds no data set of molkern's ({error})") from error
     arrays = {
-        key: _mapped(folder / file, wanted if verify else None)
-        for key, (file, wanted) in names.items()
+        key: _mapped(file, wanted if verify else None) for key, (file, wanted) in places.items()
     }
     return Dataset(
         numbers=arrays["numbers"],

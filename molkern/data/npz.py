@@ -82,6 +82,8 @@ class _Frames:
         shape = self._shape("positions")
         if len(shape) != 3 or shape[2] != 3:
             raise self._error("positions", "[frames, atoms, 3]")
+        if not all(shape):
+            raise ValueError(f"{self.path} holds no frames: positions have shape {list(shape)}")
         self.count, self.width = shape[:2]
         for label in self.names:
             archive.require_numbers(self.names[label])
@@ -202,9 +204,7 @@ class _Frames:
         if mask.all():
             return numbers, sizes, None
         if "sizes" not in self.names:
-            self.notes.append(
-                f"{self.path.name}: {int((~mask).sum()):,} atoms of number 0 are taken for padding"
-            )
+            self.notes.append(f"{int((~mask).sum()):,} atoms of number 0 are taken for padding")
         return numbers, sizes, mask
 
     def _check_sizes(self, given: Array, sizes: Array) -> None:

@@ -88,7 +88,7 @@ class Archive:
         if kind.kind not in "SU" or math.prod(shape) != 1 or kind.itemsize > 1000:
             raise ValueError(f"{self.path}: {name} must be a short text, not {list(shape)} {kind}")
         found = self._read(name).item()
-        return found.decode() if isinstance(found, bytes) else str(found)
+        return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
 
     def _read(self, name: str) -> NDArray[Any]:
         with self._opened() as archive, archive.open(f"{name}.npy") as file:

@@ -101,7 +101,7 @@ def prepare(
     data = load_data(config)
     check_labels(config, labels, data)
     keep, notes = usable(data, list(config.objective))
-    notes = [*data.notes, *notes]
+    notes = [*(f"{data.name}: {note}" for note in data.notes), *notes]
     if split is not None:
         parts = load_split(split, data.digest, len(data))
     else:
@@ -193,7 +193,9 @@ def open_folder(folder: Path, config: Config, resume: bool, restart: bool) -> bo
 
 def _same(config: Config, folder: Path) -> None:
     old = _flat(read_config(folder / CONFIG).model_dump(mode="json"))
-    for key, value in _flat(config.model_dump(mode="json")).items():
+    new = _flat(config.model_dump(mode="json"))
+    for key in {**new, **old}:
+        value = new.get(key)
         if old.get(key) != value:
             raise ValueError(
                 f"{folder} holds a run with {key}: {old.get(key)}, which cannot go on with "

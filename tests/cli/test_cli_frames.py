@@ -191,6 +191,10 @@ def test_the_calculator_sees_another_charge(molkern):
     assert given.get_potential_energy() == plain.get_potential_energy()
 
 
+#: What dynamics says in its own words.
+MD = {"it has no atoms": " has no atoms"}
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -207,6 +211,9 @@ def test_frames_that_cannot_be_computed(trained, spoil, message):
     wanted = f"in.traj, frame 2: {message}"
     assert wanted in trained("evaluate in.traj --out e.csv", code=1, model=MODEL)
     assert wanted in trained("predict run in.traj --device cpu", code=1)
+    assert f"in.traj{MD.get(message, f': {message}')}" in trained(
+        "md in.traj --frame 2 --steps 1", code=1, model=MODEL
+    )
 
 
 def test_references_by_other_names(molkern):

@@ -32,6 +32,7 @@ def frame(initial=None, **info):
         (dict(initial=[0.5, -0.5]), None),
         (dict(initial=[0, 0]), None),
         (dict(spin=1), None),
+        (dict(Q=np.eye(3)), None),
     ],
 )
 def test_what_is_stated(info, wanted):
@@ -96,9 +97,7 @@ def test_data_sets(tmp_path):
     assert data.properties["total_charge"].tolist() == [1.0, 0.0, -1.0, 2.0]
     assert set(data.properties) == {"total_charge"}
     assert data.units["total_charge"] == "e"
-    assert list(data.notes) == [
-        "f.traj: total_charge is stated by 3 of 4 frames; it is 0 in the others"
-    ]
+    assert list(data.notes) == ["total_charge is stated by 3 of 4 frames; it is 0 in the others"]
     assert list(data.unused) == []
 
 

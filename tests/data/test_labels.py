@@ -99,6 +99,22 @@ def test_one_method_does_not_meet_another(load):
     check(load(frames, labels={"forces": "REF_forces"}))
 
 
+def test_plain_names_beside_the_only_energy(load):
+    """A virial without a prefix belongs to the energy that has one, where there is no other."""
+    frames = labelled("REF_")
+    for atoms in frames:
+        del atoms.info["REF_stress"]
+        atoms.info["virial"] = -VOLUME * STRESS
+    data = load(frames)
+    check(data)
+    assert "stress is read from virial, the negative of volume times stress" in data.notes
+    for atoms in frames:
+        atoms.info["energy"] = 77.0
+    data = load(frames, labels={"energy": "REF_energy"})
+    assert "stress" not in data.properties
+    check(load(frames, labels={"energy": "REF_energy", "stress": "virial"}))
+
+
 def test_a_label_that_is_given_beside_plain_ones(load):
     frames = labelled()
     for atoms in frames:
@@ -191,6 +207,13 @@ def test_lists_survive_the_cache(tmp_path):
     other = load_dataset(path, labels={"U": "REF_energy"}, **options)
     assert "U" in other.properties
     assert "U" not in load_dataset(path, **options).properties
+
+
+def test_a_copy_of_a_file_in_the_cache_has_its_own_name(tmp_path):
+    for name in ("one", "two"):
+        ase.io.write(tmp_path / f"{name}.extxyz", labelled())
+        path, cache = tmp_path / f"{name}.extxyz", tmp_path / "cache"
+        assert load_dataset(path, cache=cache, progress=False).where(1) == f"{name}: frame 1"
 
 
 def test_labels_of_formats_with_names_of_their_own(tmp_path):

@@ -46,7 +46,11 @@ def test_labels_by_name(tiny, tmp_path):
     ase.io.write(path, made)
     found = prepared(tiny, path)
     assert found.data.properties["energy"].tolist() == [-0.5 * k for k in range(12)]
-    assert found.notes == ["f has more than is used: E, gap, config_type"]
+    assert found.notes == [
+        "f: energy is read from REF_energy",
+        "f: forces is read from REF_forces",
+        "f has more than is used: E, gap, config_type",
+    ]
     labels = dict(energy="E", forces="REF_forces")
     found = prepared(tiny, path, data=dict(labels=labels))
     assert found.data.properties["energy"].tolist() == [-1.0 * k for k in range(12)]
@@ -162,9 +166,7 @@ def test_charges_are_trained_on(tiny, tmp_path):
     ase.io.write(path, frames(_1={"charge": 1}, _4={"total_charge": -1}))
     found = prepared(tiny, path, model=PHYSNET)
     assert found.data.properties["total_charge"].tolist() == [0, 1, 0, 0, -1, *[0.0] * 7]
-    assert "f.extxyz: total_charge is stated by 2 of 12 frames; it is 0 in the others" in (
-        found.notes
-    )
+    assert "f: total_charge is stated by 2 of 12 frames; it is 0 in the others" in (found.notes)
     assert not any("more than is used" in note for note in found.notes)
     unused = prepared(tiny, path).notes
     assert "f has more than is used: total_charge" in unused
