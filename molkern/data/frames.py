@@ -15,7 +15,7 @@ from ..structures import DATABASES, rows
 from . import labels as known
 from .conditions import NAMES, missing, stated
 from .dataset import PER_ATOM, Dataset
-from .reading import atomic_numbers, energy_factor, progress_over, require_angstrom
+from .reading import atomic_numbers, dipole_factor, energy_factor, progress_over, require_angstrom
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -78,7 +78,7 @@ def load_ase(
         frames.append(atoms)
     if not frames:
         raise ValueError(f"{path} holds no structures")
-    table = _Table(path, frames, dict(labels or {}))
+    table = _Table(path, frames, known.checked_names(labels))
     periodic = any(atoms.pbc.any() for atoms in frames)
     sizes = [len(atoms) for atoms in frames]
     return Dataset(
@@ -278,6 +278,8 @@ class _Table:
             name = self.sources.get(label, label)
             if known.is_energy(label, name):
                 values = values * energy_factor(units.get(name, energy_unit), self.path)
+            elif label == "dipole":
+                values = values * dipole_factor(units.get(name, ""), self.path)
             found[label] = values
         return found
 

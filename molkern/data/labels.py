@@ -26,6 +26,22 @@ ENERGIES = dict(energy="eV", forces="eV/Å", stress="eV/Å³")
 OTHERS = dict(charges="e", dipole="e·Å", total_charge="e")
 
 
+def checked_names(labels: Mapping[str, str] | None) -> dict[str, str]:
+    """Names in a file by label, as they are given to readers.
+
+    Raises:
+        TypeError: something else.
+    """
+    if labels is None:
+        return {}
+    texts = isinstance(labels, Mapping) and all(
+        isinstance(text, str) for pair in labels.items() for text in pair
+    )
+    if not texts:
+        raise TypeError(f'labels must be names by label, {{"energy": "E0"}}, got {labels!r}')
+    return dict(labels)
+
+
 def choose(
     present: Collection[str], given: Mapping[str, str], where: str, extra: Collection[str] = ()
 ) -> dict[str, str]:

@@ -32,7 +32,10 @@ _NAMES = dict(
 )
 #: What is no label.
 _ATOMS = ("numbers", "positions", "sizes", "cell", "lattice", "pbc")
-_UNITS = ("e_unit", "r_unit")
+_UNITS = dict(
+    e_unit=("e_unit", "E_unit", "energy_unit"),
+    r_unit=("r_unit", "R_unit", "length_unit", "distance_unit"),
+)
 
 
 def load_npz(
@@ -48,7 +51,7 @@ def load_npz(
     Args:
         path: the file.
         energy_unit: of its energies (MD17 and rMD17 have kcal/mol, PhysNet's files eV); what the
-            file itself says (``e_unit``) counts more. Lengths are Å.
+            file itself says (``e_unit`` or ``energy_unit``) counts more. Lengths are Å.
         labels: names of arrays by label where they are others, ``{"energy": "E_dft"}``; also of
             ``numbers``, ``positions``, ``sizes``, ``cell`` and ``pbc``. Labels of one's own are
             numbers of frames, ``[M]`` or ``[M, 3]``. An array whose name contains ``virial`` is
@@ -67,9 +70,9 @@ def load_npz(
             energy.
         ImportError: ASE is not there; energies in eV do without.
     """
-    frames = _Frames(Archive(path), dict(labels or {}))
-    require_angstrom(frames.archive.text("r_unit"), frames.path)
-    factor = energy_factor(frames.archive.text("e_unit") or energy_unit, frames.path)
+    frames = _Frames(Archive(path), known.checked_names(labels))
+    require_angstrom(frames.unit("r_unit"), frames.path)
+    factor = energy_factor(frames.unit("e_unit") or energy_unit, frames.path)
     return frames.dataset(factor)
 
 
@@ -143,6 +146,10 @@ class _Frames:
             shapes = allowed.get(label, [(m,)])
             raise self._error(label, " or ".join(str(list(one)) for one in shapes))
 
+    def unit(self, kind: str) -> str:
+        """What the file says of a unit; ``""`` where it says nothing."""
+        return next((text for name in _UNITS[kind] if (text := self.archive.text(name))), "")
+
     def read(self, label: str) -> Array:
         return self.archive.numbers(self.names[label])
 
@@ -161,7 +168,7 @@ class _Frames:
             unit = known.unit_of(label, self.names[label])
             if unit is not None:
                 units[label] = unit
-        used = {*self.names.values(), *_UNITS}
+        used = {*self.names.values(), *(name for names in _UNITS.values() for name in names)}
         return Dataset(
             numbers=numbers,
             positions=positions.reshape(-1, 3) if mask is None else positions[mask],

@@ -178,6 +178,23 @@ def energy_factor(unit: str, path: Path) -> float:
         raise ValueError(f"{path}: {error}") from error
 
 
+def dipole_factor(unit: str, path: Path) -> float:
+    """A file's unit of dipole moments in e·Å; ``""`` where it does not say.
+
+    Raises:
+        ValueError: an unknown unit, with the file's name.
+    """
+    name = unit.lower().replace(" ", "").replace("*", "").replace("·", "")
+    for names, factor in (
+        (("", "eang", "eangstrom", "ea", "eå"), 1.0),
+        (("d", "debye"), 0.20819433),
+        (("a.u.", "au", "ebohr", "ea0"), 0.529177210903),
+    ):
+        if name in names:
+            return factor
+    raise ValueError(f"{path} has dipoles in {unit}: molkern takes e·Å, Debye or e·Bohr")
+
+
 def require_angstrom(unit: str, path: Path) -> None:
     """Refuses a file with another unit of length; ``""`` where it does not say.
 

@@ -224,7 +224,9 @@ def _reference(frame: Atoms) -> dict[str, Any]:
     for label in ("energy", "forces"):
         if label in names:
             with suppress(ValueError):  # of another shape: no reference
-                found[label] = of_frame(label, names[label], content[names[label]], len(frame))
+                value = of_frame(label, names[label], content[names[label]], len(frame))
+                if np.isfinite(value).all():
+                    found[label] = value
     return found
 
 

@@ -230,6 +230,12 @@ def test_references_by_other_names(molkern):
     found = ase.io.read("results.extxyz")
     assert found.info["reference_energy"] == 1.0
     assert found.arrays["reference_forces"].tolist() == np.ones((3, 3)).tolist()
+    frames[1].info["REF_energy"] = np.nan
+    frames[2].arrays["REF_forces"][1, 1] = np.nan
+    ase.io.write("in.extxyz", frames)
+    text = molkern("evaluate in.extxyz")
+    assert "(3 frames)" in text
+    assert "nan" not in text
 
 
 def test_all_molecules_of_an_sdf(molkern):

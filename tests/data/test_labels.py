@@ -298,6 +298,31 @@ def test_databases(tmp_path, ending):
     check(load_ase(path, progress=False, energy_unit="kcal/mol"), KCAL)
 
 
+@pytest.mark.parametrize(
+    ("unit", "factor"), [("Debye", 0.2081943), ("e*Ang", 1.0), ("a.u.", 0.5291772), ("esu", None)]
+)
+def test_units_of_dipoles_in_a_database(tmp_path, unit, factor):
+    path = tmp_path / "s.db"
+    with connect(path) as database:
+        database.write(crystals()[0], data={"dipole": np.array([1.0, 2.0, 3.0])})
+        database.metadata = {"_property_unit_dict": {"dipole": unit}}
+    if factor is None:
+        with pytest.raises(ValueError, match="dipoles in esu"):
+            load_ase(path, progress=False)
+        return
+    data = load_ase(path, progress=False)
+    assert np.allclose(data.properties["dipole"], [[factor, 2 * factor, 3 * factor]])
+    assert data.units["dipole"] == "e·Å"
+
+
+@pytest.mark.parametrize(
+    "labels", [["energy"], "energy", {"energy": 3}, {"energy": None}, {1: "E"}]
+)
+def test_names_that_are_none(load, labels):
+    with pytest.raises(TypeError, match="labels must be names by label"):
+        load(labelled(), labels=labels)
+
+
 def test_units_of_a_database_by_its_names(tmp_path):
     path = tmp_path / "s.db"
     with connect(path) as database:

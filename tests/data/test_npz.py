@@ -202,6 +202,18 @@ def test_a_label_of_its_own_needs_no_energy(load):
     assert list(data.properties) == ["homo"]
 
 
+def test_units_by_other_names(load):
+    arrays = frames()
+    data = load({**arrays, "energy_unit": "kcal/mol", "length_unit": "Angstrom"})
+    assert np.allclose(data.properties["energy"], arrays["E"] * KCAL)
+    assert list(data.unused) == []
+    for name in ("R_unit", "length_unit", "distance_unit"):
+        with pytest.raises(ValueError, match="lengths in bohr"):
+            load({**arrays, name: "bohr"})
+    with pytest.raises(TypeError, match="labels must be names by label"):
+        load(arrays, labels=["energy"])
+
+
 def test_stress_and_virials(load):
     arrays, rng = frames(), np.random.default_rng(0)
     cell = rng.normal(size=(4, 3, 3)) + 5 * np.eye(3)
