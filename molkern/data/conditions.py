@@ -85,7 +85,7 @@ def require_finite(condition: str, value: float, where: str) -> None:
     if not math.isfinite(value):
         raise ValueError(
             f"{where}: its {condition} is no finite number: write {condition}=0, say, in its "
-            "comment line, or initial charges that add up to a whole number"
+            "comment line (or initial charges that add up to a whole number), or give one for all"
         )
 
 

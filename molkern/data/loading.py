@@ -18,6 +18,7 @@ import numpy as np
 
 from .dataset import Dataset
 from .frames import load_ase
+from .labels import checked_names
 from .npz import load_npz
 from .qm9 import installed_tables, load_qm9
 from .reading import Archive, sha256_of
@@ -55,7 +56,8 @@ def load_dataset(
         progress: whether progress bars are shown.
 
     Raises:
-        ValueError: a file that is not there, damaged, or not the one that is wanted.
+        ValueError: a file that is not there, damaged, or not the one that is wanted; names of
+            labels for a format that has its own.
 
     >>> from molkern.data import load_dataset
     >>> len(load_dataset(format="ethanol"))
@@ -63,6 +65,7 @@ def load_dataset(
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    labels = checked_names(labels)
     if labels and format in ("qm9", "molkern", "ethanol"):
         raise ValueError(f"data.labels: data of format {format} have names of their own: leave it")
     if format == "ethanol":
@@ -82,7 +85,7 @@ def load_dataset(
     if format == "auto":
         return load_dataset(
             path,
-            format=_guess(path),
+            format=_guess(path, bool(labels)),
             energy_unit=energy_unit,
             labels=labels,
             cache=cache,
@@ -94,19 +97,19 @@ def load_dataset(
         return load_npz(path, energy_unit, labels)
     if format == "ase":
         read = partial(load_ase, path, progress, energy_unit, labels)
-        options = json.dumps([energy_unit, sorted((labels or {}).items()), path.suffix])
+        options = json.dumps([energy_unit, sorted(labels.items()), path.suffix])
         return _kept(path, f"ase-{hashlib.sha256(options.encode()).hexdigest()[:8]}", read, cache)
     if path.suffix == ".npz":
         return load_qm9(path, progress)
     return _kept(path, "qm9", partial(load_qm9, path, progress), cache)
 
 
-def _guess(path: Path) -> str:
+def _guess(path: Path, labels: bool) -> str:
     if path.is_dir():
         return "molkern" if (path / META).exists() else "qm9"
     if path.suffix in (".npz", ".npy"):
         with suppress(ValueError):
-            return "qm9" if {"id", "N"} <= Archive(path).headers.keys() else "npz"
+            return "qm9" if not labels and {"id", "N"} <= Archive(path).headers.keys() else "npz"
         return "npz"
     return "qm9" if ".tar" in path.name or path.suffix in (".bz2", ".tgz") else "ase"
 

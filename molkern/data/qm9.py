@@ -205,6 +205,11 @@ class _Molecules:
     ) -> None:
         if index in uncharacterized():
             return
+        if np.shape(positions) != (len(numbers), 3) or len(charges) not in (0, len(numbers)):
+            raise ValueError(
+                f"molecule {index} has {len(numbers)} elements, positions "
+                f"{list(np.shape(positions))} and {len(charges)} charges"
+            )
         self.ids.append(index)
         self.sizes.append(len(numbers))
         self.numbers += numbers

@@ -202,6 +202,13 @@ def test_a_label_of_its_own_needs_no_energy(load):
     assert list(data.properties) == ["homo"]
 
 
+def test_labels_say_that_it_is_no_qm9(load, tmp_path):
+    arrays = {**frames(), "id": np.arange(4), "N": np.full(4, 5)}
+    np.savez(tmp_path / "f.npz", **arrays)
+    data = load_dataset(tmp_path / "f.npz", labels={"energy": "E"})
+    assert np.allclose(data.properties["energy"], arrays["E"])
+
+
 def test_units_by_other_names(load):
     arrays = frames()
     data = load({**arrays, "energy_unit": "kcal/mol", "length_unit": "Angstrom"})
