@@ -95,11 +95,18 @@ class ConditionReader:
     Args:
         wanted: conditions that a model depends on (:attr:`molkern.models.Potential.conditions`).
         given: values that count for all frames, whatever these state.
+        names: in ``info``, by condition, that are looked for before the usual ones.
     """
 
-    def __init__(self, wanted: Iterable[str], given: Mapping[str, float] | None = None):
+    def __init__(
+        self,
+        wanted: Iterable[str],
+        given: Mapping[str, float] | None = None,
+        names: Mapping[str, str] | None = None,
+    ):
         self.wanted = [name for name in wanted if name in NAMES]
         self.given = dict(given or {})
+        self._names = {k: v for k, v in (names or {}).items() if k in NAMES}
         self._frames = 0
         self._stated = dict.fromkeys(self.wanted, 0)
         self._overruled = dict.fromkeys(self.wanted, 0)
@@ -115,6 +122,8 @@ class ConditionReader:
             return {}
         try:
             own = stated(atoms)
+            if self._names:
+                own |= stated(atoms, self._names)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         found = {}

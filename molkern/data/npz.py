@@ -89,7 +89,7 @@ class _Frames:
             raise ValueError(f"{self.path} holds no frames: positions have shape {list(shape)}")
         self.count, self.width = shape[:2]
         for label in self.names:
-            archive.require_numbers(self.names[label])
+            archive.require_numbers(self.names[label], _kinds(label))
             self._check_shape(label)
         self.notes: list[str] = []
 
@@ -151,7 +151,7 @@ class _Frames:
         return next((text for name in _UNITS[kind] if (text := self.archive.text(name))), "")
 
     def read(self, label: str) -> Array:
-        return self.archive.numbers(self.names[label])
+        return self.archive.numbers(self.names[label], _kinds(label))
 
     def dataset(self, factor: float) -> Dataset:
         numbers, sizes, mask = self._atoms()
@@ -281,6 +281,10 @@ class _Frames:
         if pbc is None:
             pbc = np.any(cell, axis=(1, 2))[:, None]
         return cell, np.broadcast_to(pbc.astype(bool), (self.count, 3))
+
+
+def _kinds(label: str) -> str:
+    return "fiub" if label == "pbc" else "fiu"
 
 
 def _numbers_of_frames(given: Array, mask: Array, where: str) -> Array:

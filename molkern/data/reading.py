@@ -56,24 +56,28 @@ class Archive:
         """An array's shape, from its header."""
         return self.headers[name][0]
 
-    def require_numbers(self, name: str) -> None:
+    def require_numbers(self, name: str, kinds: str = "fiu") -> None:
         """Refuses an array that holds no real numbers, without reading it.
+
+        Args:
+            name: of the array.
+            kinds: that are fine, as NumPy abbreviates them (``"b"`` for bools).
 
         Raises:
             ValueError: naming the file and the array.
         """
         kind = self.headers[name][1]
-        if kind.kind not in "fiub":
+        if kind.kind not in kinds:
             what = "Python objects, which are not read" if kind.hasobject else f"type {kind}"
             raise ValueError(f"{self.path}: {name} has {what}: save it as plain numbers")
 
-    def numbers(self, name: str) -> NDArray[Any]:
-        """An array of real numbers.
+    def numbers(self, name: str, kinds: str = "fiu") -> NDArray[Any]:
+        """An array of real numbers, see :meth:`require_numbers`.
 
         Raises:
             ValueError: an array of something else, or a damaged file.
         """
-        self.require_numbers(name)
+        self.require_numbers(name, kinds)
         return self._read(name)
 
     def text(self, name: str) -> str:

@@ -68,7 +68,7 @@ def predict(
     run = Run.open(folder)
     model = run.model(device)
     frames, found = [], []
-    conditions = ConditionReader(model.conditions)
+    conditions = ConditionReader(model.conditions, names=run.config.data.labels)
     for chunk in _chunks(_checked(structures, run, conditions), batch_size, progress):
         frames += chunk
         found += _predict(model, chunk, run)

@@ -168,7 +168,7 @@ def load_split(
             raise ValueError(f"it has no {', '.join(missing)}")
         made = archive.text("digest")
         if digest is None or made == digest:
-            found = {part: _members(archive.numbers(part), systems) for part in PARTS}
+            found = {part: _members(archive.numbers(part, "fiub"), systems) for part in PARTS}
             _require_disjoint(found)
     except (OSError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{path} is not a split that a run saved: {error}") from error

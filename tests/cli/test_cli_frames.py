@@ -104,6 +104,24 @@ def prepare_config():
     return check_config(CONFIG)
 
 
+def test_a_charge_by_another_name(trained, tmp_path):
+    """Where training was told a name, predictions know it, and what they write is read again."""
+    frames = [*charged(), *charged()]
+    for k, atoms in enumerate(frames):
+        atoms.info = {"ion": k % 3 - 1}
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0 * k, forces=np.zeros((3, 3)))
+    ase.io.write("train.extxyz", frames)
+    labels = "--set data.labels.total_charge=ion"
+    trained(f"train c.yaml --out other --device cpu {labels}")
+    trained("predict other train.extxyz --out p.csv --device cpu")
+    assert columns("p.csv")["total_charge"].tolist() == [k % 3 - 1 for k in range(8)]
+    trained("predict other train.extxyz --out p.extxyz --device cpu")
+    trained("predict other p.extxyz --out q.csv --device cpu")
+    assert columns("q.csv")["energy"].tolist() == columns("p.csv")["energy"].tolist()
+    trained("evaluate p.extxyz --out e.csv", model="other/best.safetensors")
+    assert np.allclose(columns("e.csv")["energy_eV"], columns("p.csv")["energy"], atol=1e-5)
+
+
 def test_the_objective_of_training_has_them(trained):
     found = prepare(prepare_config())
     sample = found.data.collate([1], ["energy", "forces", "total_charge"])

@@ -71,6 +71,8 @@ def transposed(values):
         (lambda a: {"cell": np.eye(3), "lattice": np.eye(3)}, "both lattice and cell"),
         (lambda a: {"E": a["E"].astype(complex)}, "E has type complex128: save it as plain"),
         (lambda a: {"E": a["E"].astype(str)}, "E has type <U"),
+        (lambda a: {"z": np.ones(5, dtype=bool)}, "z has type bool"),
+        (lambda a: {"F": a["F"] > 0}, "F has type bool"),
         (lambda a: {"E": a["E"].astype(object)}, "E has Python objects, which are not read"),
         (lambda a: {"z": np.array(list("HCNOF"))}, "z has type <U1"),
         (lambda a: {"e_unit": np.arange(3)}, "e_unit must be a short text"),
