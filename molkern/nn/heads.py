@@ -99,13 +99,16 @@ class AtomicReference(Float64Module):
 
         Raises:
             ValueError: on the CPU, a number that the references do not reach.
+            TypeError: numbers that are no integers.
         """
         energies = y.double() * self.scale + self.mean
         if self.reference is None:
             return energies
         if numbers.is_cpu and numbers.numel() and not torch.compiler.is_compiling():
             _check_range(numbers, self.reference.shape[0])
-        return energies + self.reference[numbers]
+        if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+            raise TypeError(f"numbers must be integers, got {numbers.dtype}")
+        return energies + self.reference[numbers.long()]  # uint8 would be a mask
 
     def extra_repr(self) -> str:
         found = self.reference
