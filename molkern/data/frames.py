@@ -25,6 +25,8 @@ Array = NDArray[Any]
 _LENGTH = re.compile(r"(.*?)(?:/(Ang|Angstrom|A|Å|Bohr|nm)(?:\^3|\*\*3|³)?)?", re.IGNORECASE)
 #: What calculators give that is a label.
 _RESULTS = ("energy", "forces", "stress", "charges", "dipole")
+#: What is said of virials.
+VIRIAL = ", the negative of volume times stress"
 #: Arrays of ASE's that are no labels.
 _OF_ATOMS = ("numbers", "positions")
 
@@ -174,12 +176,7 @@ class _Table:
         present = dict.fromkeys(name for row in content for name in row)
         self.sources = known.choose(present, given, str(path), extra=NAMES)
         self.notes = [
-            f"{label} is read from {name}"
-            + (
-                ", the negative of volume times stress"
-                if label == "stress" and known.is_virial(name)
-                else ""
-            )
+            f"{label} is read from {name}" + (VIRIAL if known.is_virial(name) else "")
             for label, name in self.sources.items()
             if name != label and label not in given
         ]
@@ -189,7 +186,8 @@ class _Table:
         conditions = self._conditions({k: v for k, v in given.items() if k in NAMES}, present)
         taken = {*self.sources.values(), *conditions}
         for name in [name for name in present if name not in taken]:
-            column = self._others(name, content)
+            hidden = name in self._columns  # another column is given this name
+            column = None if hidden else self._others(name, content)
             if column is not None:
                 self._columns[name] = column
                 taken.add(name)

@@ -85,6 +85,16 @@ def test_names_that_are_given(load):
         load(frames, labels={"energy": "E0"})
 
 
+def test_a_name_that_is_given_to_something_else(load):
+    frames = labelled()
+    for atoms in frames:
+        atoms.info |= {"gap": 1.0, "homo": 2.0, "total_charge": 5.0, "ion": 1.0}
+    data = load(frames, labels={"homo": "gap", "total_charge": "ion"})
+    assert data.properties["homo"].tolist() == [1.0, 1.0]
+    assert data.properties["total_charge"].tolist() == [1.0, 1.0]
+    assert set(data.unused) == {"homo", "total_charge"}
+
+
 def test_one_method_does_not_meet_another(load):
     """Energies of one method and forces of another are no labels together."""
     frames = labelled("REF_")
