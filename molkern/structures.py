@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 #: Databases of ASE's by the end of their names.
 DATABASES = (".db", ".json")
 _SDF = (".sdf", ".sd", ".mol")
+_XYZ = (".xyz", ".extxyz")
+#: Columns of extended XYZ with atomic numbers as real numbers.
+_REAL_NUMBERS = re.compile(rb"Properties=\"?((?:[^\s\":]+:[RISL]:\d+:)*?)(?:Z|numbers):R:1\b")
 
 
 def structures(path: Path) -> Iterator[Atoms]:
@@ -30,7 +34,30 @@ def structures(path: Path) -> Iterator[Atoms]:
     else:
         from ase.io import iread
 
+        if path.suffix in _XYZ:
+            _require_whole_numbers(path)
         yield from iread(str(path), index=":", do_not_split_by_at_sign=True)
+
+
+def _require_whole_numbers(path: Path) -> None:
+    """Refuses atomic numbers of extended XYZ that are not whole, which ASE would cut off.
+
+    Raises:
+        ValueError: naming the frame, the atom and its number.
+    """
+    frame, before = -1, b""
+    with path.open("rb") as file:
+        for line in file:
+            frame += b"Properties=" in line
+            found = _REAL_NUMBERS.search(line)
+            if found is not None and before.strip().isdigit():
+                widths = found[1].split(b":")[2::3]
+                column = sum(int(width) for width in widths)
+                for atom in range(int(before)):
+                    number = float(next(file, b"").split()[column])
+                    if not number.is_integer():
+                        raise ValueError(f"frame {frame}: atom {atom} has number {number}")
+            before = line
 
 
 def rows(path: Path) -> Iterator[tuple[int, Atoms]]:

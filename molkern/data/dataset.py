@@ -148,6 +148,8 @@ class Dataset:
         return f"Dataset({self.name}: {len(self):,} systems, {len(self.numbers):,} atoms; {names})"
 
     def __getitem__(self, index: Index) -> Dataset:
+        if isinstance(index, tuple):
+            raise TypeError("data sets have one axis, their systems: give a list of them")
         return self.subset(index)
 
     @cached_property

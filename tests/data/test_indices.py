@@ -92,7 +92,7 @@ def test_data_sets(data, index, wanted):
     assert sample.targets["energy"].tolist() == wanted
     assert sample.targets["forces"].tolist() == data.properties["forces"][atoms].tolist()
     assert sample.indices.tolist() == wanted
-    for part in (data.subset(index), data[index]):
+    for part in (data.subset(index), data[list(index) if isinstance(index, tuple) else index]):
         assert part.ids.tolist() == [10 + k for k in wanted]
         assert part.numbers.tolist() == data.numbers[atoms].tolist()
         assert part.properties["forces"].tolist() == data.properties["forces"][atoms].tolist()
@@ -127,9 +127,10 @@ def test_indices_of_frames_that_are_none(frames, index, error, message):
         frames[index]
 
 
-def test_frames_have_one_axis(frames):
-    with pytest.raises(TypeError, match="one axis"):
-        frames[0, 1]
+def test_there_is_one_axis(frames, data):
+    for values in (frames, data):
+        with pytest.raises(TypeError, match="one axis"):
+            values[0, 1]
 
 
 def test_both_can_be_gone_through(data, frames):

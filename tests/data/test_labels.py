@@ -291,6 +291,35 @@ def test_numbers_that_are_no_elements(tmp_path, number):
         load_ase(tmp_path / "a.traj", progress=False)
 
 
+NUMBERED = """2
+energy=-1 Properties={properties}
+{first}
+{second}
+"""
+
+
+@pytest.mark.parametrize(
+    ("properties", "atom"),
+    [("pos:R:3:Z:R:1", "0 0 {k} {z}"), ("tag:S:1:numbers:R:1:pos:R:3", "a {z} 0 0 {k}")],
+)
+def test_numbers_that_are_not_whole(tmp_path, properties, atom):
+    path = tmp_path / "f.extxyz"
+
+    def write(z):
+        lines = dict(first=atom.format(k=0, z="1.0"), second=atom.format(k=1, z=z))
+        whole = dict(first=atom.format(k=0, z="1"), second=atom.format(k=1, z="9.0"))
+        frames = [whole, lines]
+        path.write_text("".join(NUMBERED.format(properties=properties, **f) for f in frames))
+
+    write("8.0")
+    assert load_ase(path, progress=False).numbers.tolist() == [1, 9, 1, 8]
+    for wrong in ("6.9", "nan"):
+        write(wrong)
+        message = rf"f\.extxyz cannot be read.*: frame 1: atom 1 has number {wrong}"
+        with pytest.raises(ValueError, match=message):
+            load_ase(path, progress=False)
+
+
 @pytest.mark.parametrize("ending", ["db", "json"])
 def test_databases(tmp_path, ending):
     """Their own names, key-value pairs and data, with units of their own."""
