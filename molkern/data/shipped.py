@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..graph import AtomicBatch
 from ..models import Potential, load
+from ..ops._library import describe
+from .indices import Index, as_indices
 
 
 @dataclass
@@ -32,8 +34,19 @@ class Frames:
     def __len__(self) -> int:
         return self.positions.shape[0]
 
-    def __getitem__(self, index: Tensor | slice) -> Frames:
-        return Frames(self.numbers, self.positions[index], self.energies[index], self.forces[index])
+    def __repr__(self) -> str:
+        frames, atoms = self.positions.shape[:2]
+        return f"Frames({frames:,} of {atoms} atoms, {describe(self.positions)})"
+
+    def __getitem__(self, index: Index) -> Frames:
+        """Some frames; of an integer, the one frame. See :class:`molkern.data.Dataset`."""
+        if isinstance(index, tuple):
+            raise TypeError("frames have one axis: give a list of frames, and choose atoms after")
+        chosen = torch.from_numpy(as_indices(index, len(self), "frames"))
+        chosen = chosen.to(self.positions.device)
+        return Frames(
+            self.numbers, self.positions[chosen], self.energies[chosen], self.forces[chosen]
+        )
 
     def batch(self, dtype: torch.dtype = torch.float32) -> AtomicBatch:
         """All frames side by side."""
