@@ -33,12 +33,6 @@ from .structure import Structure
 
 FORMAT = 1
 
-_INFERENCE_TENSORS = (
-    "torch.inference_mode() forbids derivatives of tensors that were made under it, here the "
-    "model's weights or what is given beside the batch: outside of it copy.deepcopy(model) and "
-    "tensor.clone() make ordinary ones; or use torch.no_grad() in its place"
-)
-
 
 class Potential(nn.Module):
     """Base of all models: differentiates what a model predicts for each system.
@@ -185,12 +179,7 @@ class Potential(nn.Module):
                 batch, neighbors = _ordinary(batch), _ordinary(neighbors)
         if neighbors is None:
             neighbors = self.neighbors(batch)
-        try:
-            return self.compute(batch, neighbors, forces, stress, **conditions)
-        except RuntimeError as error:
-            if "nference" not in str(error):
-                raise
-            raise RuntimeError(_INFERENCE_TENSORS) from error
+        return self.compute(batch, neighbors, forces, stress, **conditions)
 
     def compute(
         self,
@@ -202,7 +191,7 @@ class Potential(nn.Module):
     ) -> dict[str, Tensor]:
         """What :meth:`forward` gives, without its checks: for arguments that passed them once."""
         differentiate = forces or stress
-        keep = torch.is_grad_enabled() and (self.training or _differentiable(batch))
+        keep = torch.is_grad_enabled() and (self.training or _differentiable(batch, conditions))
         if differentiate and not keep and not torch.compiler.is_compiling():
             lean = self.lean()
             if lean is not None:
@@ -465,9 +454,10 @@ def _check_flags(forces: bool, stress: bool) -> None:
     """Refuses what would count as True."""
 
 
-def _differentiable(batch: AtomicBatch) -> bool:
-    """Whether a gradient by positions or cells may be asked for, of forces too."""
-    return batch.positions.requires_grad or (batch.cell is not None and batch.cell.requires_grad)
+def _differentiable(batch: AtomicBatch, conditions: Mapping[str, Any]) -> bool:
+    """Whether a gradient by positions, cells or conditions may be asked for, of forces too."""
+    given = batch.positions, batch.cell, *conditions.values()
+    return any(isinstance(value, Tensor) and value.requires_grad for value in given)
 
 
 def _volumes(batch: AtomicBatch) -> Tensor:

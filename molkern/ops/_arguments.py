@@ -28,11 +28,22 @@ def explained(function: Function) -> Function:
             return function(*args, **kwargs)
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             message = complaint(function, args, kwargs)
-            if message is None:
-                raise
-            raise TypeError(message) from error
+            if message is not None:
+                raise TypeError(message) from error
+            if any(words in str(error) for words in _OF_INFERENCE_MODE):
+                raise RuntimeError(f"{_title(function, args)}: {_INFERENCE_TENSORS}") from error
+            raise
 
     return call  # type: ignore[return-value]
+
+
+#: What torch and molkern's operators say of tensors made in inference mode.
+_OF_INFERENCE_MODE = ("Inference tensor", "made under torch.inference_mode()", "made under it")
+_INFERENCE_TENSORS = (
+    "torch.inference_mode() forbids derivatives of tensors that were made under it, here weights "
+    "or arguments: outside of it copy.deepcopy(model) and tensor.clone() make ordinary ones; or "
+    "use torch.no_grad() in its place"
+)
 
 
 def checked(function: Function) -> Function:

@@ -111,7 +111,9 @@ def _predict(model: Potential, chunk: list[Atoms], run: Run) -> list[dict[str, A
     batch = AtomicBatch.from_ase(chunk, parameter.dtype, parameter.device)
     device = batch.positions.device
     given = {
-        name: torch.tensor([atoms.info[name] for atoms in chunk], dtype=torch.float64, device=device)
+        name: torch.tensor(
+            [atoms.info[name] for atoms in chunk], dtype=torch.float64, device=device
+        )
         for name in model.conditions
     }
     labels = match_labels(run.config)

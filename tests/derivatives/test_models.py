@@ -137,6 +137,18 @@ def test_forces_of_positions_that_ask_for_a_gradient(model):
     torch.testing.assert_close(-jacobian, model.hessian(molecule()), rtol=1e-5, atol=1e-5)
 
 
+def test_forces_of_charges_that_ask_for_a_gradient():
+    model = small_model("PhysNet")
+    charge = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+    def forces(charge):
+        return model(molecule(), forces=True, total_charge=charge)["forces"]
+
+    (slope,) = torch.autograd.grad(forces(charge)[0, 0], charge)
+    ends = [forces(charge.detach() + h)[0, 0] for h in (1e-4, -1e-4)]
+    torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2e-4, rtol=1e-6, atol=1e-6)
+
+
 def test_batched_gradients(model):
     positions = POSITIONS.clone().requires_grad_()
     forces = model(molecule(positions), forces=True)["forces"]

@@ -71,6 +71,10 @@ def test_models_made_in_inference_mode(model):
     torch.testing.assert_close(forces_of(copy.deepcopy(made)), expected)
     with pytest.raises(RuntimeError, match=r"torch\.inference_mode\(\).*copy\.deepcopy\(model\)"):
         made.train()(molecule(), forces=True)
+    evaluate = molkern.md.Evaluator(made, molecule())
+    if type(model).__name__ != "SchNet" or model.filters == "exact":  # has a path without a tape
+        with pytest.raises(RuntimeError, match=r"Evaluator: torch\.inference_mode\(\).*deepcopy"):
+            evaluate(POSITIONS)
 
 
 def test_another_default_device(model, default_device):
