@@ -120,6 +120,8 @@ class Potential(nn.Module):
             grid, tables = self._splines.trainable(self)
             bins = None if neighbors is None else grid.bins(distances, neighbors)
         else:
+            if in_forward_mode():
+                refuse_forward_mode(f"{type(self).__name__}'s splines", *self.parameters())
             grid, tables = self._splines.constant(self)
             bins = None
         return [SplineFilter(table, grid, distances, bins) for table in tables]

@@ -115,6 +115,24 @@ def test_forward_mode_is_refused(model):
                 function(dual)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_mode_by_weights_of_splines_is_refused(name):
+    """Tables that are made once would have no tangents."""
+    model = small_model(name, filters="spline")
+    weights = {
+        key: value.detach()
+        for key, value in model.named_parameters()
+        if any(part in key for part in ("filter", "basis", "radial", "rbf", "distance", "gate"))
+    }
+    key = next(iter(weights))
+
+    def energy(weight):
+        return torch.func.functional_call(model, {key: weight}, (molecule(),))["energy"]
+
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(energy, (weights[key],), (torch.ones_like(weights[key]),))
+
+
 def test_forces_in_transforms_are_refused(model):
     def forces(positions):
         return model(molecule(positions), forces=True)["forces"].sum()
