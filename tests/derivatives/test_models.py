@@ -118,7 +118,7 @@ def test_forward_mode_is_refused(model):
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_mode_by_weights_of_splines_is_refused(name):
     """Tables that are made once would have no tangents."""
-    model = small_model(name, filters="spline")
+    model = small_model(name, filters="spline").requires_grad_(False)
     weights = {
         key: value.detach()
         for key, value in model.named_parameters()
