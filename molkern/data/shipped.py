@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..graph import AtomicBatch
 from ..models import Potential, load
-from ..ops._library import describe
 from .indices import Index, as_indices
 
 
@@ -36,7 +35,7 @@ class Frames:
 
     def __repr__(self) -> str:
         frames, atoms = self.positions.shape[:2]
-        return f"Frames({frames:,} of {atoms} atoms, {describe(self.positions)})"
+        return f"Frames({frames:,} of {atoms} atoms, {self.positions.dtype})"
 
     def __getitem__(self, index: Index) -> Frames:
         """Some frames; of an integer, the one frame. See :class:`molkern.data.Dataset`."""
