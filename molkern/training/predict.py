@@ -15,7 +15,6 @@ from ..data import Sample
 from ..data.dataset import PER_ATOM
 from ..files import read_frames, write_whole
 from ..graph import AtomicBatch
-from ..md.source import check_elements
 from ..models import Potential
 from .objective import evaluate, match_labels
 from .results import Run
@@ -36,6 +35,7 @@ def predict(
     device: torch.device | str = "cpu",
     batch_size: int = 256,
     progress: bool = True,
+    allow_unknown_elements: bool = False,
 ) -> int:
     """Predicts what a run's model was trained on for every structure of a file.
 
@@ -48,6 +48,7 @@ def predict(
         device: where the model is evaluated.
         batch_size: structures at once.
         progress: whether a progress bar is shown.
+        allow_unknown_elements: whether elements that the model was not trained on are predicted.
 
     Returns:
         The number of structures.
@@ -62,8 +63,11 @@ def predict(
         raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
     run = Run.open(folder)
     model = run.model(device)
+    if model.elements is None and "elements" in run.facts:  # a run of an earlier version
+        model.elements = run.facts["elements"]
+    model.allow_unknown_elements = allow_unknown_elements
     frames, found = [], []
-    for chunk in _chunks(_checked(structures, run), batch_size, progress):
+    for chunk in _chunks(_checked(structures, model, run), batch_size, progress):
         frames += chunk
         found += _predict(model, chunk, run)
     writers = dict(zip(ENDINGS, (_csv, _npz, _extxyz), strict=True))
@@ -71,10 +75,9 @@ def predict(
     return len(frames)
 
 
-def _checked(structures: Path, run: Run) -> Iterator[Atoms]:
-    elements = frozenset(run.facts.get("elements", range(1, 119)))
+def _checked(structures: Path, model: Potential, run: Run) -> Iterator[Atoms]:
     for number, atoms in enumerate(read_frames(structures)):
-        check_elements(atoms.numbers, elements, str(run.folder), f"{structures} frame {number}")
+        model.check_elements(atoms.numbers, f"{structures} frame {number}", f"model {run.folder}")
         yield atoms
 
 
