@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..elements import referenced
 from ..models import Potential
 from . import dimenet, dtnn, physnet, schnet
 from .entries import Entries
@@ -111,7 +113,18 @@ def _converted(convert: Callable[[Any], Potential], module: nn.Module) -> Potent
         raise ValueError(
             f"this {kind(module)} is of a version that is not known here: {error}"
         ) from error
-    return model.train(module.training)
+    return _told(model).train(module.training)
+
+
+def _told(model: Potential) -> Potential:
+    """The model, which knows the elements that it has references for, where it has any.
+
+    And number 0, which is no element: packages pad with it.
+    """
+    found = referenced(model.config.get("reference"))
+    if found is not None:
+        model.elements = [0, *(z for z in found if z < model.num_elements)]
+    return model
 
 
 def from_asparagus(
@@ -133,14 +146,65 @@ def from_asparagus(
             counterpart, by name.
     """
     if isinstance(state, str | Path):
-        checkpoint = torch.load(state, map_location="cpu", weights_only=True)
-        state = dict(checkpoint.get("model_state_dict", checkpoint))
+        path, state = state, _checkpoint(state)
+        try:
+            return from_asparagus(state, config)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     if isinstance(config, str | Path):
-        config = _json_object(str(config), Path(config).read_text())
+        config = _json_object(str(config), _text(config))
     if physnet.ASPARAGUS not in state:
         raise ValueError(f"no state of Asparagus' PhysNet: {physnet.ASPARAGUS!r} is missing")
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name} in the state is a {type(value).__name__}, no tensor")
     tensors = {name: value.detach() for name, value in state.items()}
-    return _apply(physnet.from_asparagus_state, tensors, Entries(config, "its configuration"))
+    with _one_kind_of_error():
+        return _apply(physnet.from_asparagus_state, tensors, Entries(config, "its configuration"))
+
+
+def _checkpoint(path: str | Path) -> dict[str, Any]:
+    """The state in a checkpoint, which is read without running code from it."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise  # which names the file
+    except Exception as error:
+        # Whatever torch says: damaged archives, pickles of other objects, which may hold code
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{path} is not a checkpoint of tensors and plain values: {reason[0]}"
+        ) from error
+    state = found.get("model_state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}, no state of a model")
+    return dict(state)
+
+
+def _text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text: {error}") from error
+
+
+@contextmanager
+def _one_kind_of_error() -> Iterator[None]:
+    """What a recipe trips over in a strange file is a ValueError, in one line."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except (
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"it is not what it seems: {reason[0]}") from error
 
 
 def load(path: str | Path) -> Potential:
@@ -158,7 +222,8 @@ def load(path: str | Path) -> Potential:
     """
     arrays = _arrays(path)
     try:
-        return _convert(arrays)
+        with _one_kind_of_error():
+            return _convert(arrays)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -195,7 +260,7 @@ def _apply(
     model = recipe(source, meta)
     if unknown := sorted(set(entries) - source.read):
         raise ValueError(f"unknown entries, which {recipe.__name__} cannot use: {unknown}")
-    return model.eval()
+    return _told(model).eval()
 
 
 def _tensor(value: Any) -> torch.Tensor | None:

@@ -129,4 +129,4 @@ def model_description(source: ModelSource, model: Potential) -> dict[str, Any]:
 def _elements(model: Potential) -> str:
     if model.elements is None:
         return f"{symbols(range(1, model.num_elements))} (its table; it does not say more)"
-    return symbols(model.elements)
+    return symbols([z for z in model.elements if z])
