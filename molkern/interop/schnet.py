@@ -315,7 +315,7 @@ def from_pyg_schnet(module: Any) -> SchNet:
     model = SchNet(
         **_sizes(tensors, PYG),
         cutoff=cutoff,
-        trainable_basis=isinstance(offset, nn.Parameter),
+        trainable_basis=offset.requires_grad,
         trainable_reference=options["reference"] is not None,
         prediction="dipole_moment" if module.dipole else "energy",
         readout=PYG_READOUTS[readout],
