@@ -108,7 +108,8 @@ def from_mlcg(module: nn.Module) -> Potential:
 
 def _converted(convert: Callable[[Any], Potential], module: nn.Module) -> Potential:
     try:
-        model = convert(module)
+        with _leaving_no_trace():
+            model = convert(module)
     except AttributeError as error:
         raise ValueError(
             f"this {kind(module)} is of a version that is not known here: {error}"
@@ -189,6 +190,13 @@ def _text(path: str | Path) -> str:
 
 
 @contextmanager
+def _leaving_no_trace() -> Iterator[None]:
+    """Makes models, whose first weights are random, without drawing from the host's numbers."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        yield
+
+
+@contextmanager
 def _one_kind_of_error() -> Iterator[None]:
     """What a recipe trips over in a strange file is a ValueError, in one line."""
     try:
@@ -257,7 +265,8 @@ def _apply(
     """The recipe's model, unless there are entries that it did not use."""
     tensors = {name: _tensor(value) for name, value in entries.items()}
     source = Entries({n: t for n, t in tensors.items() if t is not None}, "the file")
-    model = recipe(source, meta)
+    with _leaving_no_trace():
+        model = recipe(source, meta)
     if unknown := sorted(set(entries) - source.read):
         raise ValueError(f"unknown entries, which {recipe.__name__} cannot use: {unknown}")
     return _told(model).eval()

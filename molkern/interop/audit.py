@@ -175,12 +175,18 @@ def tensors_of(module: nn.Module) -> Entries:
 
 
 def refuse_unused(entries: Entries, *known: str) -> None:
-    """Refuses parameters and buffers that the conversion did not use, but for the known ones."""
-    left = [
-        name
-        for name in entries
-        if name not in entries.read and not any(re.fullmatch(_pattern(k), name) for k in known)
-    ]
+    """Refuses parameters and buffers that the conversion did not use, but for the known ones.
+
+    A known name that ends in a point stands for all that begin with it.
+    """
+
+    def is_known(name: str) -> bool:
+        return any(
+            name.startswith(k) if k.endswith(".") else re.fullmatch(_pattern(k), name)
+            for k in known
+        )
+
+    left = [name for name in entries if name not in entries.read and not is_known(name)]
     if left:
         raise ValueError(
             f"parameters or buffers that have no counterpart: {left[:5]}"

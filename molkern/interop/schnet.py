@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models import SchNet
 from .audit import (
@@ -332,7 +332,7 @@ def from_pyg_schnet(module: Any) -> SchNet:
     take_basis(model, offset, widths, "distance_expansion.offset", "distance_expansion.coeff")
     model.basis.widths.requires_grad_(False)
     left = ("initial_atomref", "atomref.weight", "interactions.*.conv.nn.*.weight")
-    refuse_unused(tensors, *left, "interactions.*.conv.nn.*.bias", "interaction_graph.[a-z]*")
+    refuse_unused(tensors, *left, "interactions.*.conv.nn.*.bias", "interaction_graph.")
     return model
 
 
