@@ -21,6 +21,7 @@ from .audit import (
     tensors_of,
 )
 from .entries import check_options, copy, count, network_type, scalar, shape_of
+from .entries import transposed as flipped
 from .graphs import check_most_neighbors
 from .modules import is_one_of
 
@@ -83,7 +84,7 @@ def fill(
         theirs = their_name(name)
         value = source[theirs]
         matrix = name.endswith(".weight") and not name.endswith("emb.weight")
-        copy(parameter, value.T if transposed and matrix else value, theirs)
+        copy(parameter, flipped(value, theirs) if transposed and matrix else value, theirs)
     return model
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..models import DTNN
-from .entries import check_options, copy, network_type, scalar, shape_of
+from .entries import check_options, copy, network_type, references, scalar, shape_of, transposed
 
 #: How the variables are written: in the code's own scope, and as ``tf.train.Saver`` stores them.
 _SCOPES = ("DTNN/model/", "/model/", "model/")
@@ -67,7 +67,7 @@ def from_official_dtnn(source: Mapping[str, Tensor], meta: dict[str, Any]) -> DT
         head_hidden=[shape_of(read("Dense_2/W"), 2, "Dense_2/W")[1]],
         scale=scalar(read("std"), "std"),
         mean=scalar(read("mu"), "mu"),
-        reference=read("Embedding/W").flatten().tolist(),
+        reference=references(read("Embedding/W"), "Embedding/W"),
     )
     model.to(network_type(read("Dense/W"), "Dense/W"))
     copy(model.embedding.weight, read("Dense/W"), "Dense/W")
@@ -80,7 +80,7 @@ def from_official_dtnn(source: Mapping[str, Tensor], meta: dict[str, Any]) -> DT
         (last, "Dense_3"),
     ]
     for layer, name in layers:
-        copy(layer.weight, read(f"{name}/W").T, f"{name}/W")  # theirs are (in, out)
+        copy(layer.weight, transposed(read(f"{name}/W"), name), f"{name}/W")  # theirs are (in, out)
         if layer.bias is not None:
             copy(layer.bias, read(f"{name}/b"), f"{name}/b")
     return model

@@ -56,6 +56,19 @@ def shape_of(value: Tensor, dims: int, name: str) -> tuple[int, ...]:
     return shape
 
 
+def references(value: Tensor, name: str) -> list[float]:
+    """Energies by atomic number, ``[Z]`` or ``[Z, 1]``."""
+    if value.dim() not in (1, 2) or value.shape[1:] not in ((), (1,)) or not len(value):
+        raise ValueError(f"{name} must have shape [Z] or [Z, 1], got {list(value.shape)}")
+    return [float(energy) for energy in value.detach().double().flatten()]
+
+
+def transposed(value: Tensor, name: str) -> Tensor:
+    """A matrix (in, out) as (out, in)."""
+    shape_of(value, 2, name)
+    return value.T
+
+
 def network_type(value: Tensor, name: str) -> torch.dtype:
     """The type of a network by that of its embedding."""
     if value.dtype not in (torch.float32, torch.float64):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..models import PhysNet
 from ..nn.basis import softplus_inverse
-from .entries import check_options, copy, count, network_type, scalar, shape_of
+from .entries import check_options, copy, count, network_type, scalar, shape_of, transposed
 
 OFFICIAL = "interaction_block0/interaction_layer/k2f/W"
 ASPARAGUS = "input_module.atom_features.weight"
@@ -162,7 +162,7 @@ def _fill_official(
 ) -> None:
     for layer, theirs in _layers(block, names):
         name = f"{prefix}/{theirs}"
-        copy(layer.weight, source[f"{name}/W"].T, name)
+        copy(layer.weight, transposed(source[f"{name}/W"], name), name)
         if layer.bias is not None:
             copy(layer.bias, source[f"{name}/b"], name)
 

@@ -27,7 +27,16 @@ from .audit import (
     refuse_unused,
     tensors_of,
 )
-from .entries import check_options, copy, count, network_type, scalar, shape_of
+from .entries import (
+    check_options,
+    copy,
+    count,
+    network_type,
+    references,
+    scalar,
+    shape_of,
+    transposed,
+)
 from .graphs import check_graph
 from .modules import common_activation
 
@@ -103,7 +112,7 @@ def fill(model: SchNet, source: Mapping[str, Tensor], layout: Layout) -> SchNet:
 
 def _fill_layer(layer: Any, source: Mapping[str, Tensor], name: str, layout: Layout) -> None:
     weight = source[name + layout.weight]
-    copy(layer.weight, weight.T if layout.transposed else weight, name)
+    copy(layer.weight, transposed(weight, name) if layout.transposed else weight, name)
     if layer.bias is not None:
         copy(layer.bias, source[name + layout.bias], name)
 
@@ -182,7 +191,7 @@ def from_official(source: Mapping[str, Tensor], meta: dict[str, Any]) -> SchNet:
         filter_activation=True,
         scale=scalar(source["std_per_atom:0"], "std_per_atom:0"),
         mean=scalar(source["mean_per_atom:0"], "mean_per_atom:0"),
-        reference=source["atomref/embeddings/W:0"].flatten().tolist(),
+        reference=references(source["atomref/embeddings/W:0"], "atomref/embeddings/W:0"),
     )
     return fill(model, source, OFFICIAL)
 
@@ -211,7 +220,7 @@ def from_schnetpack_weights(source: Mapping[str, Tensor], meta: dict[str, Any]) 
         cutoff=cutoff,
         head_activation="silu",
         mean=0.0 if mean is None else scalar(mean, "the postprocessor's mean"),
-        reference=None if reference is None else reference.flatten().tolist(),
+        reference=None if reference is None else references(reference, "the atomref"),
     )
     names = [f"representation.radial_basis.{kind}" for kind in ("offsets", "widths")]
     take_basis(model, source[names[0]], 0.5 / source[names[1]].double() ** 2, *names)

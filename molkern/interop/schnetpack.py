@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..models import SchNet
 from .audit import (
@@ -20,7 +19,7 @@ from .audit import (
     refuse_unused,
     tensors_of,
 )
-from .entries import scalar
+from .entries import references, scalar
 from .modules import activation_name, common_activation, is_one_of, kind, require
 from .schnet import SCHNETPACK, _sizes, fill, take_basis
 
@@ -171,7 +170,8 @@ def _atomwise(output_modules: Any) -> tuple[int, Any]:
 
 def _offsets(postprocessors: Any, key: str) -> dict[str, Any]:
     """Mean and references that postprocessors add to the energy ``key``."""
-    mean, reference = 0.0, None
+    mean = 0.0
+    reference: list[float] | None = None
     for step in postprocessors:
         require(step, PACKAGE, ("AddOffsets", "CastTo32", "CastTo64", "CastMap"), "a postprocessor")
         if not is_one_of(step, PACKAGE, "AddOffsets"):
@@ -183,6 +183,12 @@ def _offsets(postprocessors: Any, key: str) -> dict[str, Any]:
         if step.add_mean:
             mean += scalar(step.mean, "the mean of AddOffsets")
         if step.add_atomrefs:
-            added: Tensor = step.atomref.detach().double().flatten()
-            reference = added if reference is None else reference + added
-    return {"mean": mean, "reference": None if reference is None else reference.tolist()}
+            added = references(step.atomref, "the atomref of AddOffsets")
+            reference = added if reference is None else _sums(reference, added)
+    return {"mean": mean, "reference": reference}
+
+
+def _sums(first: list[float], second: list[float]) -> list[float]:
+    if len(first) != len(second):
+        raise ValueError(f"two AddOffsets have {len(first)} and {len(second)} references")
+    return [a + b for a, b in zip(first, second, strict=True)]
