@@ -16,6 +16,7 @@ from torch import nn
 from ..elements import referenced
 from ..models import Potential
 from . import dimenet, dtnn, physnet, schnet
+from .audit import check_untouched
 from .entries import Entries
 from .mlcg import from_mlcg_module
 from .modules import is_one_of, kind
@@ -95,6 +96,7 @@ def from_mlcg(module: nn.Module) -> Potential:
     """
     inner: Any = module
     while is_one_of(inner, "mlcg", "GradientsOut", "EnergyOut"):
+        check_untouched(inner, f"the wrapper {type(inner).__name__}")
         inner = inner.model
     if not is_one_of(inner, "mlcg", "SchNet", "StandardSchNet"):
         hint = ""

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from molkern.interop import from_asparagus, load
+from molkern.interop import dimenet, from_asparagus, load
+from molkern.models import DimeNet, DimeNetPlusPlus
 
 CUTOFF = 4.0
 
@@ -84,7 +85,51 @@ def dtnn():
     return arrays, {"model_arguments": {"n_interactions": 2, "cutoff": 4.0, "rdf_spacing": 0.5}}
 
 
-FILES = {"SchNet 2018": official_schnet, "SchNetPack": schnetpack, "mlcg": mlcg, "DTNN": dtnn}
+def directional(kind, **options):
+    def make():
+        model = kind(
+            4, num_blocks=1, num_spherical=3, num_radial=2, num_elements=9, num_output_layers=1,
+            **options,
+        )  # fmt: skip
+        arrays = {}
+        for name, parameter in model.named_parameters():
+            matrix = name.endswith(".weight") and not name.endswith("emb.weight")
+            value = parameter.detach().numpy()
+            arrays[dimenet._official_name(name)] = value.T if matrix else value
+        return arrays, {"cutoff": 5.0, "envelope_exponent": 5}
+
+    return make
+
+
+def official_physnet():
+    shapes = {
+        "embeddings": (9, 4), "rbf_layer/centers": (3,), "rbf_layer/widths": (3,),
+        "Escale": (9,), "Eshift": (9,), "Qscale": (9,), "Qshift": (9,),
+        "s6": (), "s8": (), "a1": (), "a2": (),
+        "interaction_block0/interaction_layer/u": (4,),
+        "interaction_block0/interaction_layer/k2f/W": (3, 4),
+        "output_block0/dense_layer/W": (4, 2),
+    }  # fmt: skip
+    for name in ("dense_i", "dense_j", "dense"):
+        shapes[f"interaction_block0/interaction_layer/{name}/W"] = (4, 4)
+        shapes[f"interaction_block0/interaction_layer/{name}/b"] = (4,)
+    for block in ("interaction_block0/interaction_layer", "interaction_block0", "output_block0"):
+        for layer in ("dense", "residual"):
+            shapes[f"{block}/residual_layer0/{layer}/W"] = (4, 4)
+            shapes[f"{block}/residual_layer0/{layer}/b"] = (4,)
+    arrays = {name: np.asarray(value) for name, value in random_arrays(shapes).items()}
+    return arrays, {"sr_cut": 5.0}
+
+
+FILES = {
+    "SchNet 2018": official_schnet,
+    "SchNetPack": schnetpack,
+    "mlcg": mlcg,
+    "DTNN": dtnn,
+    "DimeNet": directional(DimeNet, num_bilinear=2),
+    "DimeNet++": directional(DimeNetPlusPlus, int_emb_size=3, basis_emb_size=2, out_emb_size=5),
+    "PhysNet": official_physnet,
+}
 
 
 @pytest.fixture(params=FILES)
@@ -106,6 +151,9 @@ SIZES = (
     "representation.embedding.weight",
     "embedding_layer.weight",
     "model/Dense_1/W",
+    "emb_block/embeddings",
+    "int_blocks/0/dense_sbf/kernel",
+    "int_blocks/0/dense_sbf1/kernel",
     "model/Embedding/W",
     "interaction_0/SchNetFilter/Dense/W:0",
     "atomref/embeddings/W:0",
@@ -149,7 +197,9 @@ def test_every_option_is_a_number(tmp_path, file, value):
 
 def test_unknown_options(tmp_path, file):
     arrays, meta = file
-    with pytest.raises(ValueError, match=r"attention=4 is an option that the conversion does not"):
+    with pytest.raises(
+        ValueError, match=r"attention=4 is an option|the conversion does not know: .*attention"
+    ):
         load(saved(tmp_path, arrays, {**meta, "attention": 4}))
 
 
@@ -157,6 +207,9 @@ CONTRADICTIONS = {
     "SchNet 2018": [{"n_basis": 5}, {"n_gaussians": 6}, {"intensive": True}],
     "SchNetPack": [{"cut": 5.0}, {"nr": 6}, {"ni": 2}],
     "mlcg": [{"activation": "silu"}, {"cutoff_lower": 0.5}, {"hidden": 7}],
+    "DimeNet": [{"emb_size": 5}, {"num_radial": 3}, {"activation": "relu"}, {"kind": "x"}],
+    "DimeNet++": [{"int_emb_size": 4}, {"num_dense_output": 3}],
+    "PhysNet": [{"F": 5}, {"num_residual_output": 2}],
     "DTNN": [{"max_atomic_number": 20}, {"n_factors": 4}, {"attention": 1}],
 }
 
