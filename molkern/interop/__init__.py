@@ -42,15 +42,24 @@ RECIPES: dict[str, Callable[[Any, Any], Potential]] = {
 def from_pyg(module: nn.Module) -> Potential:
     """A model of PyTorch Geometric as molkern's, with its weights, type and device.
 
-    Converts SchNet, DimeNet and DimeNetPlusPlus of ``torch_geometric.nn``. The converted model sums
-    over all neighbors within the cutoff: it does not truncate at ``max_num_neighbors``. SchNet's
-    atomic references stay trainable; with ``dipole=True`` the centre of mass follows from the
-    module's own masses. DimeNet's angles are those of that package, and its spherical basis is as
-    it is rounded there.
+    Converts SchNet, DimeNet and DimeNetPlusPlus of ``torch_geometric.nn``. Everything is converted
+    or refused by name: options, what was changed after the module was made, submodules of other
+    classes, hooks, parametrisations, methods of a module's own. Frozen parameters stay frozen.
+
+    The converted model sums over all neighbors within the cutoff: it does not truncate at
+    ``max_num_neighbors``, of which fewer than the package's default are refused. An
+    ``interaction_graph`` of one's own is tried out on some sets of atoms, and refused where it
+    gives others than all neighbors within the cutoff: call the converted model with
+    ``neighbors=NeighborList.from_edge_index(...)`` for those.
+
+    SchNet's atomic references stay trainable, and tell the elements that the model knows
+    (``model.elements``); with ``dipole=True`` the centre of mass follows from the module's own
+    masses. DimeNet's angles are those of that package, and its spherical basis is as it is rounded
+    there.
 
     Raises:
         TypeError: a module of another class.
-        ValueError: an option that has no counterpart, by name.
+        ValueError: what has no counterpart, by name.
     """
     for name, convert in PYG_MODELS.items():
         if is_one_of(module, "torch_geometric", name):
@@ -68,6 +77,8 @@ def from_schnetpack(module: nn.Module) -> Potential:
     and device are those of the embedding. Forces and stress are asked for when calling it; the
     stress is per volume of the cell. A trained basis stays trainable, but molkern's widths are
     ``1 / (2 σ²)``. Interactions that share their weights become copies, which training parts.
+    Frozen parameters stay frozen, and references tell the elements that the model knows. Hooks,
+    parametrisations, other submodules and replaced methods are refused, as by :func:`from_pyg`.
 
     Raises:
         TypeError: a module of another class, one derived from these too: it may compute something
@@ -88,7 +99,9 @@ def from_mlcg(module: nn.Module) -> Potential:
     Converts ``mlcg.nn.StandardSchNet`` and ``SchNet``, also inside ``GradientsOut`` or
     ``EnergyOut``. Prior terms are not part of it: of a ``SumOut``, give ``module.models["SchNet"]``
     and add the others yourself. Numbers of atoms are mlcg's types. The converted model sums over
-    all neighbors within the cutoff: it does not truncate at ``max_num_neighbors``.
+    all neighbors within the cutoff: it does not truncate at ``max_num_neighbors``, of which fewer
+    than mlcg's default are refused. Frozen parameters stay frozen. Hooks, parametrisations, other
+    submodules and replaced methods are refused, as by :func:`from_pyg`.
 
     Raises:
         TypeError: a module of another class, one derived from these too.
@@ -145,7 +158,8 @@ def from_asparagus(
         config: its configuration, or the JSON file that Asparagus wrote beside the checkpoints.
 
     Raises:
-        ValueError: an entry that is missing or has no place in the model, or an option that has no
+        ValueError: a file that is no checkpoint of tensors and plain values, an entry that is
+            missing or has no place in the model, or an option that is not known or has no
             counterpart, by name.
     """
     if isinstance(state, str | Path):
@@ -228,7 +242,8 @@ def load(path: str | Path) -> Potential:
 
     Raises:
         ValueError: a file that is no archive or holds none of these, an entry that is missing or
-            has no place in the model, or a wrong shape.
+            has no place in the model, a wrong shape or type, or an option of its description that
+            is not known or contradicts the tensors.
     """
     arrays = _arrays(path)
     try:

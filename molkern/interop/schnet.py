@@ -302,6 +302,15 @@ PYG_PARTS: Parts = {
     "lin2": LINEAR,
     "atomref": EMBEDDING,
 }
+#: Tensors that are read elsewhere, are there twice, or that a module may have without use.
+_PYG_LEFT = (
+    "initial_atomref",
+    "atomref.weight",
+    "atomic_mass",
+    "interactions.*.conv.nn.*.weight",
+    "interactions.*.conv.nn.*.bias",
+    "interaction_graph.",
+)
 #: Where activations are.
 _BENDS = "interactions.*.mlp.1", "interactions.*.conv.nn.1", "interactions.*.act", "act"
 
@@ -340,8 +349,7 @@ def from_pyg_schnet(module: Any) -> SchNet:
     widths = torch.full_like(model.basis.widths, coefficient).detach()
     take_basis(model, offset, widths, "distance_expansion.offset", "distance_expansion.coeff")
     model.basis.widths.requires_grad_(False)
-    left = ("initial_atomref", "atomref.weight", "interactions.*.conv.nn.*.weight")
-    refuse_unused(tensors, *left, "interactions.*.conv.nn.*.bias", "interaction_graph.")
+    refuse_unused(tensors, *_PYG_LEFT)
     return model
 
 

@@ -18,7 +18,7 @@ class KnowsElements(nn.Module):
     """A model with a table of elements, of which it may have been trained on some.
 
     Other elements are refused, wherever structures come from, but in training mode, where a model
-    may be about to learn them.
+    may be about to learn them. A model under :func:`torch.compile` does not look.
     """
 
     num_elements: int

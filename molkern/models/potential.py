@@ -40,6 +40,8 @@ class Potential(KnowsElements, KeepsArguments):
     filter, by default 1e-7 in float32 and 1e-9 in float64; :meth:`spline_report` measures it.
     Forces are exactly minus the derivative of the energy with either kind of filters. Beyond the
     cutoff a spline is zero, below the first knot (0 for most models) it is constant.
+
+    A model keeps the elements that it was trained on in :attr:`elements`, and refuses others.
     """
 
     cutoff: float

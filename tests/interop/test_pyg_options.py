@@ -419,6 +419,17 @@ def test_changes_that_are_converted():
     check(theirs)
 
 
+def test_dipoles_that_are_switched_on_and_off():
+    """As ``from_qm9_pretrained`` of that package does."""
+    theirs = small(dipole=True)
+    theirs.dipole = False
+    check(theirs)
+    theirs = small()
+    theirs.dipole = True
+    with pytest.raises(ValueError, match=r"no 'atomic_mass' in this torch_geometric"):
+        from_pyg(theirs)
+
+
 def test_frozen_parameters_stay_frozen():
     theirs = small(atomref=torch.linspace(0.1, 3.0, 100).unsqueeze(1), mean=0.0, std=1.0)
     pairs = {
