@@ -159,6 +159,11 @@ def _atomwise(output_modules: Any) -> tuple[int, Any]:
         )
     if atomwise.n_out != 1:
         raise ValueError(f"Atomwise with {atomwise.n_out} outputs has no counterpart; 1 is needed")
+    if getattr(atomwise, "per_atom_output_key", None) is not None:
+        raise ValueError(
+            f"Atomwise with per_atom_output_key={atomwise.per_atom_output_key!r} has no "
+            "counterpart, energies of atoms are not given: set it to None"
+        )
     for output in output_modules:
         if is_one_of(output, PACKAGE, "Forces") and output.energy_key != atomwise.output_key:
             raise ValueError(

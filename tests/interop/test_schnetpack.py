@@ -240,6 +240,9 @@ REFUSALS = {
     r"AddOffsets for 'gap', but the model predicts 'energy'": lambda spk: potential(
         spk, postprocessors=[spk.AddOffsets("gap", add_mean=True)]
     ),
+    r"Atomwise with per_atom_output_key='e_i' has no counterpart": lambda spk: potential(
+        spk, head={"per_atom_output_key": "e_i"}
+    ),
     r"the model is of SchNetPack 3\.0": changed(spk_version="3.0"),
     r"interaction 1, in2f has an activation": changed(
         representation__interactions__1__in2f__activation=torch.nn.Tanh()
