@@ -15,6 +15,8 @@ from torch import nn
 
 from ..elements import referenced
 from ..models import Potential
+from ..ops._arguments import checked
+from ..ops._modes import ordinary_tensors
 from . import dimenet, dtnn, physnet, schnet
 from .audit import check_untouched
 from .entries import Entries
@@ -121,6 +123,7 @@ def from_mlcg(module: nn.Module) -> Potential:
     return _converted(from_mlcg_module, inner)
 
 
+@ordinary_tensors()
 def _converted(convert: Callable[[Any], Potential], module: nn.Module) -> Potential:
     try:
         with _leaving_no_trace():
@@ -231,6 +234,7 @@ def _one_kind_of_error() -> Iterator[None]:
         raise ValueError(f"it is not what it seems: {reason[0]}") from error
 
 
+@checked
 def load(path: str | Path) -> Potential:
     """A model from an ``.npz`` of published variables, recognised by their names.
 
@@ -276,6 +280,7 @@ def _convert(arrays: dict[str, np.ndarray]) -> Potential:
     )
 
 
+@ordinary_tensors()
 def _apply(
     recipe: Callable[[Any, Any], Potential], entries: Mapping[str, Any], meta: Entries
 ) -> Potential:

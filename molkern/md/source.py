@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..data.conditions import ConditionReader
 from ..elements import referenced, symbols
 from ..models import Potential, load
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 #: The model that is shipped with the package.
 SHIPPED = "ethanol"
@@ -97,6 +101,19 @@ class ModelSource:
             model.elements = [z for z in found if z < model.num_elements] or None
         model.allow_unknown_elements = self.allow_unknown_elements
         return model
+
+    def for_structure(self, atoms: Atoms, name: str) -> ModelSource:
+        """With the conditions that a structure states, where the model takes some and none are
+        given.
+
+        Raises:
+            ValueError: conditions of the structure (``name``) that are no numbers, or contradict.
+        """
+        wanted = [key for key in self.load().conditions if key not in dict(self.conditions)]
+        found = ConditionReader(wanted).read(atoms, name)
+        own = {key: value for key, value in found.items() if value}  # 0 is what models take anyway
+        conditions = {**dict(self.conditions), **own}
+        return replace(self, conditions=tuple(sorted(conditions.items())))
 
     @staticmethod
     def _prediction(model: Potential) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..graph import AtomicBatch, NeighborList
 from ..nn import AtomicReference, AtomwiseHead, DTNNInteraction, GaussianBasis
 from ..nn.activations import dense
+from ..ops._arguments import checked
 from ..ops._library import is_recorded
 from .arguments import arguments_are_fixed
 from .checks import check_sizes
@@ -92,6 +93,7 @@ class DTNN(Potential):
     #: Beyond it factors are the bias.
     reach: float
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 30,

@@ -16,6 +16,7 @@ from ..nn import (
     GaussianBasis,
     SchNetInteraction,
 )
+from ..ops._arguments import checked
 from .arguments import arguments_are_fixed
 from .checks import check_sizes
 from .lean import LeanSchNet
@@ -83,6 +84,7 @@ class SchNet(Potential):
     (torch.Size([1]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -163,6 +165,7 @@ class SchNet(Potential):
         self.differentiated = prediction
 
     @classmethod
+    @checked
     def official(
         cls,
         hidden_channels: int = 64,

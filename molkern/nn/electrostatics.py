@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import checked, explained
 from .basis import CutoffFunction
 from .fixed import FixedModule
 
@@ -46,6 +47,7 @@ class ShieldedElectrostatics(FixedModule):
 
     fixed = frozenset({"switch_range", "shielding", "cutoff", "coulomb_constant", "shift_shielded"})
 
+    @checked
     def __init__(
         self,
         switch_range: float,
@@ -67,6 +69,7 @@ class ShieldedElectrostatics(FixedModule):
         self.cutoff = None if cutoff is None else float(cutoff)
         self.coulomb_constant, self.shift_shielded = float(coulomb_constant), shift_shielded
 
+    @explained
     def forward(self, charges: Tensor, distances: Tensor, neighbors: NeighborList) -> Tensor:
         """charges ``[N]`` and distances ``[E]``, of one type → energies ``[N]``."""
         charge = charges.unsqueeze(1)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ..graph import NeighborList
+from ..ops._arguments import checked, explained
 from .activations import ShiftedSoftplus, activation, dense
 from .basis import CutoffFunction
 from .fixed import FixedModule
@@ -37,6 +38,7 @@ class FilterNetwork(FixedModule):
 
     fixed = frozenset({"cutoff"})
 
+    @checked
     def __init__(
         self,
         num_basis: int,
@@ -102,6 +104,7 @@ class CFConv(FixedModule):
 
     fixed = frozenset({"aggregation"})
 
+    @checked
     def __init__(
         self, in_channels: int, num_filters: int, out_channels: int, *, aggregation: str = "sum"
     ):
@@ -112,6 +115,7 @@ class CFConv(FixedModule):
         self.lin_out = dense(num_filters, out_channels)
         self.aggregation = aggregation
 
+    @explained
     def forward(
         self,
         x: Tensor,
@@ -155,6 +159,7 @@ class SchNetInteraction(nn.Module):
     torch.Size([3, 16])
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -170,6 +175,7 @@ class SchNetInteraction(nn.Module):
         self.activation = activation(activation_name)
         self.lin = dense(hidden_channels, hidden_channels)
 
+    @explained
     def forward(
         self,
         x: Tensor,

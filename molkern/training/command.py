@@ -99,6 +99,7 @@ def predict(
         out,
         device=_device(device),
         batch_size=batch_size,
+        say=say,
         allow_unknown_elements=allow_unknown_elements,
     )
     say(f"{count:,} structures: {out}")
