@@ -39,8 +39,8 @@ class Frames:
         """All frames side by side."""
         frames, atoms, _ = self.positions.shape
         system = None if frames == 1 else torch.arange(frames).repeat_interleave(atoms)
-        positions = self.positions.reshape(-1, 3).to(dtype)
-        return AtomicBatch(self.numbers.repeat(frames), positions, system, num_systems=frames)
+        positions, numbers = self.positions.reshape(-1, 3), self.numbers.repeat(frames)
+        return AtomicBatch(numbers, positions, system, num_systems=frames).to(dtype=dtype)
 
 
 def ethanol_frames() -> dict[str, Frames]:

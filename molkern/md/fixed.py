@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..graph import AtomicBatch, NeighborList
+from .near import NearPositions
 from .verlet import VerletList, largest_step
 
 
@@ -22,6 +23,7 @@ class FixedList(VerletList):
         capacity: edges to make room for at first; by default a fifth more than there are.
         within_steps: whether a list without a skin can be made within steps: not where the cutoff
             follows from the positions.
+        near: as of :class:`VerletList`.
 
     Attributes:
         generation: changes where tensors are no longer where they were.
@@ -37,8 +39,9 @@ class FixedList(VerletList):
         skin: float,
         capacity: int | None = None,
         within_steps: bool = True,
+        near: NearPositions | None = None,
     ):
-        super().__init__(batch, cutoff, skin)
+        super().__init__(batch, cutoff, skin, near)
         self.capacity = capacity
         self.generation = 0
         self.within_steps = within_steps and skin == 0
@@ -47,6 +50,8 @@ class FixedList(VerletList):
         """What must be done before a step; may wait for the device."""
         if self.within_steps:
             if self.capacity is None:
+                if self.near is not None:
+                    self.near.settle()
                 self.capacity = self._room(self.batch.neighbors(self.cutoff(self.batch)).num_edges)
         elif self.neighbors is None or self.skin == 0:
             self.build()
@@ -56,7 +61,9 @@ class FixedList(VerletList):
         if self.within_steps:
             found = self.batch.neighbors(self.cutoff(self.batch), capacity=self.capacity)
             assert found.status is not None
-            return found, found.status
+            if self.near is None:
+                return found, found.status
+            return found, torch.cat([found.status, self.near.far().to(found.status).reshape(1)])
         assert self.neighbors is not None
         moved = largest_step(self.batch.positions, self._positions)
         if self._cell is not None and self.batch.cell is not None:
@@ -75,7 +82,7 @@ class FixedList(VerletList):
                 return True
             self.build()
             return False
-        needed, error = verdict.tolist()
+        needed, error, *far = verdict.tolist()
         assert self.capacity is not None
         if error == 0 and needed > self.capacity:
             self.capacity = self._room(needed)
@@ -83,6 +90,8 @@ class FixedList(VerletList):
             return False
         if error:
             self.batch.neighbors(self.cutoff(self.batch))  # which says what is wrong
+        if any(far) and self.near is not None and self.near.settle():
+            return False
         self.builds += 1
         return True
 

@@ -74,14 +74,15 @@ class KeptEvaluators:
                 self._known.insert(0, self._known.pop(place))
                 return evaluator
         weight = next(self.model.parameters())
+        wide: dict[str, Any] = {"device": weight.device, "dtype": torch.float64}
         batch = AtomicBatch(
             numbers.to(weight.device),
-            positions.detach().to(weight),
+            positions.detach().to(**wide),
             None if system is None else system.to(weight.device),
-            None if cell is None else cell.detach().to(weight),
+            None if cell is None else cell.detach().to(**wide),
             None if pbc is None else pbc.to(weight.device),
             num_systems,
-        )
+        ).to(dtype=weight.dtype)
         evaluator = Evaluator(self.model, batch, **self.options)
         # Engines write into their own memory
         copies = [None if value is None else value.clone() for value in key]
