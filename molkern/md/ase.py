@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ..graph import AtomicBatch
 from ..models import Potential
 from .evaluator import Evaluator
+from .exclusive import Exclusive
 from .kept import require_energy
 
 
@@ -32,6 +34,8 @@ class ASECalculator(Calculator):
 
     Raises:
         ValueError: a model of something other than energies.
+
+    Threads that run at the same time need a calculator each: a second one gets a RuntimeError.
 
     >>> import ase.build, molkern
     >>> atoms = ase.build.molecule("CH3CH2OH")
@@ -57,6 +61,7 @@ class ASECalculator(Calculator):
         self.model = model.eval()
         self.skin, self.energy_unit = skin, energy_unit
         self.conditions = conditions or {}
+        self._exclusive = Exclusive("threads that run at the same time need an ASECalculator each")
         #: Of the atoms that were calculated last; None before.
         self.evaluator: Evaluator | None = None
         self._numbers = self._pbc = np.empty(0)
@@ -66,6 +71,19 @@ class ASECalculator(Calculator):
         atoms: Atoms | None = None,
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
+    ) -> None:
+        with self._exclusive:
+            self._calculate(atoms, properties, system_changes)
+
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        # Between calculation and reading, too, results are of one thread's atoms
+        with self._exclusive:
+            return super().get_property(name, atoms, allow_calculation)
+
+    def _calculate(
+        self, atoms: Atoms | None, properties: list[str] | None, system_changes: list[str]
     ) -> None:
         super().calculate(atoms, properties, system_changes)
         evaluator = self._evaluator_for(self.atoms)
@@ -99,12 +117,12 @@ class ASECalculator(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes an evaluator of its own, whose memory is no data
-        return {**self.__dict__, "evaluator": None}
+        return {**self.__dict__, "evaluator": None, "_exclusive": copy.copy(self._exclusive)}
 
     def _evaluator_for(self, atoms: Atoms) -> Evaluator:
         numbers, pbc = atoms.numbers, atoms.pbc
         known = np.array_equal(numbers, self._numbers) and np.array_equal(pbc, self._pbc)
-        if self.evaluator is None or not known:
+        if self.evaluator is None or not known or not self.evaluator.serves(self.model):
             weight = next(self.model.parameters())
             batch = AtomicBatch.from_ase(atoms, weight.dtype, weight.device)
             self.evaluator = Evaluator(self.model, batch, skin=self.skin, **self.conditions)

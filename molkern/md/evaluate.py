@@ -117,11 +117,15 @@ class EvaluateWorker:
         """Computes a chunk at once.
 
         Raises:
-            ValueError: naming the frames: what the model refuses.
+            ValueError: naming the frames: what the model refuses, results that are not finite.
         """
         last = chunk.first + len(chunk.systems) - 1
         try:
-            return True, self._compute(chunk)
+            results = self._compute(chunk)
+            _check_finite(chunk, results)
+            return True, results
+        except _NotFiniteError:
+            raise
         except ValueError as error:
             frames = f"frame {last}" if last == chunk.first else f"frames {chunk.first} to {last}"
             raise ValueError(f"{frames}: {error}") from error
@@ -146,6 +150,24 @@ class EvaluateWorker:
         )
         found = {k: out[k].to("cpu", torch.float64).numpy() * self._unit for k in out}
         return Results(found["energy"], found["forces"], found.get("stress"))
+
+
+class _NotFiniteError(ValueError):
+    """Results of a frame that are NaN or infinite."""
+
+
+def _check_finite(chunk: Chunk, results: Results) -> None:
+    owners = np.repeat(np.arange(len(chunk.systems)), [len(atoms) for atoms in chunk.systems])
+    good = np.isfinite(results.energies)
+    good[owners[~np.isfinite(results.forces).all(axis=1)]] = False
+    if not good.all():
+        k = int((~good).argmax())
+        what = f"its energy is {results.energies[k]}"
+        if np.isfinite(results.energies[k]):
+            what = "its forces are not finite"
+        raise _NotFiniteError(
+            f"frame {chunk.first + k}: {what}: look at the structure and at the model's weights"
+        )
 
 
 def _joined(a: Results, b: Results) -> Results:
@@ -308,21 +330,28 @@ def evaluate(
         ray_address: of a cluster.
 
     Returns:
-        How many structures there were, and lines about errors where the file has references.
+        How many structures there were, and lines: about structures without the stress that was
+        wanted, and about errors where the file has references.
 
     Raises:
         ValueError: files that are missing, empty or cannot be read, elements that the model does
-            not know (naming frame and atom), structures that the model refuses.
+            not know (naming frame and atom), structures that the model refuses or has no finite
+            results for, stress in a format without.
         OSError: naming a file that cannot be written.
     """
     require("md", "ase", "tqdm")
     _check_arguments(structures, out, max_atoms, max_edges)
+    if stress and out.suffix == ".csv":
+        raise ValueError(f"{out} holds energies only: with --stress results end in .extxyz or .npz")
+    without: list[int] = []
     known = source.elements(source.load())
     kept: dict[int, Atoms] = {}
 
     def frames() -> Iterator[Atoms]:
         for index, frame in enumerate(read_frames(structures)):
             check_elements(frame.numbers, known, source.name, f"{structures}, frame {index}")
+            if stress and not _has_stress(frame):
+                without.append(index)
             kept[index] = frame
             yield frame
 
@@ -336,7 +365,18 @@ def evaluate(
         gpus=int(device.startswith("cuda")),
         address=ray_address,
     )
-    return _write(out, results, kept)
+    count, lines = _write(out, results, kept)
+    return count, [*_without_stress(without, count), *lines]
+
+
+def _without_stress(frames: list[int], count: int) -> list[str]:
+    if not frames:
+        return []
+    named = ", ".join(map(str, frames[:5])) + (", …" if len(frames) > 5 else "")
+    return [
+        f"no stress of {len(frames)} of {count} structure(s), whose cells are not periodic along "
+        f"three axes: frame(s) {named}"
+    ]
 
 
 def _check_arguments(structures: Path, out: Path, max_atoms: int, max_edges: int) -> None:
@@ -364,8 +404,9 @@ def _write(out: Path, results: Iterator[Results], kept: dict[int, Atoms]) -> tup
             output: Output = _OUTPUTS[out.suffix](file)
             for result in results:
                 with writing(out):
-                    count += _add(output, result, kept, count, errors)
-                bar.update(count - bar.n)
+                    added = _add(output, result, kept, count, errors)
+                count += added
+                bar.update(added)
             with writing(out):
                 file.buffer.write(output.finish())
                 file.flush()

@@ -185,9 +185,15 @@ class Evaluator:
         back = None if self._order is None else torch.argsort(self._order)
         return _copy(self.batch, back)
 
+    def serves(self, model: Potential) -> bool:
+        """Whether this is an evaluator for the model as it is, of its type and on its device."""
+        weight, place = self._weight, self.batch.positions
+        same = weight.dtype == place.dtype and weight.device == place.device
+        return model is self.model and same
+
     def _check_model(self) -> None:
         weight, place = self._weight, self.batch.positions
-        if weight.dtype != place.dtype or weight.device != place.device:
+        if not self.serves(self.model):
             raise RuntimeError(
                 f"this evaluator is for a model of {place.dtype} on {place.device}, but the model "
                 f"is now {weight.dtype} on {weight.device}: make a new one after model.to(...)"

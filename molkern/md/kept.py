@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -41,6 +42,19 @@ class KeptEvaluators:
         # Copies make evaluators of their own, whose memory is no data
         return {**self.__dict__, "_known": []}
 
+    def check(self, numbers: Tensor) -> None:
+        """Refuses atoms that the model does not know, and conditions, before any positions.
+
+        Raises:
+            ValueError, TypeError: as the model does.
+        """
+        weight = next(self.model.parameters())
+        numbers = numbers.to(weight.device)
+        positions = torch.zeros(len(numbers), 3, dtype=weight.dtype, device=weight.device)
+        self.model.check(AtomicBatch(numbers, positions))
+        known = inspect.signature(Evaluator).parameters
+        self.model.check_conditions({k: v for k, v in self.options.items() if k not in known})
+
     @property
     def evaluators(self) -> list[Evaluator]:
         """Those that are kept, the last used first."""
@@ -70,7 +84,8 @@ class KeptEvaluators:
         """
         key = [numbers, pbc, system]
         for place, (systems, known, evaluator) in enumerate(self._known):
-            if systems == num_systems and all(map(_same, known, key)):
+            fits = systems == num_systems and evaluator.serves(self.model)
+            if fits and all(map(_same, known, key)):
                 self._known.insert(0, self._known.pop(place))
                 return evaluator
         weight = next(self.model.parameters())

@@ -24,6 +24,8 @@ class MolkernPotential(MLPotentialImpl):
         model_path: a file that a model's ``save`` wrote, or
         model: the model itself, in eV and Å.
         device: where the model is to be; by default where it is, for files the CPU.
+        periodic: whether the force sees the box; by default where the topology has one or another
+            force of the system uses it.
         energy_unit, skin, conditions: see :func:`molkern.md.openmm_force`.
 
     Raises:
@@ -43,6 +45,7 @@ class MolkernPotential(MLPotentialImpl):
         energy_unit: float = 1.0,
         skin: float = 0.5,
         conditions: dict[str, Any] | None = None,
+        periodic: bool | None = None,
     ):
         if (model_path is None) == (model is None):
             raise ValueError(
@@ -53,6 +56,7 @@ class MolkernPotential(MLPotentialImpl):
             assert model_path is not None
             model = load(model_path)
         self.model = model if device is None else model.to(device)
+        self.periodic = periodic
         self.options: dict[str, Any] = {
             "energy_unit": energy_unit,
             "skin": skin,
@@ -67,11 +71,14 @@ class MolkernPotential(MLPotentialImpl):
         forceGroup: int,
     ) -> None:
         """Adds the force to a system, for some atoms of the topology or, given None, for all."""
-        periodic = topology.getPeriodicBoxVectors() is not None
+        periodic = self.periodic
+        if periodic is None:
+            boxed = topology.getPeriodicBoxVectors() is not None
+            periodic = boxed or system.usesPeriodicBoundaryConditions()
         force = openmm_force(
             self.model,
             topology,
-            periodic=periodic or system.usesPeriodicBoundaryConditions(),
+            periodic=periodic,
             particles=atoms if atoms is None else list(atoms),
             **self.options,
         )

@@ -184,6 +184,7 @@ class _Bar:
         kind = plan.settings.ensemble.upper()
         self._sizes = [len(group) for group in plan.groups]
         self._steps: dict[int, int] = {}
+        self._shown = 0
         unit = "step" if plan.settings.replicas == 1 else "replica step"
         self._bar = tqdm(total=total, desc=f"{kind} dynamics", unit=unit, file=sys.stderr)
 
@@ -194,11 +195,13 @@ class _Bar:
         self._bar.close()
 
     def update(self, group: int, stands: GroupReport) -> None:
-        if group not in self._steps:  # what earlier runs did counts for no speed
+        if group not in self._steps and not self._bar.disable:
+            # What earlier runs did counts for no speed; a bar that is switched off has none
             self._bar.initial += (stands.step - stands.steps) * self._sizes[group]
         self._steps[group] = stands.step
         done = sum(step * self._sizes[k] for k, step in self._steps.items())
-        self._bar.update(done - self._bar.n)
+        self._bar.update(done - self._shown)
+        self._shown = done
 
 
 def _finish(

@@ -95,7 +95,7 @@ def test_units():
         parameter.data.zero_()
     pair = ase.Atoms("O2", [[0, 0, 0], [1.5, 0, 0]])
     energy, forces = energy_and_forces(
-        context_of(system_of(pair, openmm_force(constant, [8, 8])), pair)
+        context_of(system_of(pair, openmm_force(constant, [8, 8], periodic=False)), pair)
     )
     assert energy == pytest.approx(385.941328493, abs=1e-6)  # 4 eV in kJ/mol
     assert not forces.any()
@@ -160,7 +160,7 @@ def test_conditions():
     model = PhysNet(16, 8, 2, cutoff=4.0).double()
     energies = []
     for charge in (0.0, 1.0):
-        force = openmm_force(model, [8, 1, 1], conditions={"total_charge": charge})
+        force = openmm_force(model, [8, 1, 1], periodic=False, conditions={"total_charge": charge})
         energies.append(energy_and_forces(context_of(system_of(water, force), water))[0])
     assert energies[0] != energies[1]
 
@@ -176,7 +176,7 @@ def test_contexts_in_threads(model, monkeypatch):
     monkeypatch.setattr(Evaluator, "_take", slow)
     molecules = [ase.build.molecule("CH3CH2OH") for _ in range(2)]
     molecules[1].rattle(0.1, seed=0)
-    system = system_of(molecules[0], openmm_force(model, molecules[0].numbers))
+    system = system_of(molecules[0], openmm_force(model, molecules[0].numbers, periodic=False))
     contexts = [context_of(system, atoms) for atoms in molecules]
     expected = [energy_and_forces(context)[0] for context in contexts]
     found = [[], []]
@@ -203,7 +203,7 @@ def test_errors(model):
     with pytest.raises(ValueError, match=r"atom 3 \(M\) has no element"):
         openmm_force(model, topology)
     openmm_force(model, topology, particles=[0, 1, 2])
-    system = system_of(atoms, openmm_force(model, [8, 1]))
+    system = system_of(atoms, openmm_force(model, [8, 1], periodic=False))
     with pytest.raises(Exception, match="for 2 particles, the state has 3"):
         energy_and_forces(context_of(system, atoms))
 
@@ -217,7 +217,7 @@ def test_energy_is_conserved():
     atoms = ase.Atoms(frame.numbers.numpy(), frame.positions[0].numpy())
     model, errors = ethanol_model().double(), []
     for step, every in ((0.0002, 4), (0.0001, 8)):
-        force = openmm_force(model, frame.numbers.tolist())
+        force = openmm_force(model, frame.numbers.tolist(), periodic=False)
         context = context_of(system_of(atoms, force), atoms, step)
         context.setVelocitiesToTemperature(300, 1)
         totals = []

@@ -48,7 +48,7 @@ def state_of(systems, model):
 def test_torchsim_validates_it(potential):
     model = TorchSimModel(potential)
     validate_model_outputs(model, model.device, model.dtype)
-    assert model.memory_scales_with == "n_atoms_x_density"
+    assert model.memory_scales_with == "n_atoms"
 
 
 @pytest.mark.parametrize("unit", [1.0, 0.25])
