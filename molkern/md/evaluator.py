@@ -15,6 +15,7 @@ from .exclusive import Exclusive
 from .fixed import FixedList
 from .near import NearPositions
 from .order import spatial_order
+from .per_atom import GivenVectors, atomic_virials, edge_derivatives
 from .steps import GraphSteps, HostSteps, capture_graph
 from .verlet import VerletList
 
@@ -167,6 +168,29 @@ class Evaluator:
             if self._order is not None:
                 out = self._in_given_order(out, self._order)
             return {name: value.clone() for name, value in out.items()} if shared else out
+
+    def per_atom(self) -> dict[str, Tensor]:
+        """Energies and virials of the atoms at the present positions, one more evaluation.
+
+        Returns:
+            ``"virials"`` ``[N, 3, 3]`` float64, symmetric, whose sum over a system is minus its
+            volume times its stress, half of each edge's for each of its atoms; and
+            ``"atomic_energies"`` ``[N]``, whose sum is its energy, where the model sums over atoms.
+        """
+        with self._exclusive, torch.inference_mode(False), torch.no_grad():
+            self._check_model()
+            neighbors, batch = self.neighbors, self.batch
+            if neighbors is None or neighbors.padded:
+                neighbors = self.model.neighbors(batch)
+            graph = GivenVectors.of(neighbors, neighbors.vectors(batch.positions, batch.cell))
+            found = edge_derivatives(self.model, batch, graph, self.conditions)
+            parts = {"virials": atomic_virials(graph, found.gradient)}
+            if found.atomic is not None:
+                parts["atomic_energies"] = found.atomic
+            if self._order is None:
+                return parts
+            back = torch.argsort(self._order)
+            return {name: value[back] for name, value in parts.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Lists, graphs and memory are no data: a copy makes its own
