@@ -176,6 +176,9 @@ class Evaluator:
             ``"virials"`` ``[N, 3, 3]`` float64, symmetric, whose sum over a system is minus its
             volume times its stress, half of each edge's for each of its atoms; and
             ``"atomic_energies"`` ``[N]``, whose sum is its energy, where the model sums over atoms.
+
+        Raises:
+            ValueError: a model without an energy.
         """
         with self._exclusive, torch.inference_mode(False), torch.no_grad():
             self._check_model()

@@ -75,6 +75,8 @@ def edge_derivatives(
     with torch.enable_grad(), first_derivatives_only():
         structure = _RecordedSums(batch, graph, batch.positions, batch.cell)
         out = model.predict(structure, **conditions)
+        if "energy" not in out:
+            raise ValueError(f"this {type(model).__name__} predicts {', '.join(out)}, no energy")
         total = out["energy"].sum()
         (gradient,) = torch.autograd.grad(total, [graph.given], materialize_grads=True)
     return EdgeDerivatives(out["energy"].detach(), gradient, _atomic_energies(out, structure))

@@ -1,3 +1,4 @@
+import copy
 import pickle
 import subprocess
 import sys
@@ -138,6 +139,28 @@ def test_float32_model_is_pickled():
     assert compute.kept.evaluators == []
 
 
+def test_a_box_with_atomic_numbers(model):
+    """Which says nothing of a box, so that it is asked for."""
+    atoms = crystal()
+    for periodic in (True, False):
+        force = openmm_force(model, atoms.numbers, periodic=periodic)
+        assert force.usesPeriodicBoundaryConditions() == periodic
+        found, forces = energy_and_forces(context_of(system_of(atoms, force), atoms))
+        alike = atoms.copy()
+        alike.pbc = periodic
+        alike.calc = ASECalculator(model)
+        assert found == pytest.approx(KJ * alike.get_potential_energy(), rel=1e-9)
+        np.testing.assert_allclose(forces, 10 * KJ * alike.get_forces(), rtol=1e-7, atol=1e-6)
+
+
+def test_copies_of_a_force(model):
+    atoms = crystal()
+    force = openmm_force(model, topology_of(atoms))
+    expected, _ = energy_and_forces(context_of(system_of(atoms, copy.deepcopy(force)), atoms))
+    again, _ = energy_and_forces(context_of(system_of(atoms, force), atoms))
+    assert again == pytest.approx(expected, rel=1e-12)
+
+
 def test_some_particles(model):
     """The rest of the system feels nothing."""
     atoms = ase.build.molecule("CH3CH2OH")
@@ -197,6 +220,12 @@ def test_contexts_in_threads(model, monkeypatch):
 def test_errors(model):
     atoms = ase.build.molecule("H2O")
     topology = topology_of(atoms)
+    with pytest.raises(ValueError, match=r"atomic numbers do not tell .* give periodic=True"):
+        openmm_force(model, [8, 1, 1])
+    with pytest.raises(ValueError, match="atom 1 has number 200"):
+        openmm_force(model, [8, 200, 1], periodic=False)
+    with pytest.raises(TypeError, match="does not know 'total_charge'"):
+        openmm_force(model, topology, conditions={"total_charge": 1.0})
     with pytest.raises(ValueError, match="particle 5 is not among the 3 atoms"):
         openmm_force(model, topology, particles=[0, 5])
     topology.addAtom("M", None, next(topology.residues()))
@@ -271,6 +300,16 @@ class TestOpenMMML:
         ratios = (3.0 / atoms.get_distances(3, [0, 1, 2])) ** 6
         outside = 4 * 0.5 * np.sum(ratios**2 - ratios)
         assert energy == pytest.approx(KJ * water.get_potential_energy() + outside, rel=1e-7)
+
+    def test_a_box_that_is_seen_or_not(self, model):
+        atoms = crystal()
+        energies = []
+        for periodic in (None, True, False):
+            potential = self.potential("molkern", model=model, periodic=periodic)
+            system = potential.createSystem(topology_of(atoms))
+            assert system.usesPeriodicBoundaryConditions() == (periodic is not False)
+            energies.append(energy_and_forces(context_of(system, atoms))[0])
+        assert energies[0] == energies[1] != energies[2]
 
     def test_a_model_or_a_file(self, model):
         for given in ({}, {"model": model, "model_path": "model.safetensors"}):
