@@ -63,14 +63,23 @@ def far_parts(
 
 def shifted(cells: Tensor, cell: Tensor, owner: Tensor) -> Tensor:
     """Lengths of whole cells: ``[N, 3]`` cells → ``[N, 3]`` in the unit of the cell."""
-    return (cells.unsqueeze(2) * cell[owner]).sum(1)
+    return _products(cells, cell, owner)
 
 
 def bounds(positions: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Smallest and largest coordinates of each system, ``[B, 3]``; zeros of one without atoms."""
+    if count == 1:
+        return positions.amin(0, keepdim=True), positions.amax(0, keepdim=True)
     index, ends = owner.unsqueeze(1).expand(-1, 3), positions.new_zeros(count, 3)
     low = ends.scatter_reduce(0, index, positions, "amin", include_self=False)
     return low, ends.scatter_reduce(0, index, positions, "amax", include_self=False)
+
+
+def _products(rows: Tensor, matrices: Tensor, owner: Tensor) -> Tensor:
+    """Each row times its system's matrix."""
+    if matrices.shape[0] == 1:
+        return rows @ matrices[0]
+    return (rows.unsqueeze(2) * matrices[owner]).sum(1)
 
 
 def _middle(low: Tensor, high: Tensor) -> Tensor:
@@ -97,5 +106,5 @@ def _whole_cells(vectors: Tensor, cell: Tensor, pbc: Tensor, owner: Tensor) -> T
     adjugate = torch.stack([cross(b, c), cross(c, a), cross(a, b)], 2)
     volume = (a * cross(b, c)).sum(1).reshape(-1, 1, 1)
     duals = (adjugate / volume) @ axes
-    fractions = (duals[owner] * vectors.unsqueeze(1)).sum(2)
+    fractions = _products(vectors, duals.transpose(1, 2), owner)
     return torch.where(fractions.isfinite() & pbc[owner], fractions.round(), 0.0)

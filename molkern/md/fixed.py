@@ -49,9 +49,9 @@ class FixedList(VerletList):
     def prepare(self) -> None:
         """What must be done before a step; may wait for the device."""
         if self.within_steps:
+            if self.near is not None:
+                self.near.settle()
             if self.capacity is None:
-                if self.near is not None:
-                    self.near.settle()
                 self.capacity = self._room(self.batch.neighbors(self.cutoff(self.batch)).num_edges)
         elif self.neighbors is None or self.skin == 0:
             self.build()
@@ -61,9 +61,7 @@ class FixedList(VerletList):
         if self.within_steps:
             found = self.batch.neighbors(self.cutoff(self.batch), capacity=self.capacity)
             assert found.status is not None
-            if self.near is None:
-                return found, found.status
-            return found, torch.cat([found.status, self.near.far().to(found.status).reshape(1)])
+            return found, found.status
         assert self.neighbors is not None
         moved = largest_step(self.batch.positions, self._positions)
         if self._cell is not None and self.batch.cell is not None:
@@ -82,7 +80,7 @@ class FixedList(VerletList):
                 return True
             self.build()
             return False
-        needed, error, *far = verdict.tolist()
+        needed, error = verdict.tolist()
         assert self.capacity is not None
         if error == 0 and needed > self.capacity:
             self.capacity = self._room(needed)
@@ -90,8 +88,6 @@ class FixedList(VerletList):
             return False
         if error:
             self.batch.neighbors(self.cutoff(self.batch))  # which says what is wrong
-        if any(far) and self.near is not None and self.near.settle():
-            return False
         self.builds += 1
         return True
 

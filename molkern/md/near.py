@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..centering import NEAR, bounds, far_parts, shifted
+from ..centering import GAIN, NEAR, far_parts, shifted
 from ..graph import AtomicBatch
 
 
 class NearPositions:
     """Writes positions and cells into a batch whose float32 positions stay near the origin.
 
-    What is taken off (:func:`molkern.centering.far_parts`) changes only where a list is made
-    (:meth:`settle`): between two lists no atom moves far. All of it is float64 and stays where it
-    is, for captured steps; ``batch.offsets`` follows. Batches of float64 are written as they are.
+    What is taken off (:func:`molkern.centering.far_parts`) follows from the positions and cells for
+    which a list is made (:meth:`settle`) alone, so that a run that goes on from there has the same
+    bits: until the next list no atom moves far and no cell changes. It is float64, and its tensors
+    stay where they are, for captured steps. Batches of float64 are written as they are.
 
     Args:
-        batch: written into.
+        batch: written into; its ``offsets`` are what is taken off.
         order: the atoms of what is given that the batch's atoms are, ``[N]``; None: the same.
 
     Attributes:
@@ -27,22 +28,20 @@ class NearPositions:
     def __init__(self, batch: AtomicBatch, order: Tensor | None):
         self.batch, self._order, self._owner = batch, order, batch.owners
         self.narrow = batch.positions.dtype == torch.float32
-        #: Whether anything is taken off, whole cells among it; whether offsets came with the batch.
-        self._moved = self._wrapped = False
-        self._foreign = batch.offsets is not None
-        wide = batch.positions.double()
-        self._given = None if order is None else torch.empty_like(wide)
+        self._wide = batch.positions
+        self._given = None if order is None else torch.empty_like(self._wide.double())
         if not self.narrow:
             return
-        self._near, self._taken = wide, torch.zeros_like(wide)
-        self._offset = wide.new_zeros(batch.num_systems, 3)
-        self._cells = torch.zeros_like(wide)
-        self._cell = None if batch.cell is None else batch.cell.double()
-        if batch.exact_cell is not None:
-            self._cell = batch.exact_cell
-        self._limit = wide.new_zeros(batch.num_atoms)
+        self._moved = batch.offsets is not None
+        self._wide = self._wide.double()
         if batch.offsets is None:
-            batch.offsets = torch.zeros_like(wide)
+            batch.offsets = torch.zeros_like(self._wide)
+        self._taken = batch.offsets
+        self._wide += self._taken
+        self._near = torch.empty_like(self._wide)
+        self._cell = batch.exact_cell
+        if self._cell is None and batch.cell is not None:
+            self._cell = batch.cell.double()
 
     def write(self, positions: Tensor | None, cell: Tensor | None) -> None:
         """Takes over positions ``[N, 3]`` and cells of any floating type, or None as before."""
@@ -52,66 +51,40 @@ class NearPositions:
             batch.cell.copy_(cell)
             if self.narrow and self._cell is not None:
                 self._cell.copy_(cell)
-                if self._wrapped:
-                    self._follow_cell(positions is None)
-        if positions is not None:
-            self._write(positions)
-
-    def _write(self, positions: Tensor) -> None:
-        batch = self.batch
-        target = self._near if self.narrow else batch.positions
+        if positions is None:
+            return
         if self._order is None or self._given is None:
-            target.copy_(positions)
+            self._wide.copy_(positions)
         else:
             self._given.copy_(positions)
-            torch.index_select(self._given, 0, self._order, out=target)
-        if self._moved:
-            target.sub_(self._taken)
+            torch.index_select(self._given, 0, self._order, out=self._wide)
         if self.narrow:
-            batch.positions.copy_(target)
-        if self._foreign and batch.offsets is not None:  # those were of other positions
-            batch.offsets.copy_(self._taken) if self.narrow else batch.offsets.zero_()
-            self._foreign = False
+            self._place()
+        elif batch.offsets is not None:  # of the positions that the batch came with
+            batch.offsets.zero_()
 
-    def _follow_cell(self, same_positions: bool) -> None:
-        change = self._all_taken().sub_(self._taken)
-        self._taken.add_(change)
-        assert self.batch.offsets is not None
-        self.batch.offsets.add_(change)
-        if same_positions:
-            self._near.sub_(change)
+    def _place(self) -> None:
+        if self._moved:
+            torch.sub(self._wide, self._taken, out=self._near)
             self.batch.positions.copy_(self._near)
+        else:
+            self.batch.positions.copy_(self._wide)
 
-    def _all_taken(self) -> Tensor:
-        taken = self._offset[self._owner]
-        return (
-            taken if self._cell is None else taken + shifted(self._cells, self._cell, self._owner)
-        )
-
-    def far(self) -> Tensor:
-        """Whether an atom is twice as far as its system was large: ``[]``, on the device."""
-        return (self._near.abs().amax(1) > self._limit).any()
-
-    def settle(self) -> bool:
-        """Moves systems that have gone far; whether any has. Waits for the device."""
-        if not self.narrow or not bool(self.far()):
-            return False
-        batch, owner = self.batch, self._owner
-        offset, cells = far_parts(self._near, self._cell, batch.pbc, batch.system_ptr, owner)
-        moved = bool(offset.any())
-        self._offset.add_(offset)
-        if cells is not None and bool(cells.any()):
-            self._cells.add_(cells)
-            moved = self._wrapped = True
-        if moved:
-            self._moved = True
-            change = self._all_taken().sub_(self._taken)
-            self._taken.add_(change)
-            assert batch.offsets is not None
-            batch.offsets.add_(change)
-            self._near.sub_(change)
-            batch.positions.copy_(self._near)
-        low, high = bounds(self._near, owner, batch.num_systems)
-        sizes = torch.maximum(low.abs(), high.abs()).amax(1).clamp(min=NEAR)
-        self._limit.copy_(2.0 * sizes[owner])
-        return moved
+    def settle(self) -> None:
+        """Moves each system near the origin, where that gains something; waits for no GPU."""
+        if not self.narrow or self.batch.num_atoms == 0:
+            return
+        batch, owner, on_host = self.batch, self._owner, self._wide.is_cpu
+        if on_host and float(self._wide.abs().max()) < GAIN * NEAR:
+            if self._moved:
+                self._moved = False
+                self._taken.zero_()
+                self._place()
+            return
+        offset, cells = far_parts(self._wide, self._cell, batch.pbc, batch.system_ptr, owner)
+        taken = offset[owner]
+        if cells is not None and self._cell is not None:
+            taken = taken + shifted(cells, self._cell, owner)
+        self._taken.copy_(taken)
+        self._moved = not on_host or bool(taken.any())
+        self._place()

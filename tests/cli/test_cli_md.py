@@ -445,6 +445,23 @@ def test_atoms_that_diffuse_far(molkern, tmp_path):
     assert np.abs(np.load("far.npz")["forces"] - wanted).max() < 3e-6 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("distance", [13.0, 1e4])
+def test_a_run_far_away_goes_on_to_the_bit(molkern, ethanol, tmp_path, distance):
+    """Also where it comes to be far on its way."""
+    atoms = ase.io.read(ethanol)
+    atoms.positions += distance
+    atoms.set_velocities(np.random.default_rng(0).normal(scale=0.02, size=(9, 3)) + 0.3)
+    ase.io.write("far.traj", atoms)
+    command = "md far.traj --every 20 --keep-velocities --filters exact --out"
+    for steps in (65, 130, 200):
+        molkern(f"{command} a.xyz --steps {steps} --resume")
+    molkern(f"{command} whole.xyz --steps 200")
+    assert arrays(tmp_path / "a.checkpoint") == arrays(tmp_path / "whole.checkpoint")
+    assert outputs(tmp_path, "a") == outputs(tmp_path, "whole")
+    summary = json.loads((tmp_path / "whole.json").read_text())
+    assert summary["neighbor_lists"] > 5
+
+
 @pytest.mark.parametrize(
     "switch",
     [{"TQDM_DISABLE": "1"}, {"TQDM_MININTERVAL": "5", "TQDM_NCOLS": "0", "TQDM_ASCII": " #"}],
