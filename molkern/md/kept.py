@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -113,6 +114,21 @@ def require_energy(model: Potential) -> None:
             f"molecular dynamics needs a model of energies, but this {type(model).__name__} "
             f"predicts {model.differentiated!r}"
         )
+
+
+def finite_energy(energy: Tensor) -> float:
+    """A single system's energy, for engines that would go on with anything.
+
+    Raises:
+        RuntimeError: one that is NaN or infinite.
+    """
+    value = float(energy)
+    if not math.isfinite(value):
+        raise RuntimeError(
+            f"the energy is {value}: look at the model's weights, and at atoms that lie upon each "
+            "other or fly apart"
+        )
+    return value
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

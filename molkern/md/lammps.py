@@ -16,7 +16,7 @@ from torch import Tensor
 from ..models import Potential
 from .elements import atomic_numbers
 from .evaluator import Evaluator
-from .kept import KeptEvaluators
+from .kept import KeptEvaluators, finite_energy
 from .lammps_units import energy_per_ev
 
 #: Steps in which energies and virials of atoms are asked for, as LAMMPS calls them.
@@ -172,7 +172,7 @@ class LAMMPSFix:
         cell, pbc = self._box()
         evaluator = self.kept.find(numbers, positions, cell, pbc)
         out = evaluator(positions, cell, stress=self.virial)
-        energy = float(out["energy"]) * self._scale
+        energy = finite_energy(out["energy"]) * self._scale
         self.lmp.fix_external_set_energy_global(self.name, energy)
         if self.virial:
             stress = out["stress"][0].to("cpu", torch.float64)

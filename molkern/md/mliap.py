@@ -15,7 +15,7 @@ from torch import Tensor
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
 from .elements import atomic_numbers
-from .kept import require_energy
+from .kept import finite_energy, require_energy
 from .lammps_units import energy_per_ev
 from .per_atom import EdgeDerivatives, GivenVectors, edge_derivatives
 
@@ -113,7 +113,8 @@ class MLIAPMolkern:
 
         Raises:
             RuntimeError: ghosts of another process, ghosts where LAMMPS runs without KOKKOS, atoms
-                that belong to another pair style, pairs that are not listed from both ends.
+                that belong to another pair style, pairs that are not listed from both ends, an
+                energy that is not finite.
         """
         if data.npairs == 0 and data.nlistatoms == 0:
             return
@@ -125,7 +126,7 @@ class MLIAPMolkern:
         pair_forces = torch.empty_like(gradient, dtype=torch.float64)
         pair_forces[graph.permutation] = self.scale * gradient.double()
         # Waits for a GPU, which LAMMPS does not
-        data.energy = self.scale * float(found.energy.sum())
+        data.energy = self.scale * finite_energy(found.energy.sum())
         self._set_energies(data, found.atomic)
         if data.npairs:
             data.update_pair_forces(pair_forces if pair_forces.is_cuda else pair_forces.numpy())

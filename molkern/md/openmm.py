@@ -12,7 +12,7 @@ import torch
 from openmm import app, unit
 
 from ..models import Potential
-from .kept import KeptEvaluators
+from .kept import KeptEvaluators, finite_energy
 
 #: kJ/mol per eV: e · N_A / 1000, exact in the SI of 2019.
 _KJ_PER_EV = 96.48533212331
@@ -63,6 +63,7 @@ class OpenMMCompute:
 
         Raises:
             ValueError: positions or a box that are not finite, another number of particles.
+            RuntimeError: an energy that is not finite.
         """
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         if len(positions) != len(self.numbers):
@@ -80,7 +81,7 @@ class OpenMMCompute:
         with self._lock:
             out = self.kept.find(self.numbers, place, cell, pbc)(place, cell)
             forces = out["forces"].to("cpu", torch.float64).numpy() * (scale * _ANGSTROM_PER_NM)
-            return float(out["energy"]) * scale, forces
+            return finite_energy(out["energy"]) * scale, forces
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("kept", "_lock")

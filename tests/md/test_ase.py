@@ -187,3 +187,11 @@ def test_a_model_of_another_type_gets_a_new_evaluator(model):
     model.float()
     atoms.positions[0, 0] += 1e-9
     np.testing.assert_allclose(atoms.get_forces(), before, atol=1e-4)
+
+
+def test_energies_that_are_not_finite(model):
+    atoms = ase.build.molecule("H2O")
+    model.embedding.weight.data[8] = np.nan
+    atoms.calc = ASECalculator(model)
+    with pytest.raises(RuntimeError, match="the energy is nan: look at the model's weights"):
+        atoms.get_potential_energy()

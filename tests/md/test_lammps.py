@@ -281,3 +281,12 @@ def test_a_fix_is_not_copied(model, lmp):
     for make in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="belongs to its LAMMPS and cannot be copied"):
             make(fix)
+
+
+def test_energies_that_are_not_finite(model, lmp):
+    fill(lmp, crystal(), ["Na", "Cl"])
+    LAMMPSFix(lmp, model, ["Na", "Cl"])
+    lmp.command("run 0")
+    model.embedding.weight.data[11] = np.nan
+    with pytest.raises(Exception, match=r"RuntimeError of molkern in step \d+: the energy is nan"):
+        lmp.command("run 5")
