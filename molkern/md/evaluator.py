@@ -120,7 +120,10 @@ class Evaluator:
 
     @property
     def neighbors(self) -> NeighborList | None:
-        """The list that the last step used; of reordered atoms where ``reorder`` holds."""
+        """The list that the last step used, of reordered atoms where ``reorder`` holds.
+
+        Its shifts are relative to the positions of ``evaluator.batch``, which lie near the origin.
+        """
         return self._steps.list.neighbors
 
     @property

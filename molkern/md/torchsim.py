@@ -30,7 +30,8 @@ class TorchSimModel(ModelInterface):
         conditions: what else the model's prediction depends on (``total_charge``, say), the same
             for every batch.
         dtype: the type of states and results; by default the model's. With float64 a float32
-            model is integrated in float64.
+            model is integrated in float64, which is as good at any distance from the origin; a
+            state of float32 is rounded by its distance before molkern sees it.
         memory_scales_with: what TorchSim's autobatchers count: ``"n_atoms"``, which serves every
             state, or ``"n_atoms_x_density"``, nearer to the memory of crystals of different
             densities; states without a volume have no density (TorchSim divides by zero).
