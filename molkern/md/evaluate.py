@@ -117,15 +117,11 @@ class EvaluateWorker:
         """Computes a chunk at once.
 
         Raises:
-            ValueError: naming the frames: what the model refuses, results that are not finite.
+            ValueError: naming the frames: what the model refuses.
         """
         last = chunk.first + len(chunk.systems) - 1
         try:
-            results = self._compute(chunk)
-            _check_finite(chunk, results)
-            return True, results
-        except _NotFiniteError:
-            raise
+            return True, self._compute(chunk)
         except ValueError as error:
             frames = f"frame {last}" if last == chunk.first else f"frames {chunk.first} to {last}"
             raise ValueError(f"{frames}: {error}") from error
@@ -150,24 +146,6 @@ class EvaluateWorker:
         )
         found = {k: out[k].to("cpu", torch.float64).numpy() * self._unit for k in out}
         return Results(found["energy"], found["forces"], found.get("stress"))
-
-
-class _NotFiniteError(ValueError):
-    """Results of a frame that are NaN or infinite."""
-
-
-def _check_finite(chunk: Chunk, results: Results) -> None:
-    owners = np.repeat(np.arange(len(chunk.systems)), [len(atoms) for atoms in chunk.systems])
-    good = np.isfinite(results.energies)
-    good[owners[~np.isfinite(results.forces).all(axis=1)]] = False
-    if not good.all():
-        k = int((~good).argmax())
-        what = f"its energy is {results.energies[k]}"
-        if np.isfinite(results.energies[k]):
-            what = "its forces are not finite"
-        raise _NotFiniteError(
-            f"frame {chunk.first + k}: {what}: look at the structure and at the model's weights"
-        )
 
 
 def _joined(a: Results, b: Results) -> Results:
@@ -335,8 +313,8 @@ def evaluate(
 
     Raises:
         ValueError: files that are missing, empty or cannot be read, elements that the model does
-            not know (naming frame and atom), structures that the model refuses or has no finite
-            results for, stress in a format without.
+            not know (naming frame and atom), structures that the model refuses, stress in a format
+            without.
         OSError: naming a file that cannot be written.
     """
     require("md", "ase", "tqdm")
