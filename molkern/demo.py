@@ -86,14 +86,17 @@ def simulate(model: Potential, frame: Frames, steps: int, temperature: float) ->
     dynamics.run(RECORD_EVERY)  # warm-up, not timed
     done = 0.0
     with tqdm(total=steps, desc="NVE dynamics", unit="step") as progress:
-        for _ in range(steps // RECORD_EVERY):
+        for first in range(0, steps, RECORD_EVERY):
+            count = min(RECORD_EVERY, steps - first)
             start = time.perf_counter()
-            dynamics.run(RECORD_EVERY)
+            dynamics.run(count)
             done += time.perf_counter() - start
-            progress.update(RECORD_EVERY)
+            progress.update(count)
+    if steps % RECORD_EVERY:  # the last state, too
+        record()
     table = np.array(rows)
-    rate = steps // RECORD_EVERY * RECORD_EVERY / done
-    return Trajectory(table[:, 0], table[:, 1], table[:, 2], rate, calculator.evaluator.builds)
+    builds = calculator.evaluator.builds
+    return Trajectory(table[:, 0], table[:, 1], table[:, 2], steps / done, builds)
 
 
 def plot(accuracy: Accuracy, trajectory: Trajectory, path: Path) -> None:
