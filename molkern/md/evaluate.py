@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from ..extras import require
 from ..files import read_frames, writing
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..progress import progress_bar
 from .parallel import run_pieces
 from .source import ModelSource, check_elements
 from .trajectories import XYZ
@@ -371,14 +371,12 @@ def _check_arguments(structures: Path, out: Path, max_atoms: int, max_edges: int
 
 
 def _write(out: Path, results: Iterator[Results], kept: dict[int, Atoms]) -> tuple[int, list[str]]:
-    from tqdm import tqdm
-
     errors, count = Errors(), 0
     part = out.with_name(out.name + ".part")
     try:
         with writing(out):
             file = part.open("w", encoding="utf-8")
-        with file, tqdm(desc="evaluating", unit="frame", file=sys.stderr) as bar:
+        with file, progress_bar(desc="evaluating", unit="frame") as bar:
             output: Output = _OUTPUTS[out.suffix](file)
             for result in results:
                 with writing(out):

@@ -17,6 +17,7 @@ from ..files import read_frames, write_whole
 from ..graph import AtomicBatch
 from ..md.source import check_elements
 from ..models import Potential
+from ..progress import progress_bar
 from .objective import evaluate, match_labels
 from .results import Run
 
@@ -80,9 +81,9 @@ def _checked(structures: Path, run: Run) -> Iterator[Atoms]:
 
 def _chunks(frames: Iterable[Atoms], size: int, progress: bool) -> Iterator[list[Atoms]]:
     if progress:
-        from tqdm import tqdm
-
-        frames = tqdm(frames, desc="predicting", unit="structure", disable=None, leave=False)
+        frames = progress_bar(
+            frames, desc="predicting", unit="structure", disable=None, leave=False
+        )
     chunk: list[Atoms] = []
     for atoms in frames:
         chunk.append(atoms)

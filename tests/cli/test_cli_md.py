@@ -487,6 +487,20 @@ def test_progress_bars_as_the_environment_says(ethanol, tmp_path, switch):
     assert len(np.load(tmp_path / "r.npz")["energies"]) == 3
 
 
+def test_no_stderr(monkeypatch):
+    """As where a service closed it, or on Windows without a console."""
+    from tqdm import tqdm
+
+    from molkern import progress
+
+    monkeypatch.setattr(progress.sys, "stderr", None)
+    bar = progress.progress_bar([1, 2])
+    assert isinstance(bar, tqdm)
+    assert list(bar) == [1, 2]
+    with progress.progress_bar(total=3) as bar:
+        bar.update(3)
+
+
 README = re.search(r"## Command line\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.DOTALL)[1]
 COMMANDS = re.findall(r"^molkern (.*?)(?: +#.*)?$", README, re.MULTILINE)
 
