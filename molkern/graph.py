@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .centering import far_parts, shifted
 from .ops import geometry, neighbors
-from .ops._library import Adjacency, describe, is_recorded
+from .ops._arguments import explained
+from .ops._library import Adjacency, is_recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,6 +97,7 @@ class NeighborList:
             self._reverse_edges = _find_reverse(self.senders, self.receivers, self.shifts)
         return self._reverse_edges
 
+    @explained
     def vectors(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         """Vectors ``x_j + shift · cell − x_i`` of all edges, ``[E, 3]``.
 
@@ -104,6 +106,7 @@ class NeighborList:
         """
         return geometry.edge_vectors(*self._geometry(positions, cell))
 
+    @explained
     def distances(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         """Lengths of :meth:`vectors`, ``[E]``, twice differentiable (at length zero: zero)."""
         return geometry.edge_distances(*self._geometry(positions, cell))
@@ -124,16 +127,19 @@ class NeighborList:
         sides = self.by_receiver, self.by_sender
         return positions, cell, self.shifts, self.system, *sides, self.padded
 
+    @explained
     def sort_edges(self, values: Tensor) -> Tensor:
         """Brings edge values from the order of the given ``edge_index`` into this list's order."""
         return values if self.permutation is None else values[self.permutation]
 
+    @explained
     def counts(self, edges: Tensor) -> Tensor:
         """How many of each receiver's edges are marked, ``[N]``, given bools ``[E]``."""
         before = torch.cat([edges.new_zeros(1, dtype=torch.int64), edges.cumsum(0)])
         ends = before[self.row_ptr.long()]
         return ends[1:] - ends[:-1]
 
+    @explained
     def within(self, cutoff: float, positions: Tensor, cell: Tensor | None = None) -> NeighborList:
         """The edges shorter than ``cutoff``, as a list of their own.
 
@@ -167,6 +173,18 @@ class NeighborList:
         if self.status is not None:
             neighbors.check_status(self.status, capacity=self.senders.shape[0])
 
+    def __repr__(self) -> str:
+        edges = self.senders.shape[0]
+        parts = [
+            f"{self.num_atoms} atoms",
+            f"room for {edges} edges" if self.padded else f"{edges} edges",
+            f"{self.num_systems} system{'' if self.num_systems == 1 else 's'}",
+            "cutoff unknown" if self.cutoff is None else f"cutoff {float(self.cutoff):g}",
+            "not periodic" if self.shifts is None else "periodic",
+            f"{self.senders.dtype} on {self.senders.device}",
+        ]
+        return f"NeighborList({', '.join(parts)})"
+
     def to(self, device: torch.device | str) -> NeighborList:
         """The same list on another device."""
 
@@ -179,6 +197,7 @@ class NeighborList:
         return replace(self, **moved)
 
     @classmethod
+    @explained
     def from_edge_index(
         cls,
         edge_index: Tensor,
@@ -234,6 +253,7 @@ class NeighborList:
         )
 
 
+@explained
 def neighbor_list(
     positions: Tensor,
     cutoff: float,
@@ -311,6 +331,7 @@ class AtomicBatch:
             the positions.
     """
 
+    @explained
     def __init__(
         self,
         numbers: Tensor,
@@ -321,7 +342,10 @@ class AtomicBatch:
         num_systems: int | None = None,
     ):
         if positions.dim() != 2 or positions.shape[1] != 3:
-            raise ValueError(f"positions must have shape [N, 3], got {list(positions.shape)}")
+            raise ValueError(
+                f"positions must have shape [N, 3], got {list(positions.shape)}: the order is "
+                "AtomicBatch(numbers, positions)"
+            )
         if positions.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"positions must be float32 or float64, got {positions.dtype}")
         count = positions.shape[0]
@@ -379,7 +403,7 @@ class AtomicBatch:
 
     def _periodicity(self, pbc: Tensor | Sequence[bool] | bool | None) -> Tensor | None:
         if self.cell is None:
-            if pbc is not None and bool(torch.as_tensor(pbc).any()):
+            if pbc is not None and neighbors.any_axis(pbc):
                 raise ValueError("pbc is set but there is no cell: pass the lattice vectors")
             return None
         value = torch.as_tensor(True if pbc is None else pbc, device=self.positions.device)
@@ -415,6 +439,7 @@ class AtomicBatch:
             return None
         return read[2] if read[1] == self.numbers._version else None
 
+    @explained
     def neighbors(self, cutoff: float, **options: Any) -> NeighborList:
         """The neighbor list of the batch; options as for :func:`neighbor_list`."""
         return neighbor_list(
@@ -427,6 +452,7 @@ class AtomicBatch:
             **options,
         )
 
+    @explained
     def to(
         self,
         device: torch.device | str | None = None,
@@ -527,11 +553,14 @@ class AtomicBatch:
 
     def __repr__(self) -> str:
         return (
-            f"AtomicBatch({self.num_systems} systems, positions {describe(self.positions)}, "
-            f"{'not periodic' if self.cell is None else 'periodic'})"
+            f"AtomicBatch({self.num_atoms} atoms, {self.num_systems} "
+            f"system{'' if self.num_systems == 1 else 's'}, "
+            f"{'not periodic' if self.cell is None else 'periodic'}, "
+            f"{self.positions.dtype} on {self.positions.device})"
         )
 
     @classmethod
+    @explained
     def from_ase(
         cls,
         atoms: Atoms | Sequence[Atoms],
@@ -551,17 +580,18 @@ class AtomicBatch:
         systems = [atoms] if isinstance(atoms, Atoms) else list(atoms)
         if not systems:
             raise ValueError("from_ase needs at least one Atoms object, got an empty list")
-        wide = torch.float64
-        numbers = torch.cat([torch.as_tensor(a.numbers, dtype=torch.int64) for a in systems])
-        positions = torch.cat([torch.as_tensor(a.get_positions(), dtype=wide) for a in systems])
-        lengths = torch.tensor([len(a) for a in systems])
+        on: Any = {"device": "cpu"}  # whatever the default device
+        wide: Any = {"dtype": torch.float64, **on}
+        numbers = torch.cat([torch.as_tensor(a.numbers, dtype=torch.int64, **on) for a in systems])
+        positions = torch.cat([torch.as_tensor(a.get_positions(), **wide) for a in systems])
+        lengths = torch.tensor([len(a) for a in systems], **on)
         batch = None
         if len(systems) > 1:
-            batch = torch.repeat_interleave(torch.arange(len(systems)), lengths)
+            batch = torch.repeat_interleave(torch.arange(len(systems), **on), lengths)
         cell = pbc = None
         if any(a.pbc.any() for a in systems):
-            cell = torch.stack([torch.as_tensor(a.cell.array, dtype=wide) for a in systems])
-            pbc = torch.stack([torch.as_tensor(a.pbc) for a in systems])
+            cell = torch.stack([torch.as_tensor(a.cell.array, **wide) for a in systems])
+            pbc = torch.stack([torch.as_tensor(a.pbc, **on) for a in systems])
         made = cls(numbers, positions, batch, cell, pbc, num_systems=len(systems))
         return made.to(dtype=dtype).to(device)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
+from ..ops._arguments import checked, explained
 from .exclusive import Exclusive
 from .fixed import FixedList
 from .near import NearPositions
@@ -74,6 +75,7 @@ class Evaluator:
     1
     """
 
+    @checked
     def __init__(
         self,
         model: Potential,
@@ -136,6 +138,7 @@ class Evaluator:
         """On the CPU: bytes held for steps, and how often the system was asked for memory."""
         return self._steps.memory if isinstance(self._steps, HostSteps) else None
 
+    @explained
     def __call__(
         self,
         positions: Tensor | None = None,
