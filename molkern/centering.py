@@ -25,11 +25,11 @@ def far_parts(
 ) -> tuple[Tensor, Tensor | None]:
     """What to take off positions so that float32 holds them well; zeros where nothing is gained.
 
-    A whole number of units of length for each system, its middle: differences of positions that
-    were float32 before stay the same to the bit. Where atoms lie far outside of their cell, whole
-    cells for each atom besides. Systems whose largest coordinate would not get at least
-    :data:`GAIN` times smaller, those within 15 units of the origin, and those with positions that
-    are not finite are left alone. Nothing waits for the device.
+    A whole number of units of length for each system, its middle. Where atoms lie far outside of
+    their cell, whole cells for each atom besides. Left alone are systems whose largest coordinate
+    would not get at least :data:`GAIN` times smaller, those within 15 units of the origin, those
+    whose positions are float32 numbers already, and those with positions that are not finite.
+    Nothing waits for the device.
 
     Args:
         positions: ``[N, 3]``, float64.
@@ -47,7 +47,7 @@ def far_parts(
     low, high = bounds(positions, owner, count)
     middle = _middle(low, high)
     given, moved = _size(low, high), _size(low - middle, high - middle)
-    centred = _gains(moved, given)
+    centred = _gains(moved, given) & _rounded(positions, owner, count)
     if cell is None or pbc is None:
         return torch.where(centred.unsqueeze(1), middle, 0.0), None
     first = positions[system_ptr[:-1].long().clamp(max=positions.shape[0] - 1)]
@@ -94,6 +94,13 @@ def _size(low: Tensor, high: Tensor) -> Tensor:
 def _gains(size: Tensor, before: Tensor) -> Tensor:
     """Whether it is worth it, ``[B]``."""
     return GAIN * size.clamp(min=NEAR) <= before
+
+
+def _rounded(positions: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Whether float32 would change any of a system's positions, ``[B]``."""
+    changed = (positions.float().double() != positions).any(1).to(positions)
+    found = positions.new_zeros(count).scatter_reduce(0, owner, changed, "amax")
+    return found > 0
 
 
 def _whole_cells(vectors: Tensor, cell: Tensor, pbc: Tensor, owner: Tensor) -> Tensor:

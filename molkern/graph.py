@@ -465,10 +465,11 @@ class AtomicBatch:
 
         float64 positions far from the origin lose digits as float32, and forces with them. So they
         are moved near it before: a system as a whole, by whole units of length, and where its atoms
-        lie far outside of their periodic cell, each of them by whole cells. That is done where the
-        largest coordinate of a system is beyond 15 and gets at least 3 times smaller; otherwise
-        positions are only rounded. What was taken off is in :attr:`offsets`. A neighbor list of the
-        positions as they were does not fit atoms that were moved by cells: make one of this batch.
+        lie far outside of their periodic cell, each of them by whole cells. That is done where
+        rounding would change the positions, and the largest coordinate of a system is beyond 15 and
+        gets at least 3 times smaller; otherwise they are only rounded. What was taken off is in
+        :attr:`offsets`. A neighbor list of the positions as they were does not fit atoms that were
+        moved by cells: make one of this batch.
 
         Args:
             device: by default the present one.

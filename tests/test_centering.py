@@ -202,15 +202,29 @@ def test_periodic_along_one_axis():
     torch.testing.assert_close(steps.diff(), torch.full_like(steps[1:], 1000.0), atol=1.5, rtol=0)
 
 
-def test_whole_units_of_length_are_taken_off():
-    """So differences of positions that were float32 before are the same to the bit."""
+def test_positions_that_float32_holds_stay():
+    """Nothing is gained for them; whole units of length are taken off others."""
     numbers, positions, _, _ = placed("molecule", 1e4)
     rounded = positions.float()
     moved = AtomicBatch(numbers, rounded.double()).to(dtype=torch.float32)
-    assert torch.equal(moved.positions - moved.positions[0], rounded - rounded[0])
-    owner = torch.zeros(12, dtype=torch.int64)
-    offset, _ = far_parts(rounded.double(), None, None, torch.tensor([0, 12]), owner)
+    assert torch.equal(moved.positions, rounded)
+    assert moved.offsets is None
+    owner = torch.tensor([0] * 6 + [1] * 6)
+    positions[:6] = rounded[:6]
+    offset, _ = far_parts(positions, None, None, torch.tensor([0, 6, 12]), owner)
+    assert not offset[0].any()
+    assert offset[1].any()
     assert torch.equal(offset, offset.round())
+
+
+def test_cells_of_positions_that_float32_holds(models):
+    """Whole cells are taken off all the same: it is their lengths that are rounded."""
+    narrow, wide = models
+    numbers, positions, cell, pbc = placed("crystal", 1e4)
+    rounded = positions.float().double()
+    expected = wide(single(numbers, rounded, cell, pbc), forces=True)["forces"]
+    found = narrow(single(numbers, rounded, cell, pbc).to(dtype=torch.float32), forces=True)
+    assert error(found["forces"], expected) < 5e-6
 
 
 # Evaluators
