@@ -24,7 +24,7 @@ from ..models import Potential
 from ..progress import progress_bar
 from ..structures import check_frame
 from .parallel import run_pieces
-from .source import ModelSource, check_elements
+from .source import ModelSource
 from .trajectories import XYZ
 
 if TYPE_CHECKING:
@@ -359,7 +359,6 @@ def evaluate(
         raise ValueError(f"{out} holds energies only: with --stress results end in .extxyz or .npz")
     without: list[int] = []
     model = source.load()
-    known = source.elements(model)
     conditions = ConditionReader(model.conditions, dict(source.conditions))
     kept: dict[int, Atoms] = {}
 
@@ -367,7 +366,7 @@ def evaluate(
         for index, frame in enumerate(read_frames(structures)):
             where = f"{structures}, frame {index}"
             check_frame(frame, where)
-            check_elements(frame.numbers, known, source.name, where)
+            model.check_elements(frame.numbers, where, f"model {source.name}")
             write_into(frame, conditions.read(frame, where))
             if stress and not _has_stress(frame):
                 without.append(index)

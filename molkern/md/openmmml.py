@@ -27,6 +27,8 @@ class MolkernPotential(MLPotentialImpl):
         periodic: whether the force sees the box; by default where the topology has one or another
             force of the system uses it.
         energy_unit, skin, conditions: see :func:`molkern.md.openmm_force`.
+        allow_unknown_elements: whether elements that the model was not trained on are computed
+            too; by default what the model says.
 
     Raises:
         ValueError: a model and a path, or neither; a file that is not of molkern's.
@@ -46,6 +48,7 @@ class MolkernPotential(MLPotentialImpl):
         skin: float = 0.5,
         conditions: dict[str, Any] | None = None,
         periodic: bool | None = None,
+        allow_unknown_elements: bool | None = None,
     ):
         if (model_path is None) == (model is None):
             raise ValueError(
@@ -57,6 +60,8 @@ class MolkernPotential(MLPotentialImpl):
             model = load(model_path)
         self.model = model if device is None else model.to(device)
         self.periodic = periodic
+        if allow_unknown_elements is not None:
+            self.model.allow_unknown_elements = allow_unknown_elements
         self.options: dict[str, Any] = {
             "energy_unit": energy_unit,
             "skin": skin,
