@@ -307,7 +307,7 @@ class Potential(KnowsElements, KeepsArguments):
                 out["forces"] = -grad
             if stress:
                 # By a strain x → x (1 + ε) of positions and cells
-                strain = _outer(batch, batch.positions, grad)
+                strain = _outer(batch, _arms(batch, batch.positions), grad)
                 if neighbors.shifts is not None and batch.cell is not None:
                     # Not a matrix product, which autocast would round
                     strain = strain + (batch.cell.unsqueeze(3) * grad_cell.unsqueeze(2)).sum(1)
@@ -395,7 +395,23 @@ class Potential(KnowsElements, KeepsArguments):
             )
         if not is_recorded(batch.positions):
             neighbors.check()  # a list that overflowed has no edges
+        if batch.moved_by_cells and batch.positions.is_cpu:
+            self._check_moved(batch, neighbors)
         self._check_reach(batch, neighbors)
+
+    @staticmethod
+    def _check_moved(batch: AtomicBatch, neighbors: NeighborList) -> None:
+        """Refuses a list of the positions as they were, whose edges would be longer than it."""
+        if neighbors.cutoff is None or neighbors.padded or neighbors.num_edges == 0:
+            return
+        with torch.no_grad():
+            longest = float(neighbors.distances(batch.positions, batch.cell).max())
+        if longest > 1.01 * neighbors.cutoff:
+            raise ValueError(
+                f"the neighbor list of cutoff {neighbors.cutoff} has an edge of {longest:.4g} in "
+                "this batch, whose atoms were moved by whole cells when it became float32: make "
+                "the list of this batch, or give positions within their cells"
+            )
 
     def _check_reach(self, batch: AtomicBatch, neighbors: NeighborList) -> None:
         """Refuses a list that leaves out edges that the model needs."""
@@ -491,6 +507,21 @@ def _outer(batch: AtomicBatch, a: Tensor, b: Tensor) -> Tensor:
     return segment_sum(products.reshape(-1, 9), batch.system_ptr).reshape(-1, 3, 3)
 
 
+def _arms(batch: AtomicBatch, positions: Tensor) -> Tensor:
+    """Positions from the first atom of each system, about which the system is strained.
+
+    About any point the stress is the same; far from it rounded forces, whose sum is not quite zero,
+    would count.
+    """
+    fixed = positions.detach()
+    if batch.batch is None:
+        return positions - fixed[:1]
+    if batch.num_atoms == 0:
+        return positions
+    first = batch.system_ptr[:-1].long().clamp(max=batch.num_atoms - 1)
+    return positions - fixed[first][batch.batch]
+
+
 def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Positions and cells under a strain of zero, and the strain."""
     _volumes(batch)
@@ -499,10 +530,11 @@ def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Te
     strain = torch.zeros_like(batch.cell).requires_grad_(True)
     deformation = identity + strain
     with torch.autocast(positions.device.type, enabled=False):  # places are not to be rounded
+        arms = _arms(batch, positions)
         if batch.batch is None:
-            moved = positions @ deformation[0]
+            moved = positions + arms @ strain[0]
         else:
-            moved = torch.einsum("na,nab->nb", positions, deformation[batch.batch])
+            moved = positions + torch.einsum("na,nab->nb", arms, strain[batch.batch])
         return moved, batch.cell @ deformation, strain
 
 
