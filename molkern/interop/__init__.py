@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..host import random_states_kept
 from ..models import Potential
 from . import dimenet, dtnn, physnet, schnet
 from .entries import Entries
@@ -104,6 +105,7 @@ def from_mlcg(module: nn.Module) -> Potential:
     return _converted(from_mlcg_module, inner)
 
 
+@random_states_kept()
 def _converted(convert: Callable[[Any], Potential], module: nn.Module) -> Potential:
     try:
         model = convert(module)
@@ -114,6 +116,7 @@ def _converted(convert: Callable[[Any], Potential], module: nn.Module) -> Potent
     return model.train(module.training)
 
 
+@random_states_kept()
 def from_asparagus(
     state: Mapping[str, torch.Tensor] | str | Path, config: Mapping[str, Any] | str | Path
 ) -> Potential:
@@ -143,6 +146,7 @@ def from_asparagus(
     return _apply(physnet.from_asparagus_state, tensors, Entries(config, "its configuration"))
 
 
+@random_states_kept()
 def load(path: str | Path) -> Potential:
     """A model from an ``.npz`` of published variables, recognised by their names.
 

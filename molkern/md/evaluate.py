@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..extras import require
 from ..files import read_frames, writing
 from ..graph import AtomicBatch
+from ..host import progress_bar
 from ..models import Potential
 from .parallel import run_pieces
 from .source import ModelSource, check_elements
@@ -95,7 +96,6 @@ class EvaluateWorker:
     Args:
         source: the model.
         device: where.
-        threads: of the CPU.
         energy_unit: the model's unit of energy in eV.
         max_edges: with more of them than this a chunk is halved, again and again.
     """
@@ -104,11 +104,9 @@ class EvaluateWorker:
         self,
         source: ModelSource,
         device: str = "cpu",
-        threads: int = 1,
         energy_unit: float = 1.0,
         max_edges: int = 2_000_000,
     ):
-        torch.set_num_threads(threads)
         self._model: Potential = source.load(device)
         self._unit, self._max_edges = energy_unit, max_edges
         self._conditions: dict[str, Any] = dict(source.conditions)
@@ -326,7 +324,7 @@ def evaluate(
             kept[index] = frame
             yield frame
 
-    factory = functools.partial(EvaluateWorker, source, device, threads, energy_unit, max_edges)
+    factory = functools.partial(EvaluateWorker, source, device, energy_unit, max_edges)
     results = run_pieces(
         factory,
         chunks(frames(), max_atoms, stress),
@@ -353,14 +351,12 @@ def _check_arguments(structures: Path, out: Path, max_atoms: int, max_edges: int
 
 
 def _write(out: Path, results: Iterator[Results], kept: dict[int, Atoms]) -> tuple[int, list[str]]:
-    from tqdm import tqdm
-
     errors, count = Errors(), 0
     part = out.with_name(out.name + ".part")
     try:
         with writing(out):
             file = part.open("w", encoding="utf-8")
-        with file, tqdm(desc="evaluating", unit="frame", file=sys.stderr) as bar:
+        with file, progress_bar(desc="evaluating", unit="frame", file=sys.stderr) as bar:
             output: Output = _OUTPUTS[out.suffix](file)
             for result in results:
                 with writing(out):

@@ -114,11 +114,6 @@ class Evaluator:
         """How often a neighbor list was made."""
         return self._steps.list.builds
 
-    @property
-    def memory(self) -> tuple[int, int] | None:
-        """On the CPU: bytes held for steps, and how often the system was asked for memory."""
-        return self._steps.memory if isinstance(self._steps, HostSteps) else None
-
     def __call__(
         self,
         positions: Tensor | None = None,

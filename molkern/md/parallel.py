@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..extras import require
+from ..host import threads_of_torch
 
 #: How often a piece is done again after the loss of a worker.
 _TRIES = 3
@@ -36,7 +37,11 @@ Progress = Callable[[Any, Any], None]
 
 
 def run_here(
-    factory: Factory, pieces: Iterable[Any], progress: Progress, stopped: Callable[[], bool]
+    factory: Factory,
+    pieces: Iterable[Any],
+    progress: Progress,
+    stopped: Callable[[], bool],
+    threads: int | None = None,
 ) -> Iterator[Any]:
     """Results of all pieces, done by one worker in this process.
 
@@ -45,15 +50,18 @@ def run_here(
         pieces: looked at one by one.
         progress: told of every answer.
         stopped: once it is true, what is under way is paused and nothing follows.
+        threads: of torch while the worker is at work; None: as many as there are.
     """
-    worker = factory()
+    with threads_of_torch(threads):
+        worker = factory()
     for piece in pieces:
         done = False
         while not done:
             if stopped():
                 worker.pause()
                 return
-            done, answer = worker.work(piece)
+            with threads_of_torch(threads):
+                done, answer = worker.work(piece)
             progress(piece, answer)
         yield answer
 
@@ -61,7 +69,10 @@ def run_here(
 class _Host:
     """The actor around a worker."""
 
-    def __init__(self, factory: Factory):
+    def __init__(self, factory: Factory, threads: int):
+        import torch
+
+        torch.set_num_threads(threads)  # of a process of its own
         self._worker = factory()
 
     def work(self, piece: Any) -> tuple[bool, Any]:
@@ -134,13 +145,13 @@ class RayPool:
         options = {"num_cpus": threads, "num_gpus": gpus, "max_restarts": 0}
         self._class = ray.remote(_Host).options(**options)
         self._factory = ray.put(factory)
-        self._workers = workers
+        self._workers, self._threads = workers, threads
         self._complete()
 
     def _complete(self) -> None:
         """Makes workers in place of those that were lost."""
         while len(self._idle) + len(self._running) < self._workers:
-            self._idle.append(self._class.remote(self._factory))
+            self._idle.append(self._class.remote(self._factory, self._threads))
 
     def pids(self) -> list[int]:
         """Process ids of the workers, idle ones first; waits for those that are busy."""
@@ -312,7 +323,7 @@ def run_pieces(
 ) -> Iterator[Any]:
     """Results in order, of this process (``workers=0``) or of a :class:`RayPool`."""
     if workers == 0:
-        yield from run_here(factory, pieces, progress, stopped)
+        yield from run_here(factory, pieces, progress, stopped, threads)
         return
     with RayPool(factory, workers, threads, gpus, address) as pool:
         yield from pool.run(pieces, progress, stopped)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..extras import require
 from ..files import AppendedText, writing
+from ..host import progress_bar
 from . import report
 from .group import DynamicsWorker, GroupReport
 from .parallel import run_pieces
@@ -178,14 +179,12 @@ class _Bar:
     """Steps of all replicas on stderr."""
 
     def __init__(self, plan: Plan):
-        from tqdm import tqdm
-
         total = plan.settings.steps * plan.settings.replicas
         kind = plan.settings.ensemble.upper()
         self._sizes = [len(group) for group in plan.groups]
         self._steps: dict[int, int] = {}
         unit = "step" if plan.settings.replicas == 1 else "replica step"
-        self._bar = tqdm(total=total, desc=f"{kind} dynamics", unit=unit, file=sys.stderr)
+        self._bar = progress_bar(total=total, desc=f"{kind} dynamics", unit=unit, file=sys.stderr)
 
     def __enter__(self) -> _Bar:
         return self

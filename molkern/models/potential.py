@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import AtomicBatch, NeighborList
+from ..host import random_states_kept
 from ..nn.splines import SplineFilter, SplineReport, SplineTables
 from ..ops import segment_sum
 from ..ops._library import first_derivatives_only, is_recorded, keeps_first_only
@@ -194,13 +195,12 @@ class Potential(nn.Module):
             if stress:
                 positions, cell, strain = _strained(batch, positions)
             out = self.predict(Structure(batch, neighbors, positions, cell), **conditions)
-        if not differentiate:
-            return out
-        target = out[self.differentiated]
+            if not differentiate:
+                return out
+            # Summed: for gradients of several values torch loads sympy, which filters warnings
+            target = out[self.differentiated].sum()
         inputs = [unstrained] if strain is None else [unstrained, strain]
-        grads = torch.autograd.grad(
-            target, inputs, torch.ones_like(target), create_graph=keep, materialize_grads=True
-        )
+        grads = torch.autograd.grad(target, inputs, create_graph=keep, materialize_grads=True)
         if not keep:
             out = {name: value.detach() for name, value in out.items()}
         if forces:
@@ -354,6 +354,7 @@ def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Te
         return moved, batch.cell @ deformation, strain
 
 
+@random_states_kept()  # the model's first weights are drawn
 def load(path: str | Path | bytes, device: torch.device | str = "cpu") -> Potential:
     """The model that :meth:`Potential.save` wrote, in evaluation mode.
 

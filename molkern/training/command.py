@@ -9,6 +9,7 @@ import torch
 
 from ..data import ethanol_model
 from ..extras import require
+from ..host import threads_of_torch
 from ..md.source import SHIPPED
 from ..models import Potential, load
 
@@ -16,6 +17,7 @@ Say = Callable[[str], None]
 PACKAGES = ("pytorch_lightning", "yaml", "pydantic", "matplotlib", "tqdm", "ase")
 
 
+@threads_of_torch(None)
 def train(
     config: str,
     out: Path | None,

@@ -15,6 +15,7 @@ from ..data import Sample
 from ..data.dataset import PER_ATOM
 from ..files import read_frames, write_whole
 from ..graph import AtomicBatch
+from ..host import progress_bar
 from ..md.source import check_elements
 from ..models import Potential
 from .objective import evaluate, match_labels
@@ -80,9 +81,9 @@ def _checked(structures: Path, run: Run) -> Iterator[Atoms]:
 
 def _chunks(frames: Iterable[Atoms], size: int, progress: bool) -> Iterator[list[Atoms]]:
     if progress:
-        from tqdm import tqdm
-
-        frames = tqdm(frames, desc="predicting", unit="structure", disable=None, leave=False)
+        frames = progress_bar(
+            frames, desc="predicting", unit="structure", disable=None, leave=False
+        )
     chunk: list[Atoms] = []
     for atoms in frames:
         chunk.append(atoms)

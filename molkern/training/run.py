@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Time
 
 from ..data import Dataset, load_dataset
 from ..files import write_whole
+from ..host import random_states_kept, settings_kept
 from ..models import Potential
 from .config import Config, data_path, read_config
 from .module import TrainingData, TrainingModule
@@ -73,6 +74,7 @@ def load_data(config: Config) -> Dataset:
     )
 
 
+@random_states_kept()
 def prepare(
     config: Config, split: Path | None = None, build: Callable[..., Potential] = build_model
 ) -> Prepared:
@@ -187,6 +189,8 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+@settings_kept()
+@random_states_kept()
 def train(
     config: Config,
     folder: Path,
@@ -226,6 +230,7 @@ def train(
     old = folder / SPLIT
     with_split = old if resume and not restart and old.exists() else None
     prepared = prepare(config, with_split, build)
+    torch.manual_seed(config.training.seed)  # for models that draw in training
     goes_on = open_folder(folder, config, resume, restart)
     if rank() == 0:
         for note in prepared.notes:
