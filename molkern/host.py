@@ -21,7 +21,7 @@ from . import _C
 def empty_cache() -> None:
     """Gives memory that molkern keeps on the CPU for later results back to the system.
 
-    Operators keep blocks of results that are gone, up to 64 MiB, and the neighbor search up to
+    Operators keep blocks of results that are gone, up to 128 MiB, and the neighbor search up to
     32 MiB that it works in, for fresh memory takes longer to get than to fill. It goes back by
     itself where an allocation of molkern's fails. What tensors hold is left alone, and so is the
     memory of GPUs, which is torch's: :func:`torch.cuda.empty_cache`.

@@ -15,8 +15,9 @@ constexpr bool checked = true;  // every block as large as it is asked for, and 
 constexpr bool checked = false;
 #endif
 
-// As much as malloc itself keeps at the end of its heap.
-constexpr size_t most_idle = checked ? 0 : size_t{64} << 20;
+// Enough for the lists and gradients of some ten thousand atoms. What is larger costs a tenth more
+// where it is made anew, and would be much to keep in a process of others.
+constexpr size_t most_idle = checked ? 0 : size_t{128} << 20;
 constexpr size_t smallest = 1024;
 
 // Blocks have eight sizes from a power of two to the next, so that a list that grows a little finds
