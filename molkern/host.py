@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import random
@@ -76,14 +77,26 @@ def progress_bar(*arguments: Any, **options: Any) -> Any:
 
 
 @contextmanager
+def environment_kept() -> Iterator[None]:
+    """Puts back variables of the environment."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        if dict(os.environ) != before:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+@contextmanager
 def settings_kept() -> Iterator[None]:
     """Puts back what a library changes for good: for calls of Lightning and Ray.
 
-    The environment, signal handlers (in the main thread, where they can be set), filters of
-    warnings, how processes are started, and torch's threads, grad mode, default type,
-    deterministic mode and flags of cuDNN.
+    Signal handlers (in the main thread, where they can be set), the one for crashes, filters of
+    warnings, how processes are started, and torch's threads, grad mode, default type, deterministic
+    mode and flags of cuDNN.
     """
-    environment, handlers = dict(os.environ), _signal_handlers()
+    handlers, crashes = _signal_handlers(), faulthandler.is_enabled()
     settings = [(get, put, get()) for get, put in _TORCH]
     try:
         with warnings.catch_warnings(), threads_of_torch(None), start_of_processes_kept():
@@ -92,9 +105,8 @@ def settings_kept() -> Iterator[None]:
         for get, put, value in settings:
             if get() != value:
                 put(value)
-        if dict(os.environ) != environment:
-            os.environ.clear()
-            os.environ.update(environment)
+        if faulthandler.is_enabled() and not crashes:
+            faulthandler.disable()
         for number, handler in handlers.items():
             if signal.getsignal(number) != handler:
                 signal.signal(number, handler)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..extras import require
-from ..host import threads_of_torch
+from ..host import environment_kept, random_states_kept, settings_kept, threads_of_torch
 
 #: How often a piece is done again after the loss of a worker.
 _TRIES = 3
@@ -128,7 +129,12 @@ class RayPool:
         require("ray", "ray")
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        self._owns = _connect(workers, threads, gpus, address)
+        self._host = ExitStack()  # what is put back once Ray has ended
+        try:
+            self._owns = _connect(self._host, workers, threads, gpus, address)
+        except BaseException:
+            self._host.close()
+            raise
         self._idle: list[Any] = []
         self._running: dict[Any, _Task] = {}
         import ray
@@ -164,7 +170,9 @@ class RayPool:
             self._ray.kill(actor)
         self._idle, self._running = [], {}
         if self._owns:
-            self._ray.shutdown()
+            with random_states_kept():
+                self._ray.shutdown()
+        self._host.close()
 
     def __enter__(self) -> RayPool:
         return self
@@ -266,17 +274,31 @@ class RayPool:
         again.append(task)
 
 
-def _connect(workers: int, threads: int, gpus: int, address: str | None) -> bool:
+@contextmanager
+def _ray_settings() -> Iterator[None]:
+    """Puts back what Ray sets and needs until it ends: the environment, its logger's level."""
+    logger = logging.getLogger("ray")
+    level = logger.level
+    try:
+        with environment_kept():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _connect(host: ExitStack, workers: int, threads: int, gpus: int, address: str | None) -> bool:
     """Connects to Ray; whether it was started for this."""
     import ray
     import torch
 
     if ray.is_initialized():
         return False
+    host.enter_context(_ray_settings())
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         try:
-            ray.init(address=address, **quiet)
+            with settings_kept(), random_states_kept():
+                ray.init(address=address, **quiet)
         except ConnectionError as error:
             raise ConnectionError(
                 f"no Ray cluster at {address!r}: start one with `ray start --head`, or leave "
@@ -288,12 +310,14 @@ def _connect(workers: int, threads: int, gpus: int, address: str | None) -> bool
             f"{workers} workers need a GPU each, but there are {torch.cuda.device_count()}: use "
             "fewer --workers, or --ray-address of a cluster"
         )
-    ray.init(
-        num_cpus=workers * threads,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE,
-        **quiet,
-    )
+    # Ray answers SIGTERM in its own way: that of its owner goes on to hold
+    with settings_kept(), random_states_kept():
+        ray.init(
+            num_cpus=workers * threads,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE,
+            **quiet,
+        )
     return True
 
 

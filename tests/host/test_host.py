@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unemulated
 USES = Path(__file__).parent / "uses.py"
 
 
-@pytest.mark.parametrize("group", ["import", "models", "adapters", "commands", "training"])
+@pytest.mark.parametrize("group", ["import", "models", "adapters", "commands", "ray", "training"])
 def test_nothing_in_the_host_changes(group):
     """Settings, random states, and what torch computes, before and after each use of a group."""
     root = str(Path(molkern.__file__).parents[1])

@@ -279,23 +279,31 @@ def command_md_fails():
         raise SystemExit("that should have failed")
 
 
-def command_evaluate():
+def _evaluate(out, threads, workers):
     from molkern.md import command
 
     command.energies(
         _ethanol(),
         command.model_source("ethanol", "spline", None),
-        Path("results.extxyz"),
+        Path(out),
         energy_unit="eV",
         stress=False,
         batch_size=16,
         max_edges=1000,
         device="cpu",
-        threads=3,
-        workers=0,
+        threads=threads,
+        workers=workers,
         ray_address=None,
         say=str,
     )
+
+
+def command_evaluate():
+    _evaluate("results.extxyz", threads=3, workers=0)
+
+
+def command_evaluate_by_ray():
+    _evaluate("shared.extxyz", threads=1, workers=1)
 
 
 def demonstration():
@@ -402,6 +410,7 @@ GROUPS = {
         (command_evaluate, ["ase", "tqdm"]),
         (demonstration, ["ase", "tqdm", "matplotlib"]),
     ],
+    "ray": [(command_evaluate_by_ray, ["ase", "tqdm", "ray"])],
     "training": [
         (command_train, ["ase", "tqdm", "matplotlib", "pytorch_lightning", "pydantic", "yaml"]),
         (command_train_interrupted, ["pytorch_lightning", "pydantic", "yaml"]),
