@@ -112,6 +112,13 @@ def settings_kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+@contextmanager
+def everything_kept() -> Iterator[None]:
+    """Settings, environment and random states: for what imports Lightning, which changes some."""
+    with environment_kept(), settings_kept(), random_states_kept():
+        yield
+
+
 def _signal_handlers() -> dict[int, Any]:
     """Those that Python can set again: none outside the main thread."""
     if threading.current_thread() is not threading.main_thread():

@@ -21,7 +21,7 @@ from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Time
 
 from ..data import Dataset, load_dataset
 from ..files import write_whole
-from ..host import environment_kept, random_states_kept, settings_kept
+from ..host import everything_kept, random_states_kept
 from ..models import Potential
 from .config import Config, data_path, read_config
 from .module import TrainingData, TrainingModule
@@ -189,9 +189,7 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-@environment_kept()
-@settings_kept()
-@random_states_kept()
+@everything_kept()
 def train(
     config: Config,
     folder: Path,

@@ -124,7 +124,7 @@ def of_matplotlib():
     settings = {key: dict.__getitem__(matplotlib.rcParams, key) for key in matplotlib.rcParams}
     settings["backend"] = str(settings["backend"])  # chosen or still open
     figures = [] if pyplot is None else pyplot.get_fignums()
-    return {**settings, "figures": figures, "pyplot": pyplot is not None}
+    return {**settings, "figures": figures}
 
 
 def of_process():
