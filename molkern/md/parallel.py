@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -310,6 +311,7 @@ def _connect(host: ExitStack, workers: int, threads: int, gpus: int, address: st
             f"{workers} workers need a GPU each, but there are {torch.cuda.device_count()}: use "
             "fewer --workers, or --ray-address of a cluster"
         )
+    check_shared_memory()
     # Ray answers SIGTERM in its own way: that of its owner goes on to hold
     with settings_kept(), random_states_kept():
         ray.init(
@@ -319,6 +321,19 @@ def _connect(host: ExitStack, workers: int, threads: int, gpus: int, address: st
             **quiet,
         )
     return True
+
+
+def check_shared_memory() -> None:
+    """Refuses to start Ray where there is no shared memory: it would wait, or fail on its own.
+
+    Raises:
+        OSError: ``/dev/shm`` is missing or read-only, as in some containers.
+    """
+    if sys.platform == "linux" and not os.access("/dev/shm", os.W_OK):
+        raise OSError(
+            "Ray keeps its objects in /dev/shm, which is missing or read-only here: mount it "
+            "(docker run --shm-size=1g), or leave --workers out"
+        )
 
 
 def _check_room(workers: int, threads: int, gpus: int) -> None:

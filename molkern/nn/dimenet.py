@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import checked, explained
 from ..ops._library import keeps_first_only
 from ..ops.triplets import ANGLES
-from .activations import Dense
+from .activations import Dense, orthogonal_
 from .activations import activation as activation_layer
 from .again import computed_again
 
@@ -22,7 +23,7 @@ def glorot_orthogonal_(weight: Tensor, scale: float = 2.0) -> None:
     The initialisation of DimeNet's published code; ``weight`` is a matrix.
     """
     rows, columns = weight.shape
-    nn.init.orthogonal_(weight, math.sqrt(scale * max(rows, columns) / (rows + columns)))
+    orthogonal_(weight, math.sqrt(scale * max(rows, columns) / (rows + columns)))
 
 
 def dense(inputs: int, outputs: int, bias: bool = True, activation: str = "none") -> Dense:
@@ -61,6 +62,7 @@ class DimeNetEmbedding(nn.Module):
     torch.Size([12, 128])
     """
 
+    @checked
     def __init__(
         self,
         num_radial: int,
@@ -77,6 +79,7 @@ class DimeNetEmbedding(nn.Module):
         nn.init.uniform_(self.emb.weight, -math.sqrt(3.0), math.sqrt(3.0))
         self.activation = activation_layer(activation)
 
+    @explained
     def forward(self, numbers: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
         of_receiver, of_sender, of_basis = self.lin.weight.chunk(3, dim=1)
         h = self.emb(numbers)
@@ -105,6 +108,7 @@ class DimeNetResidual(nn.Module):
     torch.Size([12, 128])
     """
 
+    @checked
     def __init__(self, channels: int, *, activation: str = "silu"):
         super().__init__()
         self.lin1 = dense(channels, channels, activation=activation)
@@ -133,6 +137,7 @@ class _Interaction(nn.Module):
     #: bilinear layer takes most of it.
     saves_memory = False
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -204,6 +209,7 @@ class DimeNetInteraction(_Interaction):
 
     saves_memory = True
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -223,6 +229,7 @@ class DimeNetInteraction(_Interaction):
         self.bilinear = nn.Parameter(torch.empty(hidden_channels, num_bilinear, hidden_channels))
         nn.init.normal_(self.bilinear, std=2.0 / hidden_channels)
 
+    @explained
     def forward(
         self,
         messages: Tensor,
@@ -281,6 +288,7 @@ class DimeNetPlusPlusInteraction(_Interaction):
     torch.Size([12, 128])
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -308,6 +316,7 @@ class DimeNetPlusPlusInteraction(_Interaction):
         self.lin_down = dense(hidden_channels, int_emb_size, bias=False, activation=activation)
         self.lin_up = dense(int_emb_size, hidden_channels, bias=False, activation=activation)
 
+    @explained
     def forward(
         self,
         messages: Tensor,
@@ -338,6 +347,7 @@ class _Output(nn.Module):
     #: Whether the factors of the messages, as large as they are, are computed twice.
     saves_memory = False
 
+    @checked
     def __init__(
         self,
         num_radial: int,
@@ -363,6 +373,7 @@ class _Output(nn.Module):
         if output_init == "zeros":
             nn.init.zeros_(self.lin.weight)
 
+    @explained
     def forward(self, messages: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
         if self.saves_memory and keeps_first_only():
             x = computed_again(lambda m, b: self._sum(m, b, graph), messages, basis)
@@ -409,6 +420,7 @@ class DimeNetOutput(_Output):
 
     saves_memory = True
 
+    @checked
     def __init__(
         self,
         num_radial: int,
@@ -449,6 +461,7 @@ class DimeNetPlusPlusOutput(_Output):
     torch.Size([4, 1])
     """
 
+    @checked
     def __init__(
         self,
         num_radial: int,

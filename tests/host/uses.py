@@ -61,6 +61,7 @@ def importing():
 def forward():
     for model in made():
         model.eval()(batch(), forces=True)
+        model.hessian(batch())
         model(batch(True), forces=True, stress=True)
 
 
