@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .graph_checks import check_indices, check_layout
 from .ops import geometry, neighbors
-from .ops._library import Adjacency, describe
+from .ops._library import Adjacency, describe, is_recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +44,11 @@ class NeighborList:
             edges needed and an error, read by :meth:`check`.
         padded: whether there may be edges beyond ``row_ptr[N]``: padding up to a fixed capacity,
             with senders, receivers and reverse −1. Layers neither read nor sum them.
+
+    Raises:
+        ValueError, TypeError: where a list is made by hand (or by :func:`dataclasses.replace`),
+            what :meth:`check` raises; on CUDA, whose indices are read by :meth:`check` alone, for
+            shapes, types and devices.
     """
 
     row_ptr: Tensor
@@ -58,6 +64,24 @@ class NeighborList:
     status: Tensor | None = None
     padded: bool = False
     _reverse_edges: Tensor | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_layout(self)
+        if self.row_ptr.is_cpu and not is_recorded(self.row_ptr):
+            check_indices(self)
+
+    @classmethod
+    def _made(cls, **values: Any) -> NeighborList:
+        """A list of fields that are right by the way they were made: nothing is checked."""
+        made = cls.__new__(cls)
+        for name, value in values.items():
+            setattr(made, name, value)
+        return made
+
+    def _with(self, **changes: Any) -> NeighborList:
+        """This list with some fields changed, as :meth:`_made`."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return self._made(**{**kept, **changes})
 
     @property
     def num_atoms(self) -> int:
@@ -150,8 +174,7 @@ class NeighborList:
             return self
         counts = self.counts(keep).int()
         place = keep.cumsum(0) - 1
-        return replace(
-            self,
+        return self._with(
             row_ptr=torch.cat([counts.new_zeros(1), counts.cumsum(0).int()]),
             senders=self.senders[keep],
             receivers=self.receivers[keep],
@@ -162,9 +185,18 @@ class NeighborList:
         )
 
     def check(self) -> None:
-        """For lists with a capacity: raises what the search found wrong. Waits for the device."""
+        """Raises what is wrong with the list. Waits for the device.
+
+        Raises:
+            ValueError: for lists with a capacity, what the search found wrong; for lists made by
+                hand, an index out of range, rows that decrease, a reverse edge that is none, or
+                shapes and devices that do not fit, with the name, the value and its place.
+            TypeError: indices that are not int32.
+        """
         if self.status is not None:
             neighbors.check_status(self.status, capacity=self.senders.shape[0])
+        check_layout(self)
+        check_indices(self)
 
     def to(self, device: torch.device | str) -> NeighborList:
         """The same list on another device."""
@@ -175,7 +207,7 @@ class NeighborList:
             return value.to(device) if isinstance(value, Tensor) else value
 
         moved = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.init}
-        return replace(self, **moved)
+        return self._made(**moved)
 
     @classmethod
     def from_edge_index(
@@ -220,7 +252,7 @@ class NeighborList:
         if shifts is not None and mirrored is not None:
             symmetric = symmetric and torch.equal(mirrored[by_sender], shifts)
         transpose = (_row_ptr(senders, num_atoms), receivers[by_sender].int(), by_sender.int())
-        return cls(
+        return cls._made(
             row_ptr=_row_ptr(receivers, num_atoms),
             senders=senders.int(),
             receivers=receivers.int(),
@@ -276,7 +308,7 @@ def neighbor_list(
     tensor([[1, 0, 2, 1],
             [0, 1, 1, 2]])
     """
-    return NeighborList(
+    return NeighborList._made(
         **neighbors.neighbor_arrays(
             positions, cutoff, cell, pbc, batch, num_systems, capacity, algorithm
         )
@@ -580,6 +612,11 @@ def _checked_pairs(edge_index: Tensor, num_atoms: int) -> Tensor:
         raise TypeError(f"edge_index must be int64 or int32, got {edge_index.dtype}")
     if not 0 <= num_atoms < 2**31:
         raise ValueError(f"num_atoms must be from 0 to {2**31 - 1}, got {num_atoms}")
+    if edge_index.shape[1] >= 2**31:
+        raise ValueError(
+            f"edge_index has {edge_index.shape[1]} edges, more than the {2**31 - 1} that int32 "
+            "counts: split the graph"
+        )
     edge_index = edge_index.long()
     outside = (edge_index < 0) | (edge_index >= num_atoms)
     if bool(outside.any()):
@@ -601,8 +638,11 @@ def _check_shifts(shifts: Tensor | None, edges: int) -> None:
             f"shifts count whole cells and must be integers, got {shifts.dtype}: round those that "
             "are whole numbers, and divide offsets in units of length by the cell first"
         )
-    if edges and int(shifts.abs().max()) >= 2**31:
-        raise ValueError(f"shifts must fit int32, got one of {int(shifts.abs().max())} cells")
+    low, high = _value_range(shifts)
+    if low <= -(2**31) or high >= 2**31:
+        raise ValueError(
+            f"shifts must fit int32, got one of {low if low <= -(2**31) else high} cells"
+        )
 
 
 def _checked_systems(batch: Tensor, num_atoms: int, edge_index: Tensor) -> Tensor:
