@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .graph_checks import check_indices, check_layout
 from .ops import geometry, neighbors
-from .ops._library import Adjacency, describe, is_recorded
+from .ops._library import Adjacency, as_tensor, describe, is_recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -395,19 +395,19 @@ class AtomicBatch:
         if self.batch is None:
             return torch.tensor([0, self.num_atoms], dtype=torch.int32, device=device)
         systems = torch.arange(self.num_systems + 1, device=device)
-        return torch.searchsorted(self.batch.long(), systems).int()
+        return torch.searchsorted(self.batch.long().contiguous(), systems).int()
 
     def _periodicity(self, pbc: Tensor | Sequence[bool] | bool | None) -> Tensor | None:
         if self.cell is None:
-            if pbc is not None and bool(torch.as_tensor(pbc).any()):
+            if pbc is not None and bool(as_tensor(pbc).any()):
                 raise ValueError("pbc is set but there is no cell: pass the lattice vectors")
             return None
-        value = torch.as_tensor(True if pbc is None else pbc, device=self.positions.device)
+        value = as_tensor(True if pbc is None else pbc, torch.bool, self.positions.device)
         if value.shape not in ((), (3,), (self.num_systems, 3)):
             raise ValueError(
                 f"pbc must be a bool, [3] or [{self.num_systems}, 3], got {list(value.shape)}"
             )
-        return value.bool().expand(self.num_systems, 3).contiguous()
+        return value.expand(self.num_systems, 3).contiguous()
 
     @property
     def num_atoms(self) -> int:
@@ -526,16 +526,16 @@ class AtomicBatch:
         systems = [atoms] if isinstance(atoms, Atoms) else list(atoms)
         if not systems:
             raise ValueError("from_ase needs at least one Atoms object, got an empty list")
-        numbers = torch.cat([torch.as_tensor(a.numbers, dtype=torch.int64) for a in systems])
-        positions = torch.cat([torch.as_tensor(a.get_positions(), dtype=dtype) for a in systems])
+        numbers = torch.cat([as_tensor(a.numbers, torch.int64) for a in systems])
+        positions = torch.cat([as_tensor(a.get_positions(), dtype) for a in systems])
         lengths = torch.tensor([len(a) for a in systems])
         batch = None
         if len(systems) > 1:
             batch = torch.repeat_interleave(torch.arange(len(systems)), lengths).to(device)
         cell = pbc = None
         if any(a.pbc.any() for a in systems):
-            cell = torch.stack([torch.as_tensor(a.cell.array, dtype=dtype) for a in systems])
-            pbc = torch.stack([torch.as_tensor(a.pbc) for a in systems]).to(device)
+            cell = torch.stack([as_tensor(a.cell.array, dtype) for a in systems])
+            pbc = torch.stack([as_tensor(a.pbc) for a in systems]).to(device)
             cell = cell.to(device)
         return cls(
             numbers.to(device), positions.to(device), batch, cell, pbc, num_systems=len(systems)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..models import Potential
+from ..ops._library import as_tensor
 from . import dimenet, dtnn, physnet, schnet
 from .entries import Entries
 from .mlcg import from_mlcg_module
@@ -202,7 +203,7 @@ def _tensor(value: Any) -> torch.Tensor | None:
     """Numbers as a tensor; None for what is no number."""
     if isinstance(value, torch.Tensor):
         return value
-    return torch.from_numpy(value) if value.dtype.kind in "fiu" else None
+    return as_tensor(value) if value.dtype.kind in "fiu" else None
 
 
 def _json_object(name: str, text: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..ops._library import as_tensor
 from .evaluator import Evaluator
 from .kept import require_energy
 
@@ -72,10 +73,10 @@ class ASECalculator(Calculator):
         stress = "stress" in (properties or [])
         if stress and evaluator.batch.cell is None:
             raise PropertyNotImplementedError("stress needs a cell: atoms.set_cell(...)")
-        positions = torch.from_numpy(self.atoms.positions)
+        positions = as_tensor(self.atoms.positions)
         cell = None
         if evaluator.batch.cell is not None:
-            cell = torch.from_numpy(self.atoms.cell.array)
+            cell = as_tensor(self.atoms.cell.array)
         out = evaluator(positions, cell, stress=stress)
         energy = float(out["energy"]) * self.energy_unit
         forces = out["forces"].to("cpu", torch.float64).numpy() * self.energy_unit

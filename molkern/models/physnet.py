@@ -23,7 +23,7 @@ from ..nn import (
 from ..nn.dispersion import BOHR, HARTREE, HARTREE_FOCK
 from ..nn.electrostatics import COULOMB_CONSTANT
 from ..nn.physnet import nonhierarchicality
-from ..ops._library import is_recorded
+from ..ops._library import as_tensor, is_recorded
 from .checks import plain
 from .potential import Potential
 from .readout import Readout
@@ -347,7 +347,7 @@ class PhysNet(Potential):
     def _set_scaling(self, scales: tuple[Any, Any], shifts: tuple[Any, Any]) -> None:
         for target, values in ((self.scaling.scale, scales), (self.scaling.shift, shifts)):
             for column, value in enumerate(values):
-                target[:, column] = torch.as_tensor(value, dtype=torch.float64)
+                target[:, column] = as_tensor(value, dtype=torch.float64)
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"

@@ -52,9 +52,7 @@ def cfconv(
         raise ValueError(f"aggregation must be 'sum' or 'mean', got {aggregation!r}")
     if x.dim() != 2:
         raise ValueError(f"x must have shape [N, F], got {list(x.shape)}")
-    y = operators.cfconv(
-        x, filters, *graph.by_receiver, *graph.by_sender, graph.padded
-    )
+    y = operators.cfconv(x, filters, *graph.by_receiver, *graph.by_sender, graph.padded)
     if aggregation == "mean":
         row_ptr = graph.by_receiver[0]
         lengths = row_ptr[1:] - row_ptr[:-1] if counts is None else counts

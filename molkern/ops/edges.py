@@ -71,9 +71,7 @@ def sum_edges(values: Tensor, graph: Graph, *, factors: Tensor | None = None) ->
     row_ptr = graph.by_receiver[0]
     if factors is None:
         ones = values.new_ones(row_ptr.shape[0] - 1, values.shape[1])
-        return operators.cfconv(
-            ones, values, *graph.by_receiver, *graph.by_sender, graph.padded
-        )
+        return operators.cfconv(ones, values, *graph.by_receiver, *graph.by_sender, graph.padded)
     # A convolution over a graph in which the edges are the senders, each of one receiver.
     edges = graph.receivers.shape[0]
     places = torch.arange(edges + 1, dtype=torch.int32, device=row_ptr.device)

@@ -184,9 +184,7 @@ def _adjoint_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _adjoint_backward(ctx: Any, h_positions: Tensor, h_cell: Tensor) -> tuple[Any, ...]:
     shifts, system, *graph = ctx.saved_tensors
     cell = h_cell if ctx.need_cell else None
-    grad = operators.edge_vectors(
-        h_positions, cell, shifts, system, *graph, ctx.padded
-    )
+    grad = operators.edge_vectors(h_positions, cell, shifts, system, *graph, ctx.padded)
     return (grad, *[None] * 11)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import operators
+from ._library import as_tensor, operators
 
 _ALGORITHMS = {"auto": 0, "direct": 1, "cell_list": 2}
 
@@ -54,11 +54,11 @@ def neighbor_arrays(
     """
     if algorithm not in _ALGORITHMS:
         raise ValueError(f"algorithm must be one of {', '.join(_ALGORITHMS)}, got {algorithm!r}")
-    if cell is None and pbc is not None and not bool(torch.as_tensor(pbc).any()):
+    if cell is None and pbc is not None and not bool(as_tensor(pbc).any()):
         pbc = None
     if pbc is not None and cell is not None and not (isinstance(pbc, Tensor) and pbc.dim()):
-        flags = torch.as_tensor(pbc, dtype=torch.bool, device=positions.device)
-        pbc = flags.expand(3) if flags.dim() == 0 else flags
+        pbc = as_tensor(pbc, torch.bool, positions.device)
+        pbc = pbc.expand(3) if pbc.dim() == 0 else pbc
     if positions.requires_grad:
         positions = positions.detach()
     if cell is not None and cell.requires_grad:
