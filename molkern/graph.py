@@ -74,8 +74,7 @@ class NeighborList:
     def _made(cls, **values: Any) -> NeighborList:
         """A list of fields that are right by the way they were made: nothing is checked."""
         made = cls.__new__(cls)
-        for name, value in values.items():
-            setattr(made, name, value)
+        made.__dict__.update(values)
         return made
 
     def _with(self, **changes: Any) -> NeighborList:

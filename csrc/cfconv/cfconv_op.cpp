@@ -18,7 +18,8 @@ Tensor cfconv(const Tensor& x, const Tensor& filters, const Tensor& row_ptr,
   check_size(op, "x", x, 0, t_row_ptr.numel() - 1);
   check_size(op, "filters", filters, 0, neighbors.numel());
   check_size(op, "filters", filters, 1, x.size(1));
-  const Adjacency graph = adjacency(op, from_receivers, row_ptr, neighbors, edges, x, x.size(0), padded);
+  const Adjacency graph =
+      adjacency(op, from_receivers, row_ptr, neighbors, edges, x, x.size(0), padded);
   const c10::DeviceGuard guard(x.device());
   const Tensor y = empty_result({graph.rows, x.size(1)}, x.options());
   with_real(x, [&](auto zero) {
@@ -46,7 +47,8 @@ Tensor edge_product(const Tensor& a, const Tensor& b, const Tensor& row_ptr,
   check_real(op, "b", b, 2);
   check_like(op, "b", b, "a", a);
   check_size(op, "b", b, 1, a.size(1));
-  const Adjacency graph = adjacency(op, from_receivers, row_ptr, neighbors, edges, a, b.size(0), padded);
+  const Adjacency graph =
+      adjacency(op, from_receivers, row_ptr, neighbors, edges, a, b.size(0), padded);
   check_size(op, "a", a, 0, graph.rows);
   check_size(op, "b", b, 0, t_row_ptr.numel() - 1);
   const c10::DeviceGuard guard(a.device());

@@ -194,8 +194,7 @@ Adjacency adjacency(const char* op, const DirectionNames& names, const Tensor& r
     check_index(op, names.edges, *edges, like);
     check_size(op, names.edges, *edges, 0, neighbors.numel());
   }
-  TORCH_CHECK_VALUE(row_ptr.numel() >= 1, op, ": ", names.row_ptr,
-                    " must have at least one entry");
+  TORCH_CHECK_VALUE(row_ptr.numel() >= 1, op, ": ", names.row_ptr, " must have at least one entry");
   const int64_t rows = row_ptr.numel() - 1;
   const Adjacency graph{row_ptr.const_data_ptr<int32_t>(), neighbors.const_data_ptr<int32_t>(),
                         edges ? edges->const_data_ptr<int32_t>() : nullptr, rows};

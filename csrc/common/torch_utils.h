@@ -57,8 +57,8 @@ class CheckedIndices {
   const bool before_;
 };
 
-// `count` indices, from one on, lie in [0, limit). Costs next to nothing beside a kernel that follows
-// them. On a GPU they are not read, which would wait for it.
+// `count` indices, from one on, lie in [0, limit). Costs next to nothing beside a kernel that
+// follows them. On a GPU they are not read, which would wait for it.
 void check_values(const char* op, const char* argument, const Tensor& indices, int64_t count,
                   int64_t limit, const char* of, int64_t from = 0);
 // The pointers of so many rows begin with 0, do not decrease, and end with `entries`, or before if

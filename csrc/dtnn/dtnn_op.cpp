@@ -122,7 +122,7 @@ void run_grad(const Arguments& in, const SplineBins& bins, const Tensor& g,
 }
 
 // x [atoms, K], table [intervals + degree, K], distances [E], weight [C, K] -> [rows, C]. Only the
-// backward formula reads the edges by interval and whether some edges belong to no row.
+// backward formula reads the edges by interval.
 Tensor dtnn_message(const Tensor& x, const Tensor& table, const Tensor& distances,
                     const Tensor& weight, const Tensor& row_ptr, const Tensor& neighbors,
                     const OptionalTensor& edges, const Tensor& t_row_ptr, const Tensor& t_neighbors,

@@ -113,8 +113,7 @@ void edge_vectors_adjoint_cpu(const Adjacency& receivers, const Adjacency& sende
     for (int a = 0; a < 3; ++a) total[a] = 0;
     sum_row(senders, i, grad_vectors, T(1), total);
     sum_row(receivers, i, grad_vectors, T(-1), total);
-    if (periodic)
-      cell_gradient_of_row(receivers, images.shifts, i, grad_vectors, row_sums + 9 * i);
+    if (periodic) cell_gradient_of_row(receivers, images.shifts, i, grad_vectors, row_sums + 9 * i);
   });
   if (!grad_cell) return;
   std::vector<double> sums(9 * images.systems);

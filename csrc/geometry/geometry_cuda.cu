@@ -58,9 +58,8 @@ template <typename T>
 __global__ void __launch_bounds__(threads)
     edge_distances_kernel(Adjacency receivers, Images images, const T* __restrict__ positions,
                           const T* __restrict__ cell, T* __restrict__ distances) {
-  each_vector(receivers, images, positions, cell, [=](int64_t e, const T(&v)[3]) {
-    distances[e] = length(v[0], v[1], v[2]);
-  });
+  each_vector(receivers, images, positions, cell,
+              [=](int64_t e, const T(&v)[3]) { distances[e] = length(v[0], v[1], v[2]); });
 }
 
 // Adds sign times the vectors that a lane of the team has in a row.

@@ -43,12 +43,12 @@ Tensor edge_geometry(const Tensor& positions, const OptionalTensor& cell,
     check_size(op, "cell", *cell, 1, 3);
     check_size(op, "cell", *cell, 2, 3);
   }
-  const Adjacency graph = adjacency(op, from_receivers, row_ptr, neighbors, edges,
-                                    positions, positions.size(0), padded);
+  const Adjacency graph = adjacency(op, from_receivers, row_ptr, neighbors, edges, positions,
+                                    positions.size(0), padded);
   check_size(op, "positions", positions, 0, graph.rows);
   const int64_t count = neighbors.numel();
   const int64_t systems = cell ? cell->size(0) : 0;
-  const Images images = 
+  const Images images =
       images_of(op, shifts, system, systems, cell.has_value(), count, graph.rows, positions);
   const c10::DeviceGuard guard(positions.device());
   const Tensor result = lengths ? empty_result({count}, positions.options())
@@ -74,15 +74,19 @@ Tensor edge_geometry(const Tensor& positions, const OptionalTensor& cell,
 }
 
 // The cell gradient is empty where it is not needed.
-std::tuple<Tensor, Tensor> edge_vectors_adjoint(
-    const Tensor& grad, const OptionalTensor& shifts, const OptionalTensor& system, int64_t systems,
-    bool need_cell, const Tensor& row_ptr, const Tensor& neighbors, const OptionalTensor& edges,
-    const Tensor& t_row_ptr, const Tensor& t_neighbors, const OptionalTensor& t_edges, bool padded) {
+std::tuple<Tensor, Tensor> edge_vectors_adjoint(const Tensor& grad, const OptionalTensor& shifts,
+                                                const OptionalTensor& system, int64_t systems,
+                                                bool need_cell, const Tensor& row_ptr,
+                                                const Tensor& neighbors,
+                                                const OptionalTensor& edges,
+                                                const Tensor& t_row_ptr, const Tensor& t_neighbors,
+                                                const OptionalTensor& t_edges, bool padded) {
   constexpr auto op = "edge_vectors_adjoint";
   check_real(op, "grad", grad, 2);
   check_size(op, "grad", grad, 0, neighbors.numel());
   check_size(op, "grad", grad, 1, 3);
-  const Adjacency receivers = adjacency(op, from_receivers, row_ptr, neighbors, edges, grad, row_ptr.numel() - 1, padded);
+  const Adjacency receivers =
+      adjacency(op, from_receivers, row_ptr, neighbors, edges, grad, row_ptr.numel() - 1, padded);
   const Adjacency senders = adjacency(op, from_senders, t_row_ptr, t_neighbors, t_edges, grad,
                                       receivers.rows, padded, &receivers);
   check_size(op, "t_row_ptr", t_row_ptr, 0, row_ptr.numel());

@@ -111,6 +111,10 @@ class GridBuilder {
     if (grid_.error != SearchError::none) return false;
     place_bins();
     sort_atoms();
+    if (edges_within_bins() > static_cast<double>(most_edges)) {
+      grid_.fail(SearchError::too_many_edges, 0);
+      return false;
+    }
     make_groups();
     return true;
   }
@@ -386,6 +390,24 @@ class GridBuilder {
     for (int64_t k = block.first; k < block.last; ++k)
       for (int axis = 0; axis < 3; ++axis)
         grid_.x[axis][k] = coordinate(system, grid_.order[k], axis);
+  }
+
+  // Another lower bound of the edges, where there may be too many: atoms that lie in one bin are
+  // neighbors if its diagonal is below the cutoff.
+  double edges_within_bins() const {
+    double edges = 0.0;
+    for (const System& system : grid_.systems) {
+      const double count = static_cast<double>(system.count);
+      const double diagonal = std::sqrt(dot3(system.bin_size, system.bin_size));
+      if (count * count < most_edges || diagonal > query_.cutoff - 2.0 * system.slack) continue;
+      const int32_t* start = grid_.bin_start + system.first_bin;
+      const int64_t bins = system.columns() * system.bins[2];
+      for (int64_t b = 0; b < bins; ++b) {
+        const double atoms = start[b + 1] - start[b];
+        edges += atoms * (atoms - 1.0);
+      }
+    }
+    return edges;
   }
 
   // Every column is cut into pieces of about equal counts.

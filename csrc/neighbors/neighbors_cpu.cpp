@@ -18,7 +18,7 @@ constexpr int64_t atoms_per_thread = 512;               // fewer are not worth w
 constexpr int64_t groups_at_once = 8;                   // that a thread takes from the common pool
 constexpr int64_t rows_at_once = 512;                   // written before the next ones are
 constexpr size_t most_memory_kept = size_t{128} << 20;  // per calling thread, between searches
-constexpr int64_t bytes_at_first = int64_t{1} << 29;    // of pairs kept before it is asked how many
+constexpr int64_t bytes_at_first = int64_t{1} << 28;    // of pairs kept before it is asked how many
 
 struct Memory {
   Grid grid;
@@ -73,7 +73,8 @@ class Found final : public FoundNeighbors {
       scans[worker].count = 0;
     }
     Progress progress;
-    progress.most = expected > most_edges ? -1 : bytes_at_first / static_cast<int64_t>(sizeof(Word));
+    progress.most =
+        expected > most_edges ? -1 : bytes_at_first / static_cast<int64_t>(sizeof(Word));
     scan_all(progress);
     const int64_t groups = static_cast<int64_t>(memory_->grid.groups.size());
     while (progress.next < groups) {

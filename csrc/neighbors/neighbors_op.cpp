@@ -84,8 +84,8 @@ void check_batch_type(const Tensor& positions, const Tensor& batch) {
                     " but positions is on ", positions.device(), "; move one of them with .to()");
 }
 
-Arguments check_arguments(const Tensor& x, const OptionalTensor& cell,
-                          const OptionalTensor& pbc, const OptionalTensor& batch, double cutoff,
+Arguments check_arguments(const Tensor& x, const OptionalTensor& cell, const OptionalTensor& pbc,
+                          const OptionalTensor& batch, double cutoff,
                           std::optional<int64_t> num_systems, std::optional<int64_t> capacity,
                           int64_t algorithm) {
   check_real(op, "positions", x, 2);
@@ -290,8 +290,7 @@ Result search_on_cuda(const Arguments& a) {
   const Tensor system_ptr = system_ptr_on_device(a);
   // A copy in any case: a result may not share the memory of an argument.
   const Tensor system =
-      a.batch ? a.batch->to(at::kInt, /*non_blocking=*/false, /*copy=*/true)
-              : a.empty({0});
+      a.batch ? a.batch->to(at::kInt, /*non_blocking=*/false, /*copy=*/true) : a.empty({0});
   const Tensor row_ptr = a.empty({a.atoms() + 1});
   const Tensor status_tensor = a.empty({2}, at::kLong);
   const auto query = make_query<T>(a, system_ptr.const_data_ptr<int32_t>());

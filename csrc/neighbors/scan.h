@@ -248,8 +248,8 @@ class Scanner {
   float* x_[3];             // [candidates + padding]
   Word* words_;             // [candidates + padding]
   int64_t candidates_ = 0;
-  int64_t self_ = 0;   // candidate that is the group's first atom
-  int64_t found_;      // words
+  int64_t self_ = 0;  // candidate that is the group's first atom
+  int64_t found_;     // words
 };
 
 }  // namespace molkern::MOLKERN_ISA

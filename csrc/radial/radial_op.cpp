@@ -111,8 +111,8 @@ Tensor radial_basis(const Tensor& distances, const Tensor& centers, const Option
 }
 
 // g [E, K] -> gd [E], gp [K], gq [K]; the last two are empty unless they are needed and exist.
-std::tuple<Tensor, Tensor, Tensor> radial_basis_grad(const Tensor& g_in,
-                                                     const Tensor& distances, const Tensor& centers,
+std::tuple<Tensor, Tensor, Tensor> radial_basis_grad(const Tensor& g_in, const Tensor& distances,
+                                                     const Tensor& centers,
                                                      const OptionalTensor& widths, int64_t basis,
                                                      int64_t cutoff_function, double cutoff,
                                                      double alpha, int64_t exponent,
@@ -152,8 +152,9 @@ std::tuple<Tensor, Tensor, Tensor> radial_basis_grad(const Tensor& g_in,
 // two are empty unless they are needed and exist.
 std::tuple<Tensor, Tensor, Tensor, Tensor> radial_basis_hvp(
     const OptionalTensor& hd_in, const OptionalTensor& hp_in, const OptionalTensor& hq_in,
-    const Tensor& g_in, const Tensor& distances, const Tensor& centers, const OptionalTensor& widths, int64_t basis, int64_t cutoff_function,
-    double cutoff, double alpha, int64_t exponent, bool need_params) {
+    const Tensor& g_in, const Tensor& distances, const Tensor& centers,
+    const OptionalTensor& widths, int64_t basis, int64_t cutoff_function, double cutoff,
+    double alpha, int64_t exponent, bool need_params) {
   constexpr auto op = "radial_basis_hvp";
   const RadialForm form = checked_form(op, basis, cutoff_function, cutoff, alpha, exponent);
   const Arguments in(op, form, distances, centers, widths);

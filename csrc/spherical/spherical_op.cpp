@@ -18,10 +18,7 @@ struct Arguments {
 
   Arguments(const char* op, const Tensor& distances, const Tensor& zeros_in, const Tensor& norms_in,
             double cutoff, int64_t exponent)
-      : op(op),
-        d(distances),
-        zeros(zeros_in),
-        norms(norms_in) {
+      : op(op), d(distances), zeros(zeros_in), norms(norms_in) {
     TORCH_CHECK_VALUE(cutoff > 0 && std::isfinite(cutoff), op,
                       ": cutoff must be positive and finite, got ", cutoff);
     TORCH_CHECK_VALUE(exponent >= 1 && exponent <= 100, op, ": exponent must be 1 to 100, got ",

@@ -65,7 +65,8 @@ struct Arguments {
       const int32_t* received = graph.receivers.row_ptr + atom;
       for (int64_t k = graph.senders.row_ptr[atom]; k < graph.senders.row_ptr[atom + 1]; ++k) {
         const int64_t edge = graph.senders.edge(k), back = graph.excluded[edge];
-        if (back == -1 || (back >= received[0] && back < received[1])) [[likely]] continue;
+        if (back == -1 || (back >= received[0] && back < received[1])) [[likely]]
+          continue;
         TORCH_CHECK_VALUE(false, op, ": excluded (the reverse) at ", edge, " is ", back,
                           ", but the edge leaves atom ", atom, ", which receives edges ",
                           received[0], " to ", received[1] - 1, "; pass -1 for no reverse");
@@ -177,10 +178,10 @@ Tensor triplet_sum(const Tensor& x, const Tensor& q, const Tensor& v, const Opti
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> triplet_sum_grad(
-    const Tensor& g, const Tensor& x, const Tensor& q, const Tensor& v,
-    const OptionalTensor& w, const Tensor& row_ptr, const Tensor& neighbors,
-    const Tensor& t_row_ptr, const Tensor& t_neighbors, const OptionalTensor& t_edges,
-    const Tensor& excluded, bool padded, int64_t angle, int64_t moments_from, bool need_weight) {
+    const Tensor& g, const Tensor& x, const Tensor& q, const Tensor& v, const OptionalTensor& w,
+    const Tensor& row_ptr, const Tensor& neighbors, const Tensor& t_row_ptr,
+    const Tensor& t_neighbors, const OptionalTensor& t_edges, const Tensor& excluded, bool padded,
+    int64_t angle, int64_t moments_from, bool need_weight) {
   constexpr auto op = "triplet_sum_grad";
   const Arguments in(op, x, q, v, w, row_ptr, neighbors, t_row_ptr, t_neighbors, t_edges, excluded,
                      padded, angle, moments_from);
@@ -205,8 +206,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> triplet_sum_grad(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> triplet_sum_hvp(
     const OptionalTensor& hx, const OptionalTensor& hq, const OptionalTensor& hv,
-    const OptionalTensor& hw, const Tensor& g, const Tensor& x, const Tensor& q,
-    const Tensor& v, const OptionalTensor& w, const Tensor& row_ptr, const Tensor& neighbors,
+    const OptionalTensor& hw, const Tensor& g, const Tensor& x, const Tensor& q, const Tensor& v,
+    const OptionalTensor& w, const Tensor& row_ptr, const Tensor& neighbors,
     const Tensor& t_row_ptr, const Tensor& t_neighbors, const OptionalTensor& t_edges,
     const Tensor& excluded, bool padded, int64_t angle, int64_t moments_from, bool need_weight) {
   constexpr auto op = "triplet_sum_hvp";
