@@ -18,7 +18,7 @@ constexpr int64_t atoms_per_thread = 512;               // fewer are not worth w
 constexpr int64_t groups_at_once = 8;                   // that a thread takes from the common pool
 constexpr int64_t rows_at_once = 512;                   // written before the next ones are
 constexpr size_t most_memory_kept = size_t{128} << 20;  // per calling thread, between searches
-constexpr int64_t bytes_at_first = int64_t{1} << 28;    // of pairs kept before it is asked how many
+constexpr int64_t bytes_at_first = int64_t{1} << 26;    // of pairs kept before it is asked how many
 
 struct Memory {
   Grid grid;
@@ -77,11 +77,17 @@ class Found final : public FoundNeighbors {
         expected > most_edges ? -1 : bytes_at_first / static_cast<int64_t>(sizeof(Word));
     scan_all(progress);
     const int64_t groups = static_cast<int64_t>(memory_->grid.groups.size());
+    int64_t next = 0, edges = 0;
     while (progress.next < groups) {
-      // As the groups so far, or not known: then the others are counted first, and nothing kept.
-      const double part = static_cast<double>(progress.next) / static_cast<double>(groups);
-      const bool few = static_cast<double>(progress.edges) < 0.5 * part * most_edges;
-      progress.most = few ? 2 * progress.edges : most_edges;
+      // Few, if the others have as many as the last ones had. Else, or if that is not known, they
+      // are counted first and none is kept.
+      const double each =
+          static_cast<double>(progress.edges - edges) / static_cast<double>(progress.next - next);
+      next = progress.next;
+      edges = progress.edges;
+      const bool few = static_cast<double>(edges) + each * static_cast<double>(groups - next) <
+                       0.5 * static_cast<double>(most_edges);
+      progress.most = few ? 2 * edges : most_edges;
       if (!few && !can_be_counted(progress)) return most_edges + 1;
       scan_all(progress);
     }
