@@ -1,4 +1,4 @@
-"""Allocations that fail within parallel regions are errors, as with one thread; none ends a process.
+"""Allocations that fail within parallel regions are errors; none ends the process.
 
 In a process of its own, whose address space is bounded anew for each attempt: from almost nothing
 upward, so that every allocation of an operator fails once.

@@ -601,7 +601,7 @@ def same(got: list[Tensor], expected: list[Tensor], rounded: bool = False) -> No
     """Equal bits, or, where they may be rounded, equal but for that."""
     assert len(got) == len(expected)
     for k, (a, b) in enumerate(zip(got, expected, strict=True)):
-        assert a.dtype == b.dtype and a.shape == b.shape
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
         if rounded:
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
         else:

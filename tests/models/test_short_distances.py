@@ -30,7 +30,8 @@ SEPARATIONS = {
         1e-12, 1e-10, 1e-8, 1e-6, 1e-5, 1e-4,
     ],
     torch.float64: [
-        0.0, 5e-324, 1e-310, 1e-200, 1e-162, 1e-158, 1e-154, 2e-154, 1e-150, 1e-100, 1e-20, 1e-10, 1e-5,
+        0.0, 5e-324, 1e-310, 1e-200, 1e-162, 1e-158, 1e-154, 2e-154, 1e-150, 1e-100, 1e-20, 1e-10,
+        1e-5,
     ],
 }  # fmt: skip
 ALL = [(dtype, apart) for dtype, numbers in SEPARATIONS.items() for apart in numbers]
@@ -107,7 +108,7 @@ def test_lengths(dtype, apart, device):
     positions = torch.cat([torch.zeros_like(v), v.detach()])
     assert torch.equal(graph.distances(positions), d)
     if apart < 1.05 * torch.finfo(dtype).tiny ** 0.5:
-        assert not d.any() and not g.any() and not product.any()
+        assert not any(t.any() for t in (d, g, product))
     else:
         direction = torch.tensor([[0.48, -0.64, 0.6]], dtype=dtype, device=device)
         torch.testing.assert_close(d, torch.full_like(d, apart))

@@ -18,8 +18,7 @@ import molkern
 FIELDS = ("row_ptr", "senders", "receivers", "shifts", "reverse")
 on_cpu = pytest.mark.skipif(molkern.build_info()["cuda_emulation"], reason="the CPU's search")
 
-#: Periodicity, and where some atoms go: far along an axis that is not periodic (in units of length),
-#: or within a long cell (in parts of it).
+#: Periodicity; some atoms go far along an axis that is not periodic, or within a long cell.
 PERIODIC = {
     "molecule": [False, False, False],
     "wire": [True, False, False],
