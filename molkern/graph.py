@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .graph_checks import check_indices, check_layout
 from .ops import geometry, neighbors
-from .ops._library import Adjacency, as_tensor, describe, is_recorded
+from .ops._arguments import explained
+from .ops._library import Adjacency, as_tensor, is_recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,6 +119,7 @@ class NeighborList:
             self._reverse_edges = _find_reverse(self.senders, self.receivers, self.shifts)
         return self._reverse_edges
 
+    @explained
     def vectors(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         """Vectors ``x_j + shift · cell − x_i`` of all edges, ``[E, 3]``.
 
@@ -126,6 +128,7 @@ class NeighborList:
         """
         return geometry.edge_vectors(*self._geometry(positions, cell))
 
+    @explained
     def distances(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         """Lengths of :meth:`vectors`, ``[E]``, twice differentiable (at length zero: zero)."""
         return geometry.edge_distances(*self._geometry(positions, cell))
@@ -146,16 +149,19 @@ class NeighborList:
         sides = self.by_receiver, self.by_sender
         return positions, cell, self.shifts, self.system, *sides, self.padded
 
+    @explained
     def sort_edges(self, values: Tensor) -> Tensor:
         """Brings edge values from the order of the given ``edge_index`` into this list's order."""
         return values if self.permutation is None else values[self.permutation]
 
+    @explained
     def counts(self, edges: Tensor) -> Tensor:
         """How many of each receiver's edges are marked, ``[N]``, given bools ``[E]``."""
         before = torch.cat([edges.new_zeros(1, dtype=torch.int64), edges.cumsum(0)])
         ends = before[self.row_ptr.long()]
         return ends[1:] - ends[:-1]
 
+    @explained
     def within(self, cutoff: float, positions: Tensor, cell: Tensor | None = None) -> NeighborList:
         """The edges shorter than ``cutoff``, as a list of their own.
 
@@ -197,6 +203,18 @@ class NeighborList:
         check_layout(self)
         check_indices(self)
 
+    def __repr__(self) -> str:
+        edges = self.senders.shape[0]
+        parts = [
+            f"{self.num_atoms} atoms",
+            f"room for {edges} edges" if self.padded else f"{edges} edges",
+            f"{self.num_systems} system{'' if self.num_systems == 1 else 's'}",
+            "cutoff unknown" if self.cutoff is None else f"cutoff {float(self.cutoff):g}",
+            "not periodic" if self.shifts is None else "periodic",
+            f"{self.senders.dtype} on {self.senders.device}",
+        ]
+        return f"NeighborList({', '.join(parts)})"
+
     def to(self, device: torch.device | str) -> NeighborList:
         """The same list on another device."""
 
@@ -209,6 +227,7 @@ class NeighborList:
         return self._made(**moved)
 
     @classmethod
+    @explained
     def from_edge_index(
         cls,
         edge_index: Tensor,
@@ -264,6 +283,7 @@ class NeighborList:
         )
 
 
+@explained
 def neighbor_list(
     positions: Tensor,
     cutoff: float,
@@ -333,6 +353,7 @@ class AtomicBatch:
             the positions.
     """
 
+    @explained
     def __init__(
         self,
         numbers: Tensor,
@@ -343,7 +364,10 @@ class AtomicBatch:
         num_systems: int | None = None,
     ):
         if positions.dim() != 2 or positions.shape[1] != 3:
-            raise ValueError(f"positions must have shape [N, 3], got {list(positions.shape)}")
+            raise ValueError(
+                f"positions must have shape [N, 3], got {list(positions.shape)}: the order is "
+                "AtomicBatch(numbers, positions)"
+            )
         if positions.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"positions must be float32 or float64, got {positions.dtype}")
         count = positions.shape[0]
@@ -388,6 +412,7 @@ class AtomicBatch:
         #: First atom of each system, ``[B + 1]``, int32.
         self.system_ptr = self._first_atoms()
         self._range_read: tuple[Tensor, int, tuple[int, int]] | None = None
+        self._elements_read: tuple[Tensor, int, tuple[int, ...]] | None = None
 
     def _first_atoms(self) -> Tensor:
         device = self.positions.device
@@ -398,7 +423,7 @@ class AtomicBatch:
 
     def _periodicity(self, pbc: Tensor | Sequence[bool] | bool | None) -> Tensor | None:
         if self.cell is None:
-            if pbc is not None and bool(as_tensor(pbc).any()):
+            if pbc is not None and neighbors.any_axis(pbc):
                 raise ValueError("pbc is set but there is no cell: pass the lattice vectors")
             return None
         value = as_tensor(True if pbc is None else pbc, torch.bool, self.positions.device)
@@ -434,6 +459,31 @@ class AtomicBatch:
             return None
         return read[2] if read[1] == self.numbers._version else None
 
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """The atomic numbers that there are, sorted.
+
+        On a GPU read again only after the numbers have changed, together with the range.
+        """
+        known = self._known_elements()
+        if known is None:
+            known = _distinct(self.numbers)
+            if _versioned(self.numbers):
+                read = self.numbers, self.numbers._version
+                self._elements_read = (*read, known)
+                self._range_read = (*read, (known[0], known[-1]) if known else (0, 0))
+        return known
+
+    def _known_elements(self) -> tuple[int, ...] | None:
+        """The elements where that takes no waiting for a GPU."""
+        if self.numbers.is_cpu:
+            return _distinct(self.numbers)
+        read = self._elements_read
+        if read is None or read[0] is not self.numbers or not _versioned(self.numbers):
+            return None
+        return read[2] if read[1] == self.numbers._version else None
+
+    @explained
     def neighbors(self, cutoff: float, **options: Any) -> NeighborList:
         """The neighbor list of the batch; options as for :func:`neighbor_list`."""
         return neighbor_list(
@@ -446,6 +496,7 @@ class AtomicBatch:
             **options,
         )
 
+    @explained
     def to(
         self,
         device: torch.device | str | None = None,
@@ -494,20 +545,25 @@ class AtomicBatch:
         made.batch, made.cell, made.pbc = map(mapped, (self.batch, self.cell, self.pbc))
         made.num_systems = self.num_systems
         made.system_ptr = function(self.system_ptr)
-        made._range_read = None
+        made._range_read = made._elements_read = None
         if _versioned(made.numbers):
-            known = self._known_range()
-            if known is not None:
-                made._range_read = (made.numbers, made.numbers._version, known)
+            read = made.numbers, made.numbers._version
+            if (known := self._known_range()) is not None:
+                made._range_read = (*read, known)
+            if (elements := self._known_elements()) is not None:
+                made._elements_read = (*read, elements)
         return made
 
     def __repr__(self) -> str:
         return (
-            f"AtomicBatch({self.num_systems} systems, positions {describe(self.positions)}, "
-            f"{'not periodic' if self.cell is None else 'periodic'})"
+            f"AtomicBatch({self.num_atoms} atoms, {self.num_systems} "
+            f"system{'' if self.num_systems == 1 else 's'}, "
+            f"{'not periodic' if self.cell is None else 'periodic'}, "
+            f"{self.positions.dtype} on {self.positions.device})"
         )
 
     @classmethod
+    @explained
     def from_ase(
         cls,
         atoms: Atoms | Sequence[Atoms],
@@ -527,10 +583,11 @@ class AtomicBatch:
             raise ValueError("from_ase needs at least one Atoms object, got an empty list")
         numbers = torch.cat([as_tensor(a.numbers, torch.int64) for a in systems])
         positions = torch.cat([as_tensor(a.get_positions(), dtype) for a in systems])
-        lengths = torch.tensor([len(a) for a in systems])
+        on: Any = {"device": "cpu"}  # whatever the default device
+        lengths = torch.tensor([len(a) for a in systems], **on)
         batch = None
         if len(systems) > 1:
-            batch = torch.repeat_interleave(torch.arange(len(systems)), lengths).to(device)
+            batch = torch.repeat_interleave(torch.arange(len(systems), **on), lengths).to(device)
         cell = pbc = None
         if any(a.pbc.any() for a in systems):
             cell = torch.stack([as_tensor(a.cell.array, dtype) for a in systems])
@@ -561,8 +618,26 @@ def _value_range(values: Tensor) -> tuple[int, int]:
     """Smallest and largest value; zeros if there is none."""
     if values.numel() == 0:
         return 0, 0
+    if values.is_cpu and values.numel() <= 1024:
+        listed = values.tolist()
+        return min(listed), max(listed)
     low, high = torch.stack(values.aminmax()).tolist()
     return low, high
+
+
+#: Atomic numbers below this are looked for at once; larger ones, types of beads say, are rare.
+_LARGEST = 255
+
+
+def _distinct(values: Tensor) -> tuple[int, ...]:
+    """The values that there are, sorted; waits for a GPU once."""
+    if values.is_cpu and values.numel() <= 1024:
+        return tuple(sorted(set(values.tolist())))
+    seen = torch.zeros(_LARGEST + 2, dtype=torch.bool, device=values.device)
+    below, *inside, above = seen.index_fill_(0, values.clamp(-1, _LARGEST) + 1, True).tolist()
+    if below or above:
+        return tuple(torch.unique(values).tolist())
+    return tuple(value for value, found in enumerate(inside) if found)
 
 
 def _row_ptr(rows: Tensor, count: int) -> Tensor:

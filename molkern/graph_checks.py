@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .ops._library import describe
-
 if TYPE_CHECKING:
     from .graph import NeighborList
 
@@ -39,7 +37,7 @@ def check_layout(graph: NeighborList) -> None:
             raise TypeError(f"{name} must be int32, got {tensor.dtype}; convert it with .int()")
         if tensor.device != row_ptr.device:
             raise ValueError(
-                f"{name} is {describe(tensor)} but row_ptr is on {row_ptr.device}; move one of "
+                f"{name} is on {tensor.device} but row_ptr is on {row_ptr.device}; move one of "
                 "them with .to()"
             )
 

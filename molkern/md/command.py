@@ -23,10 +23,12 @@ Say = Callable[[str], Any]
 _ATOMS_PER_THREAD = 512
 
 
-def model_source(name: str, filters: str, charge: float | None) -> ModelSource:
+def model_source(
+    name: str, filters: str, charge: float | None, allow_unknown_elements: bool = False
+) -> ModelSource:
     """The model that was named, with a charge if one was given."""
     conditions = {} if charge is None else {"total_charge": charge}
-    return ModelSource.open(name, filters, **conditions)
+    return ModelSource.open(name, filters, allow_unknown_elements, **conditions)
 
 
 def chosen_device(name: str) -> str:
@@ -97,7 +99,7 @@ def dynamics(
     size = default_group(len(atoms), device) if group is None else group
     together = len(atoms) * min(size, settings["replicas"])
     plan = Plan(
-        source,
+        source.for_structure(atoms, str(structure)),
         atoms,
         Settings(**settings, energy_unit=unit_of_energy(energy_unit)),
         output_path(out),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,9 @@ from ..nn import (
     SphericalRadialBasis,
     SplineFilter,
 )
+from ..ops._arguments import checked
 from ..ops.geometry import edge_norm
+from .arguments import arguments_are_fixed
 from .checks import check_reference, plain
 from .potential import Potential
 from .readout import check_readout
@@ -41,6 +44,8 @@ class _Directional(Potential):
 
     differentiated = "property"
 
+    readout: str | list[str]
+    reference: AtomicReference | None
     interactions: nn.ModuleList
     outputs: nn.ModuleList
     #: Which targets are means over atoms, ``[T]``; None where all are the same.
@@ -58,14 +63,13 @@ class _Directional(Potential):
         )
         _check(config)
         self.remember(**config)
-        self.cutoff, self.num_elements = config["cutoff"], config["num_elements"]
-        self.readout = config["readout"]
+        self._fix(**{name: config[name] for name in ("cutoff", "num_elements", "readout")})
         if config["num_targets"] == 1:
             self.differentiated = "energy"
         mixed = isinstance(self.readout, list)
         averaged = torch.tensor([name == "mean" for name in self.readout]) if mixed else None
         self.register_buffer("averaged", averaged, persistent=False)
-        self.reference = _reference(config)
+        self.register_module("reference", _reference(config))
         functions, exponent = config["num_radial"], config["exponent"]
         self.embedding = DimeNetEmbedding(
             functions,
@@ -146,6 +150,7 @@ def _apart(vectors: Tensor, cutoff: float) -> Tensor:
     return vectors.masked_fill(short.unsqueeze(1), 0.0)
 
 
+@arguments_are_fixed
 class DimeNet(_Directional):
     """DimeNet: messages on edges, which reach the next edge by distance and angle.
 
@@ -201,6 +206,7 @@ class DimeNet(_Directional):
     (torch.Size([1, 2]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -256,6 +262,7 @@ class DimeNet(_Directional):
         )
 
 
+@arguments_are_fixed
 class DimeNetPlusPlus(_Directional):
     """DimeNet++: DimeNet with a cheaper interaction and a wider output, more accurate and faster.
 
@@ -287,6 +294,7 @@ class DimeNetPlusPlus(_Directional):
     (torch.Size([1]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -376,5 +384,5 @@ def _reference(config: dict[str, Any]) -> AtomicReference | None:
     """Scale, mean and references; None if neutral, as in files from before there were any."""
     scale, mean, reference = config["scale"], config["mean"], config["reference"]
     made = AtomicReference(scale, mean, reference, num_targets=config["num_targets"])
-    neutral = reference is None and bool((made.scale == 1).all() and (made.mean == 0).all())
+    neutral = reference is None and np.all(np.equal(scale, 1)) and np.all(np.equal(mean, 0))
     return None if neutral else made

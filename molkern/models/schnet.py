@@ -16,6 +16,8 @@ from ..nn import (
     GaussianBasis,
     SchNetInteraction,
 )
+from ..ops._arguments import checked
+from .arguments import arguments_are_fixed
 from .checks import check_sizes
 from .lean import LeanSchNet
 from .potential import Potential
@@ -23,6 +25,7 @@ from .readout import Readout
 from .structure import Structure
 
 
+@arguments_are_fixed
 class SchNet(Potential):
     """SchNet: continuous-filter convolutions over neighbors, energies as sums over atoms.
 
@@ -81,6 +84,7 @@ class SchNet(Potential):
     (torch.Size([1]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -126,7 +130,7 @@ class SchNet(Potential):
             "num_basis",
             "num_elements",
         )
-        self.cutoff, self.num_elements = cutoff, num_elements
+        self._fix(cutoff=cutoff, num_elements=num_elements)
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         nn.init.normal_(self.embedding.weight, std=hidden_channels**-0.25)
         self.basis = _radial_basis(
@@ -161,6 +165,7 @@ class SchNet(Potential):
         self.differentiated = prediction
 
     @classmethod
+    @checked
     def official(
         cls,
         hidden_channels: int = 64,

@@ -3,14 +3,17 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops._arguments import checked
 from ..ops.dense import DENSE_ACTIVATIONS
+from .fixed import FixedModule
 
 
-class ShiftedSoftplus(nn.Module):
+class ShiftedSoftplus(FixedModule):
     """``ssp(x) = ln(½ eˣ + ½)``, zero at zero (Schütt et al., J. Chem. Phys. 148, 241722 (2018)).
 
     Args:
@@ -23,6 +26,9 @@ class ShiftedSoftplus(nn.Module):
     tensor([0., 0.])
     """
 
+    fixed = frozenset({"threshold", "shift"})
+
+    @checked
     def __init__(self, threshold: float = 20.0, shift: float = math.log(2.0)):
         super().__init__()
         self.threshold, self.shift = threshold, shift
@@ -39,7 +45,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "ssp": ShiftedSoftplus,
     "ssp_exact": lambda: ShiftedSoftplus(threshold=35.0),
     "ssp_official": lambda: ShiftedSoftplus(threshold=14.0),
-    "ssp_pyg": lambda: ShiftedSoftplus(shift=float(torch.tensor(2.0).log())),
+    "ssp_pyg": lambda: ShiftedSoftplus(shift=float(np.log(np.float32(2.0)))),
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
@@ -60,7 +66,7 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
-class Dense(nn.Linear):
+class Dense(FixedModule, nn.Linear):
     """A linear layer with its activation and a residual: ``residual + a(W x + b)``, fused.
 
     A call can give a gate, by which the activated product is multiplied.
@@ -86,6 +92,9 @@ class Dense(nn.Linear):
     torch.Size([3, 4])
     """
 
+    fixed = frozenset({"activation"})
+
+    @checked
     def __init__(self, inputs: int, outputs: int, bias: bool = True, activation: str = "none"):
         _check_widths(inputs, outputs)
         super().__init__(inputs, outputs, bias=bias)
@@ -161,3 +170,10 @@ def dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     layer = nn.Linear(inputs, outputs, bias=bias)
     _initialize(layer)
     return layer
+
+
+@torch.no_grad()
+def orthogonal_(weight: Tensor, gain: float = 1.0) -> None:
+    """:func:`torch.nn.init.orthogonal_` for 16-bit weights too, which torch cannot factorise."""
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    weight.copy_(nn.init.orthogonal_(wide, gain))

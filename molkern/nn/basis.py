@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops._arguments import checked, explained
 from ..ops.radial import CUTOFF_FUNCTIONS
+from .fixed import FixedModule
 from .precision import Float64Module
 
 
@@ -26,11 +28,13 @@ class RadialBasis(Float64Module):
     Positive ones are trained as ``raw_centers`` and ``raw_widths``, of which a softplus is used.
     """
 
+    fixed = frozenset({"cutoff", "alpha", "cutoff_function", "positive"})
     centers: Tensor
     widths: Tensor
     raw_centers: Tensor
     raw_widths: Tensor
 
+    @checked
     def __init__(self, centers: Tensor, width: float, trainable: bool, positive: bool = False):
         super().__init__()
         if positive and not trainable:
@@ -96,6 +100,7 @@ class GaussianBasis(RadialBasis):
     torch.Size([7, 50])
     """
 
+    @checked
     def __init__(
         self,
         num_functions: int,
@@ -115,6 +120,7 @@ class GaussianBasis(RadialBasis):
         super().__init__(centers, coefficient, trainable)
         self.cutoff, self.cutoff_function = float(cutoff), cutoff_function
 
+    @explained
     def forward(self, distances: Tensor) -> Tensor:
         return ops.radial_basis(
             distances,
@@ -150,6 +156,7 @@ class ExponentialBasis(RadialBasis):
     torch.Size([7, 64])
     """
 
+    @checked
     def __init__(
         self,
         num_functions: int,
@@ -169,6 +176,7 @@ class ExponentialBasis(RadialBasis):
         super().__init__(centers, width, trainable, positive)
         self.cutoff, self.alpha, self.cutoff_function = float(cutoff), float(alpha), cutoff_function
 
+    @explained
     def forward(self, distances: Tensor) -> Tensor:
         return ops.radial_basis(
             distances,
@@ -202,6 +210,9 @@ class BesselBasis(Float64Module):
     torch.Size([7, 6])
     """
 
+    fixed = frozenset({"cutoff", "exponent", "cutoff_function"})
+
+    @checked
     def __init__(
         self,
         num_functions: int,
@@ -222,6 +233,7 @@ class BesselBasis(Float64Module):
         self.cutoff, self.exponent = float(cutoff), exponent
         self.cutoff_function = cutoff_function
 
+    @explained
     def forward(self, distances: Tensor) -> Tensor:
         return ops.radial_basis(
             distances,
@@ -233,7 +245,7 @@ class BesselBasis(Float64Module):
         )
 
 
-class CutoffFunction(nn.Module):
+class CutoffFunction(FixedModule):
     """A cutoff function alone: distances ``[E]`` → ``[E, 1]``, zero from ``cutoff`` on.
 
     Args:
@@ -250,11 +262,15 @@ class CutoffFunction(nn.Module):
             [0.]])
     """
 
+    fixed = frozenset({"name", "cutoff", "exponent"})
+
+    @checked
     def __init__(self, name: str, cutoff: float, *, exponent: int = 6):
         super().__init__()
         _check_cutoff(cutoff, name)
         self.name, self.cutoff, self.exponent = name, float(cutoff), exponent
 
+    @explained
     def forward(self, distances: Tensor) -> Tensor:
         flat = distances.new_zeros(1)  # a Gaussian of width 0: the constant 1
         return ops.radial_basis(

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import checked, explained
+from ..ops._modes import ordinary_tensors
 from .basis import softplus, softplus_inverse
+from .fixed import FixedModule
 from .precision import Float64Module
 
 #: Units of PhysNet's published code: the bohr in Å and the hartree in eV.
@@ -39,15 +42,21 @@ class D3Tables(Float64Module):
                 "dispersion needs the package tad-dftd3: pip install 'molkern[dispersion]' or "
                 "pip install tad-dftd3"
             ) from error
-        reference = tad_dftd3.reference.Reference(dtype=torch.float64, device=torch.device("cpu"))
-        tables = {
-            "c6": reference.c6,
-            "coordination": reference.cn,
-            "radii": radii.COV_D3(dtype=torch.float64),
-            "r4_over_r2": tad_dftd3.data.R4R2(dtype=torch.float64),
-        }
+        with ordinary_tensors():
+            reference = tad_dftd3.reference.Reference(
+                dtype=torch.float64, device=torch.device("cpu")
+            )
+            tables = {
+                "c6": reference.c6,
+                "coordination": reference.cn,
+                "radii": radii.COV_D3(dtype=torch.float64),
+                "r4_over_r2": tad_dftd3.data.R4R2(dtype=torch.float64),
+            }
+        default = torch.get_default_device()
         for name, value in tables.items():  # not in the state: they come with the package
-            self.register_buffer(name, value, persistent=False)
+            # On "meta" they would be lost, as no file has them
+            made = value if default.type == "meta" else value.to(default)
+            self.register_buffer(name, made, persistent=False)
 
     def weights(self, numbers: Tensor, coordination: Tensor) -> Tensor:
         """Weights of an element's reference systems, ``[N, 7]``."""
@@ -58,7 +67,7 @@ class D3Tables(Float64Module):
         return weight_references(numbers, coordination.double(), reference)
 
 
-class D3Dispersion(nn.Module):
+class D3Dispersion(FixedModule):
     """Grimme's D3 dispersion with Becke-Johnson damping, per atom, ``[N]``; trainable.
 
     ``E_i = −½ Σ_j (s6 C6_ij f6(d_ij) + s8 C8_ij f8(d_ij))`` with ``f_n(d) = 1 / (dⁿ + D_ijⁿ)``,
@@ -99,6 +108,9 @@ class D3Dispersion(nn.Module):
 
     raw: Tensor
 
+    fixed = frozenset({"cutoff", "switch_start", "bohr", "hartree"})
+
+    @checked
     def __init__(
         self,
         cutoff: float | None = None,
@@ -126,6 +138,7 @@ class D3Dispersion(nn.Module):
         """s6, s8, a1 and a2 as they stand in the formula, ``[4]``."""
         return softplus(self.raw)
 
+    @explained
     def forward(self, numbers: Tensor, distances: Tensor, neighbors: NeighborList) -> Tensor:
         """numbers ``[N]``, distances ``[E]`` → energies ``[N]``.
 

@@ -3,17 +3,19 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import checked, explained
 from .basis import CutoffFunction
+from .fixed import FixedModule
 
 #: e² / (4 π ε₀) in eV·Å, as PhysNet's published code has it.
 COULOMB_CONSTANT = 14.399645351950548
 
 
-class ShieldedElectrostatics(nn.Module):
+class ShieldedElectrostatics(FixedModule):
     """Coulomb energy of atomic charges, shielded at short range: per atom, ``[N]``.
 
     ``E_i = ½ k_e q_i Σ_j q_j χ(d_ij)`` with ``χ(d) = φ(d) / √(d² + s²) + (1 − φ(d)) / d``, where φ
@@ -43,6 +45,9 @@ class ShieldedElectrostatics(nn.Module):
     tensor(-1.8000)
     """
 
+    fixed = frozenset({"switch_range", "shielding", "cutoff", "coulomb_constant", "shift_shielded"})
+
+    @checked
     def __init__(
         self,
         switch_range: float,
@@ -64,6 +69,7 @@ class ShieldedElectrostatics(nn.Module):
         self.cutoff = None if cutoff is None else float(cutoff)
         self.coulomb_constant, self.shift_shielded = float(coulomb_constant), shift_shielded
 
+    @explained
     def forward(self, charges: Tensor, distances: Tensor, neighbors: NeighborList) -> Tensor:
         """charges ``[N]`` and distances ``[E]``, of one type → energies ``[N]``."""
         charge = charges.unsqueeze(1)

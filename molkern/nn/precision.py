@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
+
+from .fixed import FixedModule
 
 
-class Float64Module(nn.Module):
+class Float64Module(FixedModule):
     """A module whose tensors move with the model to another device, but not to another type.
 
     Reference energies and the centres of a radial basis are constants: rounded once to float32
@@ -18,4 +21,11 @@ class Float64Module(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         if not self.keeps_float64:
             return super()._apply(fn, recurse)
-        return super()._apply(lambda tensor: tensor.to(fn(tensor.detach()).device), recurse)
+
+        def moved(tensor: Tensor) -> Tensor:
+            device = fn(tensor.detach()).device
+            if tensor.is_meta:  # to_empty() gives it memory, to be loaded into
+                return torch.empty_like(tensor, device=device)
+            return tensor.to(device)
+
+        return super()._apply(moved, recurse)

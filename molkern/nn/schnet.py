@@ -3,12 +3,14 @@
 from torch import Tensor, nn
 
 from ..graph import NeighborList
+from ..ops._arguments import checked, explained
 from .activations import ShiftedSoftplus, activation, dense
 from .basis import CutoffFunction
+from .fixed import FixedModule
 from .splines import SplineFilter, convolve
 
 
-class FilterNetwork(nn.Module):
+class FilterNetwork(FixedModule):
     """Filters from a radial basis: ``dense, activation, dense [, activation]``, times cutoff.
 
     Schütt et al., J. Chem. Phys. 148, 241722 (2018), Fig. 2; the published code has the second
@@ -34,6 +36,9 @@ class FilterNetwork(nn.Module):
     torch.Size([7, 128])
     """
 
+    fixed = frozenset({"cutoff"})
+
+    @checked
     def __init__(
         self,
         num_basis: int,
@@ -77,7 +82,7 @@ class FilterNetwork(nn.Module):
         return filters * self.cutoff_function(distances)
 
 
-class CFConv(nn.Module):
+class CFConv(FixedModule):
     """Continuous-filter convolution between two dense layers: ``W_out Σ_j (W_in x_j) ∘ w_ij + b``.
 
     Takes the place of PyTorch Geometric's and SchNetPack's layer where filters are at hand.
@@ -97,6 +102,9 @@ class CFConv(nn.Module):
     torch.Size([2, 16])
     """
 
+    fixed = frozenset({"aggregation"})
+
+    @checked
     def __init__(
         self, in_channels: int, num_filters: int, out_channels: int, *, aggregation: str = "sum"
     ):
@@ -107,6 +115,7 @@ class CFConv(nn.Module):
         self.lin_out = dense(num_filters, out_channels)
         self.aggregation = aggregation
 
+    @explained
     def forward(
         self,
         x: Tensor,
@@ -150,6 +159,7 @@ class SchNetInteraction(nn.Module):
     torch.Size([3, 16])
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -165,6 +175,7 @@ class SchNetInteraction(nn.Module):
         self.activation = activation(activation_name)
         self.lin = dense(hidden_channels, hidden_channels)
 
+    @explained
     def forward(
         self,
         x: Tensor,

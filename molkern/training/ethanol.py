@@ -28,7 +28,9 @@ CHECKS = 50  # how often the validation error is taken in a run
 def new_model(train: Frames) -> SchNet:
     """A small SchNet whose mean energy per atom is that of the training frames."""
     mean = float(train.energies.mean()) / train.numbers.shape[0]
-    return SchNet(64, 64, 3, num_basis=32, cutoff=5.0, num_elements=10, mean=mean)
+    model = SchNet(64, 64, 3, num_basis=32, cutoff=5.0, num_elements=10, mean=mean)
+    model.elements = train.numbers.tolist()
+    return model
 
 
 def errors(model: SchNet, frames: Frames) -> tuple[float, float]:
@@ -63,7 +65,7 @@ def train(steps: int, seed: int = 0) -> tuple[SchNet, dict[str, tuple[float, flo
     best, best_error = copy.deepcopy(model), float("inf")
     progress = tqdm(range(1, steps + 1), desc="training", unit="step")
     for step in progress:
-        choice = torch.randint(len(split["train"]), (BATCH_SIZE,))
+        choice = torch.randint(len(split["train"]), (BATCH_SIZE,), device="cpu")
         train_step(model, optimizer, split["train"][choice])
         schedule.step()
         with torch.no_grad():
