@@ -619,7 +619,7 @@ def _value_range(values: Tensor) -> tuple[int, int]:
     if values.numel() == 0:
         return 0, 0
     if values.is_cpu and values.numel() <= 1024:
-        listed = values.tolist()
+        listed = values.flatten().tolist()
         return min(listed), max(listed)
     low, high = torch.stack(values.aminmax()).tolist()
     return low, high
