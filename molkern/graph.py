@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .centering import far_parts, shifted
+from .graph_checks import check_indices, check_layout
 from .ops import geometry, neighbors
 from .ops._arguments import explained
-from .ops._library import Adjacency, is_recorded
+from .ops._library import Adjacency, as_tensor, is_recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,6 +46,11 @@ class NeighborList:
             edges needed and an error, read by :meth:`check`.
         padded: whether there may be edges beyond ``row_ptr[N]``: padding up to a fixed capacity,
             with senders, receivers and reverse −1. Layers neither read nor sum them.
+
+    Raises:
+        ValueError, TypeError: where a list is made by hand (or by :func:`dataclasses.replace`),
+            what :meth:`check` raises; on CUDA, whose indices are read by :meth:`check` alone, for
+            shapes, types and devices.
     """
 
     row_ptr: Tensor
@@ -60,6 +66,23 @@ class NeighborList:
     status: Tensor | None = None
     padded: bool = False
     _reverse_edges: Tensor | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_layout(self)
+        if self.row_ptr.is_cpu and not is_recorded(self.row_ptr):
+            check_indices(self)
+
+    @classmethod
+    def _made(cls, **values: Any) -> NeighborList:
+        """A list of fields that are right by the way they were made: nothing is checked."""
+        made = cls.__new__(cls)
+        made.__dict__.update(values)
+        return made
+
+    def _with(self, **changes: Any) -> NeighborList:
+        """This list with some fields changed, as :meth:`_made`."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return self._made(**{**kept, **changes})
 
     @property
     def num_atoms(self) -> int:
@@ -157,8 +180,7 @@ class NeighborList:
             return self
         counts = self.counts(keep).int()
         place = keep.cumsum(0) - 1
-        return replace(
-            self,
+        return self._with(
             row_ptr=torch.cat([counts.new_zeros(1), counts.cumsum(0).int()]),
             senders=self.senders[keep],
             receivers=self.receivers[keep],
@@ -169,9 +191,18 @@ class NeighborList:
         )
 
     def check(self) -> None:
-        """For lists with a capacity: raises what the search found wrong. Waits for the device."""
+        """Raises what is wrong with the list. Waits for the device.
+
+        Raises:
+            ValueError: for lists with a capacity, what the search found wrong; for lists made by
+                hand, an index out of range, rows that decrease, a reverse edge that is none, or
+                shapes and devices that do not fit, with the name, the value and its place.
+            TypeError: indices that are not int32.
+        """
         if self.status is not None:
             neighbors.check_status(self.status, capacity=self.senders.shape[0])
+        check_layout(self)
+        check_indices(self)
 
     def __repr__(self) -> str:
         edges = self.senders.shape[0]
@@ -194,7 +225,7 @@ class NeighborList:
             return value.to(device) if isinstance(value, Tensor) else value
 
         moved = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.init}
-        return replace(self, **moved)
+        return self._made(**moved)
 
     @classmethod
     @explained
@@ -240,7 +271,7 @@ class NeighborList:
         if shifts is not None and mirrored is not None:
             symmetric = symmetric and torch.equal(mirrored[by_sender], shifts)
         transpose = (_row_ptr(senders, num_atoms), receivers[by_sender].int(), by_sender.int())
-        return cls(
+        return cls._made(
             row_ptr=_row_ptr(receivers, num_atoms),
             senders=senders.int(),
             receivers=receivers.int(),
@@ -297,7 +328,7 @@ def neighbor_list(
     tensor([[1, 0, 2, 1],
             [0, 1, 1, 2]])
     """
-    return NeighborList(
+    return NeighborList._made(
         **neighbors.neighbor_arrays(
             positions, cutoff, cell, pbc, batch, num_systems, capacity, algorithm
         )
@@ -400,19 +431,19 @@ class AtomicBatch:
         if self.batch is None:
             return torch.tensor([0, self.num_atoms], dtype=torch.int32, device=device)
         systems = torch.arange(self.num_systems + 1, device=device)
-        return torch.searchsorted(self.batch.long(), systems).int()
+        return torch.searchsorted(self.batch.long().contiguous(), systems).int()
 
     def _periodicity(self, pbc: Tensor | Sequence[bool] | bool | None) -> Tensor | None:
         if self.cell is None:
             if pbc is not None and neighbors.any_axis(pbc):
                 raise ValueError("pbc is set but there is no cell: pass the lattice vectors")
             return None
-        value = torch.as_tensor(True if pbc is None else pbc, device=self.positions.device)
+        value = as_tensor(True if pbc is None else pbc, torch.bool, self.positions.device)
         if value.shape not in ((), (3,), (self.num_systems, 3)):
             raise ValueError(
                 f"pbc must be a bool, [3] or [{self.num_systems}, 3], got {list(value.shape)}"
             )
-        return value.bool().expand(self.num_systems, 3).contiguous()
+        return value.expand(self.num_systems, 3).contiguous()
 
     @property
     def num_atoms(self) -> int:
@@ -609,17 +640,17 @@ class AtomicBatch:
         if not systems:
             raise ValueError("from_ase needs at least one Atoms object, got an empty list")
         on: Any = {"device": "cpu"}  # whatever the default device
-        wide: Any = {"dtype": torch.float64, **on}
-        numbers = torch.cat([torch.as_tensor(a.numbers, dtype=torch.int64, **on) for a in systems])
-        positions = torch.cat([torch.as_tensor(a.get_positions(), **wide) for a in systems])
+        wide = torch.float64
+        numbers = torch.cat([as_tensor(a.numbers, torch.int64) for a in systems])
+        positions = torch.cat([as_tensor(a.get_positions(), wide) for a in systems])
         lengths = torch.tensor([len(a) for a in systems], **on)
         batch = None
         if len(systems) > 1:
             batch = torch.repeat_interleave(torch.arange(len(systems), **on), lengths)
         cell = pbc = None
         if any(a.pbc.any() for a in systems):
-            cell = torch.stack([torch.as_tensor(a.cell.array, **wide) for a in systems])
-            pbc = torch.stack([torch.as_tensor(a.pbc, **on) for a in systems])
+            cell = torch.stack([as_tensor(a.cell.array, wide) for a in systems])
+            pbc = torch.stack([as_tensor(a.pbc) for a in systems])
         made = cls(numbers, positions, batch, cell, pbc, num_systems=len(systems))
         return made.to(dtype=dtype).to(device)
 
@@ -645,7 +676,7 @@ def _value_range(values: Tensor) -> tuple[int, int]:
     if values.numel() == 0:
         return 0, 0
     if values.is_cpu and values.numel() <= 1024:
-        listed = values.tolist()
+        listed = values.flatten().tolist()
         return min(listed), max(listed)
     low, high = torch.stack(values.aminmax()).tolist()
     return low, high
@@ -712,6 +743,11 @@ def _checked_pairs(edge_index: Tensor, num_atoms: int) -> Tensor:
         raise TypeError(f"edge_index must be int64 or int32, got {edge_index.dtype}")
     if not 0 <= num_atoms < 2**31:
         raise ValueError(f"num_atoms must be from 0 to {2**31 - 1}, got {num_atoms}")
+    if edge_index.shape[1] >= 2**31:
+        raise ValueError(
+            f"edge_index has {edge_index.shape[1]} edges, more than the {2**31 - 1} that int32 "
+            "counts: split the graph"
+        )
     edge_index = edge_index.long()
     outside = (edge_index < 0) | (edge_index >= num_atoms)
     if bool(outside.any()):
@@ -733,8 +769,11 @@ def _check_shifts(shifts: Tensor | None, edges: int) -> None:
             f"shifts count whole cells and must be integers, got {shifts.dtype}: round those that "
             "are whole numbers, and divide offsets in units of length by the cell first"
         )
-    if edges and int(shifts.abs().max()) >= 2**31:
-        raise ValueError(f"shifts must fit int32, got one of {int(shifts.abs().max())} cells")
+    low, high = _value_range(shifts)
+    if low <= -(2**31) or high >= 2**31:
+        raise ValueError(
+            f"shifts must fit int32, got one of {low if low <= -(2**31) else high} cells"
+        )
 
 
 def _checked_systems(batch: Tensor, num_atoms: int, edge_index: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "cfconv/cfconv.h"
+#include "common/parallel.h"
 
 namespace molkern {
 namespace {
@@ -20,8 +21,7 @@ void prefetch_row(const T* row, int64_t features) {
 template <Isa isa, typename T>
 void convolve_cpu(const Adjacency& graph, const T* x, const T* w, T* y, int64_t features,
                   int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t row = 0; row < graph.rows; ++row) {
+  parallel_for(threads, graph.rows, [=](int64_t row) {
     T* __restrict sum = y + row * features;
     std::fill_n(sum, features, T(0));
     const int64_t end = graph.row_ptr[row + 1];
@@ -32,21 +32,20 @@ void convolve_cpu(const Adjacency& graph, const T* x, const T* w, T* y, int64_t 
       const T* __restrict filter = w + graph.edge(k) * features;
       for (int64_t f = 0; f < features; ++f) sum[f] += neighbor[f] * filter[f];
     }
-  }
+  });
 }
 
 template <Isa isa, typename T>
 void edge_product_cpu(const Adjacency& graph, const T* a, const T* b, T* p, int64_t features,
                       int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t row = 0; row < graph.rows; ++row) {
+  parallel_for(threads, graph.rows, [=](int64_t row) {
     const T* __restrict own = a + row * features;
     for (int64_t k = graph.row_ptr[row]; k < graph.row_ptr[row + 1]; ++k) {
       const T* __restrict neighbor = b + graph.neighbors[k] * features;
       T* __restrict product = p + graph.edge(k) * features;
       for (int64_t f = 0; f < features; ++f) product[f] = own[f] * neighbor[f];
     }
-  }
+  });
 }
 
 #define MOLKERN_INSTANTIATE(T)                                                                  \

@@ -7,10 +7,10 @@ namespace molkern {
 namespace {
 
 // x [atoms, F], filters [E, F] -> [rows, F]. Only the backward formula reads the transposed
-// adjacency that follows the first, and whether some edges belong to no row.
+// adjacency that follows the first.
 Tensor cfconv(const Tensor& x, const Tensor& filters, const Tensor& row_ptr,
               const Tensor& neighbors, const OptionalTensor& edges, const Tensor& t_row_ptr,
-              const Tensor&, const OptionalTensor&, bool) {
+              const Tensor&, const OptionalTensor&, bool padded) {
   constexpr auto op = "cfconv";
   check_real(op, "x", x, 2);
   check_real(op, "filters", filters, 2);
@@ -18,7 +18,8 @@ Tensor cfconv(const Tensor& x, const Tensor& filters, const Tensor& row_ptr,
   check_size(op, "x", x, 0, t_row_ptr.numel() - 1);
   check_size(op, "filters", filters, 0, neighbors.numel());
   check_size(op, "filters", filters, 1, x.size(1));
-  const Adjacency graph = adjacency(op, row_ptr, neighbors, edges, x);
+  const Adjacency graph =
+      adjacency(op, from_receivers, row_ptr, neighbors, edges, x, x.size(0), padded);
   const c10::DeviceGuard guard(x.device());
   const Tensor y = empty_result({graph.rows, x.size(1)}, x.options());
   with_real(x, [&](auto zero) {
@@ -46,7 +47,8 @@ Tensor edge_product(const Tensor& a, const Tensor& b, const Tensor& row_ptr,
   check_real(op, "b", b, 2);
   check_like(op, "b", b, "a", a);
   check_size(op, "b", b, 1, a.size(1));
-  const Adjacency graph = adjacency(op, row_ptr, neighbors, edges, a);
+  const Adjacency graph =
+      adjacency(op, from_receivers, row_ptr, neighbors, edges, a, b.size(0), padded);
   check_size(op, "a", a, 0, graph.rows);
   check_size(op, "b", b, 0, t_row_ptr.numel() - 1);
   const c10::DeviceGuard guard(a.device());
@@ -79,14 +81,14 @@ TORCH_LIBRARY_FRAGMENT(molkern, library) {
 }
 
 TORCH_LIBRARY_IMPL(molkern, CPU, library) {
-  library.impl("cfconv", cfconv);
-  library.impl("edge_product", edge_product);
+  library.impl("cfconv", any_layout<cfconv>);
+  library.impl("edge_product", any_layout<edge_product>);
 }
 
 #ifdef MOLKERN_WITH_CUDA
 TORCH_LIBRARY_IMPL(molkern, CUDA, library) {
-  library.impl("cfconv", cfconv);
-  library.impl("edge_product", edge_product);
+  library.impl("cfconv", any_layout<cfconv>);
+  library.impl("edge_product", any_layout<edge_product>);
 }
 #endif
 

@@ -5,9 +5,12 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <atomic>
+#include <utility>
 
 #include "common/block_pool.h"
 #include "common/grain.h"
+#include "common/parallel.h"
 
 #ifdef MOLKERN_WITH_CUDA
 #include <c10/cuda/CUDAStream.h>
@@ -97,7 +100,6 @@ void check_real(const char* op, const char* argument, const Tensor& tensor, int6
                    "; convert it with .float()");
   TORCH_CHECK_VALUE(tensor.dim() == dims, op, ": ", argument, " must have ", dims,
                     " dimension(s), got shape ", tensor.sizes());
-  TORCH_CHECK_VALUE(tensor.is_contiguous(), op, ": ", argument, " must be contiguous");
 }
 
 void check_like(const char* op, const char* argument, const Tensor& tensor, const char* reference,
@@ -125,22 +127,106 @@ void check_device(const char* op, const char* argument, const Tensor& tensor, co
 void check_index(const char* op, const char* argument, const Tensor& tensor, const Tensor& other) {
   TORCH_CHECK_TYPE(tensor.scalar_type() == at::kInt, op, ": ", argument, " must be int32, got ",
                    tensor.scalar_type());
-  TORCH_CHECK_VALUE(tensor.dim() == 1 && tensor.is_contiguous(), op, ": ", argument,
-                    " must be a contiguous vector, got shape ", tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.dim() == 1, op, ": ", argument, " must be a vector, got shape ",
+                    tensor.sizes());
   check_device(op, argument, tensor, other);
 }
 
-Adjacency adjacency(const char* op, const Tensor& row_ptr, const Tensor& neighbors,
-                    const OptionalTensor& edges, const Tensor& like) {
-  check_index(op, "row_ptr", row_ptr, like);
-  check_index(op, "neighbors", neighbors, like);
-  TORCH_CHECK_VALUE(row_ptr.numel() >= 1, op, ": row_ptr must have at least one entry");
-  if (edges) {
-    check_index(op, "edges", *edges, like);
-    check_size(op, "edges", *edges, 0, neighbors.numel());
+namespace {
+
+thread_local bool indices_are_checked = false;
+
+bool values_are_read(const Tensor& indices) { return indices.is_cpu() && !indices_are_checked; }
+
+// The highest bit is set if any number is negative or above `last`, which is -1 or more.
+uint32_t outside(const int32_t* values, int64_t count, int32_t last) {
+  uint32_t bits = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const uint32_t value = static_cast<uint32_t>(values[k]);
+    bits |= value | (static_cast<uint32_t>(last) - value);
   }
-  return {row_ptr.const_data_ptr<int32_t>(), neighbors.const_data_ptr<int32_t>(),
-          edges ? edges->const_data_ptr<int32_t>() : nullptr, row_ptr.numel() - 1};
+  return bits;
+}
+
+// Likewise if any number is negative or less than the one before.
+uint32_t falling(const int32_t* values, int64_t count) {
+  uint32_t bits = 0;
+  for (int64_t k = 1; k < count; ++k) {
+    const uint32_t before = static_cast<uint32_t>(values[k - 1]);
+    bits |= before | (static_cast<uint32_t>(values[k]) - before);
+  }
+  return bits;
+}
+
+// Whether find(first, count), which gives bits as above, finds nothing in shares of 0 ... count.
+template <typename Find>
+bool none_of(int64_t count, Find&& find) {
+  const int threads = threads_for(count);
+  if (threads == 1) return find(0, count) >> 31 == 0;
+  std::atomic<uint32_t> bits{0};
+  parallel_for(threads, threads, [&](int64_t share) {
+    const int64_t first = count * share / threads, last = count * (share + 1) / threads;
+    bits.fetch_or(find(first, last - first), std::memory_order_relaxed);
+  });
+  return bits >> 31 == 0;
+}
+
+}  // namespace
+
+CheckedIndices::CheckedIndices() : before_(std::exchange(indices_are_checked, true)) {}
+CheckedIndices::~CheckedIndices() { indices_are_checked = before_; }
+
+void check_values(const char* op, const char* argument, const Tensor& indices, int64_t count,
+                  int64_t limit, const char* of, int64_t from) {
+  if (!values_are_read(indices)) return;
+  const int32_t* values = indices.const_data_ptr<int32_t>() + from;
+  const int32_t last = static_cast<int32_t>(std::min<int64_t>(limit, int64_t{1} << 31) - 1);
+  if (none_of(count, [=](int64_t k, int64_t n) { return outside(values + k, n, last); })) return;
+  int64_t k = 0;
+  while (values[k] >= 0 && values[k] <= last) ++k;
+  TORCH_CHECK_VALUE(false, op, ": ", argument, " at ", k, " is ", values[k], ", but there are ",
+                    limit, " ", of, limit ? c10::str(" (0 to ", last, ")") : "");
+}
+
+void check_rows(const char* op, const char* argument, const Tensor& row_ptr, int64_t rows,
+                int64_t entries, bool padded) {
+  if (!values_are_read(row_ptr)) return;
+  const int32_t* ptr = row_ptr.const_data_ptr<int32_t>();
+  TORCH_CHECK_VALUE(ptr[0] == 0, op, ": ", argument, " must begin with 0, got ", ptr[0]);
+  if (!none_of(rows, [=](int64_t k, int64_t n) { return falling(ptr + k, n + 1); })) {
+    int64_t k = 1;
+    while (ptr[k] >= ptr[k - 1]) ++k;
+    TORCH_CHECK_VALUE(false, op, ": ", argument, " must not decrease, but at ", k, " is ", ptr[k],
+                      " after ", ptr[k - 1]);
+  }
+  const int64_t last = ptr[rows];
+  TORCH_CHECK_VALUE(padded ? last <= entries : last == entries, op, ": ", argument,
+                    padded ? " must not end beyond " : " must end with ", entries,
+                    ", the number of entries, got ", last);
+}
+
+Adjacency adjacency(const char* op, const DirectionNames& names, const Tensor& row_ptr,
+                    const Tensor& neighbors, const OptionalTensor& edges, const Tensor& like,
+                    int64_t atoms, bool padded, const Adjacency* other) {
+  check_index(op, names.row_ptr, row_ptr, like);
+  check_index(op, names.neighbors, neighbors, like);
+  if (edges) {
+    check_index(op, names.edges, *edges, like);
+    check_size(op, names.edges, *edges, 0, neighbors.numel());
+  }
+  TORCH_CHECK_VALUE(row_ptr.numel() >= 1, op, ": ", names.row_ptr, " must have at least one entry");
+  const int64_t rows = row_ptr.numel() - 1;
+  const Adjacency graph{row_ptr.const_data_ptr<int32_t>(), neighbors.const_data_ptr<int32_t>(),
+                        edges ? edges->const_data_ptr<int32_t>() : nullptr, rows};
+  const bool shared = other && other->row_ptr == graph.row_ptr && other->rows == rows &&
+                      other->neighbors == graph.neighbors;
+  if (!shared) check_rows(op, names.row_ptr, row_ptr, rows, neighbors.numel(), padded);
+  if (!values_are_read(neighbors)) return graph;
+  const int64_t entries = graph.row_ptr[rows];
+  if (!shared || rows != atoms)  // then the other direction has another number of atoms
+    check_values(op, names.neighbors, neighbors, entries, atoms, "atoms");
+  if (edges) check_values(op, names.edges, *edges, entries, neighbors.numel(), "edges");
+  return graph;
 }
 
 }  // namespace molkern

@@ -10,6 +10,7 @@
 
 #include <optional>
 
+#include "common/any_layout.h"
 #include "common/graph.h"
 #include "common/isa.h"
 #include "common/stream.h"
@@ -32,7 +33,7 @@ int threads_for(int64_t numbers);
 // An uninitialised tensor, for results and for scratch; on the CPU it reuses memory (block_pool.h).
 Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options);
 
-// float32 or float64, contiguous, with the named number of dimensions.
+// float32 or float64, with the named number of dimensions.
 void check_real(const char* op, const char* argument, const Tensor& tensor, int64_t dims);
 // The same type and device as a tensor that was checked before.
 void check_like(const char* op, const char* argument, const Tensor& tensor, const char* reference,
@@ -41,13 +42,44 @@ void check_size(const char* op, const char* argument, const Tensor& tensor, int6
                 int64_t size);
 // A part of the graph on the device of the data that it is for.
 void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& other);
-// An int32 vector, contiguous, on the same device.
+// An int32 vector on the same device.
 void check_index(const char* op, const char* argument, const Tensor& tensor, const Tensor& other);
 
-// A checked view of one direction of a graph. The values of the indices were checked when the
-// graph was made; they are not read again here.
-Adjacency adjacency(const char* op, const Tensor& row_ptr, const Tensor& neighbors,
-                    const OptionalTensor& edges, const Tensor& like);
+// Within its scope the values of indices are not read by check_values and adjacency in this thread:
+// the caller has checked them.
+class CheckedIndices {
+ public:
+  CheckedIndices();
+  ~CheckedIndices();
+  CheckedIndices(const CheckedIndices&) = delete;
+
+ private:
+  const bool before_;
+};
+
+// `count` indices, from one on, lie in [0, limit). Costs next to nothing beside a kernel that
+// follows them. On a GPU they are not read, which would wait for it.
+void check_values(const char* op, const char* argument, const Tensor& indices, int64_t count,
+                  int64_t limit, const char* of, int64_t from = 0);
+// The pointers of so many rows begin with 0, do not decrease, and end with `entries`, or before if
+// `padded`.
+void check_rows(const char* op, const char* argument, const Tensor& row_ptr, int64_t rows,
+                int64_t entries, bool padded);
+
+// The names of a direction's arguments, for messages.
+struct DirectionNames {
+  const char *row_ptr, *neighbors, *edges;
+};
+constexpr DirectionNames from_receivers{"row_ptr", "neighbors (the senders)", "edges"};
+constexpr DirectionNames from_senders{"t_row_ptr", "t_neighbors (the receivers)",
+                                      "t_edges (the reverse)"};
+
+// A view of one direction of a graph whose neighbors are among so many atoms, its indices checked
+// as above. `padded`: there may be entries beyond the last row. `other` is the other direction, if
+// it was checked: what both share is not read again.
+Adjacency adjacency(const char* op, const DirectionNames& names, const Tensor& row_ptr,
+                    const Tensor& neighbors, const OptionalTensor& edges, const Tensor& like,
+                    int64_t atoms, bool padded, const Adjacency* other = nullptr);
 
 // The numbers of a tensor, or null where there is none.
 template <typename T>

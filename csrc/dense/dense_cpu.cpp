@@ -253,14 +253,6 @@ void multiply_rows(const Panels<Tile, T>& panels, const T* a, int64_t rows, int6
   });
 }
 
-// Compiled once, not again for arguments that are known somewhere: compilers choose anew each time
-// which multiplications and additions to fuse.
-#ifdef __clang__
-#define MOLKERN_COMPILED_ONCE __attribute__((noinline))
-#else
-#define MOLKERN_COMPILED_ONCE __attribute__((noinline, noclone))
-#endif
-
 // What the rows of a chunk are finished with; all but y may be null.
 template <typename T>
 struct Rows {

@@ -30,7 +30,7 @@ int dense_threads(const DenseShape& shape) {
   return threads_for(shape.rows * (shape.columns * shape.depth / 16 + shape.columns + shape.depth));
 }
 
-// The arguments of the product, checked and contiguous.
+// The arguments of the product, checked.
 struct Arguments {
   Tensor x, weight;
   OptionalTensor bias, residual, gate_basis, gate_weight;
@@ -42,7 +42,7 @@ struct Arguments {
             const OptionalTensor& bias_in, const OptionalTensor& residual_in,
             const OptionalTensor& gate_basis_in, const OptionalTensor& gate_weight_in,
             int64_t activation_in, bool need_slope, bool need_value)
-      : x(x_in.contiguous()), weight(weight_in.contiguous()) {
+      : x(x_in), weight(weight_in) {
     TORCH_CHECK_VALUE(activation_in >= 0 && activation_in <= 3, op,
                       ": activation must be 0, 1, 2 or 3, got ", activation_in);
     activation = static_cast<Activation>(activation_in);
@@ -56,21 +56,21 @@ struct Arguments {
     check_size(op, "weight", weight, 1, x.size(1));
     shape = {x.size(0), weight.size(0), x.size(1)};
     if (bias_in) {
-      bias = bias_in->contiguous();
+      bias = bias_in;
       check_real(op, "bias", *bias, 1);
       check_like(op, "bias", *bias, "x", x);
       check_size(op, "bias", *bias, 0, shape.columns);
     }
     if (residual_in) {
-      residual = residual_in->contiguous();
+      residual = residual_in;
       check_real(op, "residual", *residual, 2);
       check_like(op, "residual", *residual, "x", x);
       check_size(op, "residual", *residual, 0, shape.rows);
       check_size(op, "residual", *residual, 1, shape.columns);
     }
     if (gate_basis_in) {
-      gate_basis = gate_basis_in->contiguous();
-      gate_weight = gate_weight_in->contiguous();
+      gate_basis = gate_basis_in;
+      gate_weight = gate_weight_in;
       check_real(op, "gate_basis", *gate_basis, 2);
       check_like(op, "gate_basis", *gate_basis, "x", x);
       check_size(op, "gate_basis", *gate_basis, 0, shape.rows);
@@ -167,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> dense_composed(
           in.with_value ? value : none};
 }
 
-// The arguments of the gradient, checked and contiguous.
+// The arguments of the gradient, checked.
 struct GradArguments {
   Tensor g, weight;
   OptionalTensor slope, residual;
@@ -175,21 +175,21 @@ struct GradArguments {
 
   GradArguments(const char* op, const Tensor& g_in, const OptionalTensor& slope_in,
                 const Tensor& weight_in, const OptionalTensor& residual_in)
-      : g(g_in.contiguous()), weight(weight_in.contiguous()) {
+      : g(g_in), weight(weight_in) {
     check_real(op, "g", g, 2);
     check_real(op, "weight", weight, 2);
     check_like(op, "weight", weight, "g", g);
     check_size(op, "weight", weight, 0, g.size(1));
     shape = {g.size(0), weight.size(1), g.size(1)};
     if (slope_in) {
-      slope = slope_in->contiguous();
+      slope = slope_in;
       check_real(op, "slope", *slope, 2);
       check_like(op, "slope", *slope, "g", g);
       check_size(op, "slope", *slope, 0, g.size(0));
       check_size(op, "slope", *slope, 1, g.size(1));
     }
     if (residual_in) {
-      residual = residual_in->contiguous();
+      residual = residual_in;
       check_real(op, "residual", *residual, 2);
       check_like(op, "residual", *residual, "g", g);
       check_size(op, "residual", *residual, 0, shape.rows);
@@ -255,15 +255,15 @@ TORCH_LIBRARY_FRAGMENT(molkern, library) {
 }
 
 TORCH_LIBRARY_IMPL(molkern, CPU, library) {
-  library.impl("dense", dense);
-  library.impl("dense_input_grad", dense_input_grad);
-  library.impl("dense_residual", dense_residual<dense>);
+  library.impl("dense", any_layout<dense>);
+  library.impl("dense_input_grad", any_layout<dense_input_grad>);
+  library.impl("dense_residual", any_layout<dense_residual<dense>>);
 }
 
 TORCH_LIBRARY_IMPL(molkern, CompositeExplicitAutograd, library) {
-  library.impl("dense", dense_composed);
-  library.impl("dense_input_grad", dense_input_grad_composed);
-  library.impl("dense_residual", dense_residual<dense_composed>);
+  library.impl("dense", any_layout<dense_composed>);
+  library.impl("dense_input_grad", any_layout<dense_input_grad_composed>);
+  library.impl("dense_residual", any_layout<dense_residual<dense_composed>>);
 }
 
 }  // namespace molkern

@@ -122,15 +122,15 @@ void run_grad(const Arguments& in, const SplineBins& bins, const Tensor& g,
 }
 
 // x [atoms, K], table [intervals + degree, K], distances [E], weight [C, K] -> [rows, C]. Only the
-// backward formula reads the edges by interval and whether some edges belong to no row.
+// backward formula reads the edges by interval.
 Tensor dtnn_message(const Tensor& x, const Tensor& table, const Tensor& distances,
                     const Tensor& weight, const Tensor& row_ptr, const Tensor& neighbors,
                     const OptionalTensor& edges, const Tensor& t_row_ptr, const Tensor& t_neighbors,
                     const OptionalTensor& t_edges, const OptionalTensor&, double start, double stop,
-                    int64_t degree, bool zero_beyond, bool) {
+                    int64_t degree, bool zero_beyond, bool padded) {
   constexpr auto op = "dtnn_message";
   const Arguments in(op, x, table, distances, weight, row_ptr, neighbors, edges, t_row_ptr,
-                     t_neighbors, t_edges, start, stop, degree, zero_beyond);
+                     t_neighbors, t_edges, start, stop, degree, zero_beyond, padded);
   const c10::DeviceGuard guard(x.device());
   const Tensor y = empty_result({in.receivers.rows, weight.size(0)}, x.options());
   with_real(x, [&](auto zero) { run_value<decltype(zero)>(in, nullptr, y); });
@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dtnn_message_grad(
     bool need_weight) {
   constexpr auto op = "dtnn_message_grad";
   const Arguments in(op, x, table, distances, weight, row_ptr, neighbors, edges, t_row_ptr,
-                     t_neighbors, t_edges, start, stop, degree, zero_beyond);
+                     t_neighbors, t_edges, start, stop, degree, zero_beyond, padded);
   in.check_cotangent(op, g, weight.size(0));
   in.check_part(op, "added", added, distances);
   const SplineBins edges_by_interval = in.bins_if_read(op, bins, need_table);
@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dtnn_message_hvp(
     int64_t degree, bool zero_beyond, bool padded, bool need_table, bool need_weight) {
   constexpr auto op = "dtnn_message_hvp";
   const Arguments in(op, x, table, distances, weight, row_ptr, neighbors, edges, t_row_ptr,
-                     t_neighbors, t_edges, start, stop, degree, zero_beyond);
+                     t_neighbors, t_edges, start, stop, degree, zero_beyond, padded);
   in.check_cotangent(op, g, weight.size(0));
   const SplineBins edges_by_interval = in.bins_if_read(op, bins, need_table);
   in.check_part(op, "hx", hx, x);
@@ -213,16 +213,16 @@ TORCH_LIBRARY_FRAGMENT(molkern, library) {
 }
 
 TORCH_LIBRARY_IMPL(molkern, CPU, library) {
-  library.impl("dtnn_message", dtnn_message);
-  library.impl("dtnn_message_grad", dtnn_message_grad);
-  library.impl("dtnn_message_hvp", dtnn_message_hvp);
+  library.impl("dtnn_message", any_layout<dtnn_message>);
+  library.impl("dtnn_message_grad", any_layout<dtnn_message_grad>);
+  library.impl("dtnn_message_hvp", any_layout<dtnn_message_hvp>);
 }
 
 #ifdef MOLKERN_WITH_CUDA
 TORCH_LIBRARY_IMPL(molkern, CUDA, library) {
-  library.impl("dtnn_message", dtnn_message);
-  library.impl("dtnn_message_grad", dtnn_message_grad);
-  library.impl("dtnn_message_hvp", dtnn_message_hvp);
+  library.impl("dtnn_message", any_layout<dtnn_message>);
+  library.impl("dtnn_message_grad", any_layout<dtnn_message_grad>);
+  library.impl("dtnn_message_hvp", any_layout<dtnn_message_hvp>);
 }
 #endif
 

@@ -1,7 +1,9 @@
 #include <cmath>
 #include <vector>
 
+#include "common/host_device.h"
 #include "common/memory.h"
+#include "common/parallel.h"
 #include "geometry/geometry.h"
 
 namespace molkern {
@@ -12,8 +14,7 @@ namespace {
 template <bool periodic, typename T, typename Write>
 void each_vector(const Adjacency& receivers, const Images& images, const T* positions,
                  const T* cell, int threads, Write write) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < receivers.rows; ++i) {
+  parallel_for(threads, receivers.rows, [=](int64_t i) {
     const T* xi = positions + 3 * i;
     const T* c = periodic ? cell + 9 * (images.system ? images.system[i] : 0) : nullptr;
     for (int64_t k = receivers.row_ptr[i]; k < receivers.row_ptr[i + 1]; ++k) {
@@ -28,7 +29,7 @@ void each_vector(const Adjacency& receivers, const Images& images, const T* posi
       }
       write(e, v);
     }
-  }
+  });
 }
 
 template <typename T, typename Write>
@@ -41,8 +42,14 @@ void each_vector_of(const Adjacency& receivers, const Images& images, const T* p
 }
 
 template <typename T>
+T square(const T* v) {
+  return v[0] * v[0] + v[1] * v[1] + v[2] * v[2];
+}
+
+template <typename T>
 T length(const T* v) {
-  return std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+  const T squared = square(v);
+  return squared < smallest_square<T> ? T(0) : std::sqrt(squared);
 }
 
 }  // namespace
@@ -100,15 +107,14 @@ void edge_vectors_adjoint_cpu(const Adjacency& receivers, const Adjacency& sende
   const int64_t atoms = receivers.rows;
   const bool periodic = images.shifts && grad_cell;
   std::vector<double> rows(periodic ? 9 * atoms : 0);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < atoms; ++i) {
+  double* const row_sums = rows.data();
+  parallel_for(threads, atoms, [=](int64_t i) {
     T* total = grad_positions + 3 * i;
     for (int a = 0; a < 3; ++a) total[a] = 0;
     sum_row(senders, i, grad_vectors, T(1), total);
     sum_row(receivers, i, grad_vectors, T(-1), total);
-    if (periodic)
-      cell_gradient_of_row(receivers, images.shifts, i, grad_vectors, rows.data() + 9 * i);
-  }
+    if (periodic) cell_gradient_of_row(receivers, images.shifts, i, grad_vectors, row_sums + 9 * i);
+  });
   if (!grad_cell) return;
   std::vector<double> sums(9 * images.systems);
   for (int64_t i = 0; periodic && i < atoms; ++i) {
@@ -120,19 +126,16 @@ void edge_vectors_adjoint_cpu(const Adjacency& receivers, const Adjacency& sende
 
 template <Isa isa, typename T>
 void edge_norm_cpu(const T* vectors, T* distances, int64_t edges, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t e = 0; e < edges; ++e) {
-    distances[e] = length(vectors + 3 * e);
-  }
+  parallel_for(threads, edges, [=](int64_t e) { distances[e] = length(vectors + 3 * e); });
 }
 
 namespace {
 
-// 1 / |v|, and 0 where v = 0: every derivative of the norm there is zero.
+// 1 / |v|, and 0 where v counts as zero: every derivative of the norm there is zero.
 template <typename T>
 T inverse_norm(const T* v) {
-  const T square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2];
-  return square > 0 ? T(1) / std::sqrt(square) : T(0);
+  const T squared = square(v);
+  return squared < smallest_square<T> ? T(0) : T(1) / std::sqrt(squared);
 }
 
 }  // namespace
@@ -140,25 +143,23 @@ T inverse_norm(const T* v) {
 template <Isa isa, typename T>
 void edge_norm_grad_cpu(const T* grad_distances, const T* vectors, T* grad_vectors, int64_t edges,
                         int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t e = 0; e < edges; ++e) {
+  parallel_for(threads, edges, [=](int64_t e) {
     const T factor = grad_distances[e] * inverse_norm(vectors + 3 * e);
     for (int a = 0; a < 3; ++a) grad_vectors[3 * e + a] = factor * vectors[3 * e + a];
-  }
+  });
 }
 
 template <Isa isa, typename T>
 void edge_norm_hvp_cpu(const T* h, const T* grad_distances, const T* vectors,
                        T* grad_grad_distances, T* grad_vectors, int64_t edges, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t e = 0; e < edges; ++e) {
+  parallel_for(threads, edges, [=](int64_t e) {
     const T *v = vectors + 3 * e, *he = h + 3 * e;
     const T inverse = inverse_norm(v);
     const T along = (he[0] * v[0] + he[1] * v[1] + he[2] * v[2]) * inverse;
     grad_grad_distances[e] = along;
     const T factor = grad_distances[e] * inverse;
     for (int a = 0; a < 3; ++a) grad_vectors[3 * e + a] = factor * (he[a] - along * inverse * v[a]);
-  }
+  });
 }
 
 #define MOLKERN_INSTANTIATE(T)                                                                     \

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "common/host_device.h"
 #include "common/launch.h"
 #include "common/warp.h"
 #include "geometry/geometry.h"
@@ -11,6 +12,12 @@ constexpr int threads = 256;
 constexpr int team = 16;          // lanes that share a row
 constexpr int chunk_atoms = 128;  // atoms whose cell gradients are added before the systems' are
 constexpr int system_threads = 128;
+
+template <typename T>
+__device__ __forceinline__ T length(T x, T y, T z) {
+  const T square = x * x + y * y + z * z;
+  return square < smallest_square<T> ? T(0) : sqrt(square);
+}
 
 // Calls write(e, v) for every edge, v being its vector: a team for every receiver, a lane for every
 // edge.
@@ -51,9 +58,8 @@ template <typename T>
 __global__ void __launch_bounds__(threads)
     edge_distances_kernel(Adjacency receivers, Images images, const T* __restrict__ positions,
                           const T* __restrict__ cell, T* __restrict__ distances) {
-  each_vector(receivers, images, positions, cell, [=](int64_t e, const T(&v)[3]) {
-    distances[e] = sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
-  });
+  each_vector(receivers, images, positions, cell,
+              [=](int64_t e, const T(&v)[3]) { distances[e] = length(v[0], v[1], v[2]); });
 }
 
 // Adds sign times the vectors that a lane of the team has in a row.
@@ -249,14 +255,14 @@ __global__ void __launch_bounds__(threads)
   const int64_t e = int64_t{blockIdx.x} * threads + threadIdx.x;
   if (e >= edges) return;
   const T x = vectors[3 * e], y = vectors[3 * e + 1], z = vectors[3 * e + 2];
-  distances[e] = sqrt(x * x + y * y + z * z);
+  distances[e] = length(x, y, z);
 }
 
-// 1 / |v|, and 0 where v = 0: every derivative of the norm there is zero.
+// 1 / |v|, and 0 where v counts as zero: every derivative of the norm there is zero.
 template <typename T>
 __device__ __forceinline__ T inverse_norm(T x, T y, T z) {
   const T square = x * x + y * y + z * z;
-  return square > 0 ? T(1) / sqrt(square) : T(0);
+  return square < smallest_square<T> ? T(0) : T(1) / sqrt(square);
 }
 
 // gv = gd v / d. Must move per edge: 4 numbers read, 3 written.

@@ -7,20 +7,23 @@ namespace molkern {
 namespace {
 
 Images images_of(const char* op, const OptionalTensor& shifts, const OptionalTensor& system,
-                 int64_t systems, int64_t edges, int64_t atoms, const Tensor& like) {
+                 int64_t systems, bool reads_cell, int64_t edges, int64_t atoms,
+                 const Tensor& like) {
   if (shifts) {
     TORCH_CHECK_TYPE(shifts->scalar_type() == at::kInt, op, ": shifts must be int32, got ",
                      shifts->scalar_type());
-    TORCH_CHECK_VALUE(shifts->dim() == 2 && shifts->size(0) == edges && shifts->size(1) == 3 &&
-                          shifts->is_contiguous(),
-                      op, ": shifts must be contiguous and have shape [", edges, ", 3], got ",
-                      shifts->sizes(), shifts->is_contiguous() ? "" : ", not contiguous");
+    TORCH_CHECK_VALUE(shifts->dim() == 2 && shifts->size(0) == edges && shifts->size(1) == 3, op,
+                      ": shifts must have shape [", edges, ", 3], got ", shifts->sizes());
     check_device(op, "shifts", *shifts, like);
   }
   if (system) {
     check_index(op, "system", *system, like);
     check_size(op, "system", *system, 0, atoms);
   }
+  if (shifts && reads_cell && system)
+    check_values(op, "system", *system, atoms, systems, "cells");
+  else if (shifts && reads_cell)
+    TORCH_CHECK_VALUE(systems >= 1 || atoms == 0, op, ": there is no cell for the shifts");
   return {shifts ? shifts->const_data_ptr<int32_t>() : nullptr,
           system ? system->const_data_ptr<int32_t>() : nullptr, systems};
 }
@@ -40,11 +43,13 @@ Tensor edge_geometry(const Tensor& positions, const OptionalTensor& cell,
     check_size(op, "cell", *cell, 1, 3);
     check_size(op, "cell", *cell, 2, 3);
   }
-  const Adjacency graph = adjacency(op, row_ptr, neighbors, edges, positions);
+  const Adjacency graph = adjacency(op, from_receivers, row_ptr, neighbors, edges, positions,
+                                    positions.size(0), padded);
   check_size(op, "positions", positions, 0, graph.rows);
   const int64_t count = neighbors.numel();
   const int64_t systems = cell ? cell->size(0) : 0;
-  const Images images = images_of(op, shifts, system, systems, count, graph.rows, positions);
+  const Images images =
+      images_of(op, shifts, system, systems, cell.has_value(), count, graph.rows, positions);
   const c10::DeviceGuard guard(positions.device());
   const Tensor result = lengths ? empty_result({count}, positions.options())
                                 : empty_result({count, 3}, positions.options());
@@ -69,18 +74,25 @@ Tensor edge_geometry(const Tensor& positions, const OptionalTensor& cell,
 }
 
 // The cell gradient is empty where it is not needed.
-std::tuple<Tensor, Tensor> edge_vectors_adjoint(
-    const Tensor& grad, const OptionalTensor& shifts, const OptionalTensor& system, int64_t systems,
-    bool need_cell, const Tensor& row_ptr, const Tensor& neighbors, const OptionalTensor& edges,
-    const Tensor& t_row_ptr, const Tensor& t_neighbors, const OptionalTensor& t_edges, bool) {
+std::tuple<Tensor, Tensor> edge_vectors_adjoint(const Tensor& grad, const OptionalTensor& shifts,
+                                                const OptionalTensor& system, int64_t systems,
+                                                bool need_cell, const Tensor& row_ptr,
+                                                const Tensor& neighbors,
+                                                const OptionalTensor& edges,
+                                                const Tensor& t_row_ptr, const Tensor& t_neighbors,
+                                                const OptionalTensor& t_edges, bool padded) {
   constexpr auto op = "edge_vectors_adjoint";
   check_real(op, "grad", grad, 2);
   check_size(op, "grad", grad, 0, neighbors.numel());
   check_size(op, "grad", grad, 1, 3);
-  const Adjacency receivers = adjacency(op, row_ptr, neighbors, edges, grad);
-  const Adjacency senders = adjacency(op, t_row_ptr, t_neighbors, t_edges, grad);
+  const Adjacency receivers =
+      adjacency(op, from_receivers, row_ptr, neighbors, edges, grad, row_ptr.numel() - 1, padded);
+  const Adjacency senders = adjacency(op, from_senders, t_row_ptr, t_neighbors, t_edges, grad,
+                                      receivers.rows, padded, &receivers);
+  check_size(op, "t_row_ptr", t_row_ptr, 0, row_ptr.numel());
+  check_size(op, "t_neighbors", t_neighbors, 0, neighbors.numel());
   const Images images =
-      images_of(op, shifts, system, systems, neighbors.numel(), receivers.rows, grad);
+      images_of(op, shifts, system, systems, need_cell, neighbors.numel(), receivers.rows, grad);
   const c10::DeviceGuard guard(grad.device());
   const Tensor positions = empty_result({receivers.rows, 3}, grad.options());
   const Tensor cell = empty_result({need_cell ? systems : 0, 3, 3}, grad.options());
@@ -181,12 +193,12 @@ std::tuple<Tensor, Tensor> edge_norm_hvp(const Tensor& h, const Tensor& grad,
 
 template <typename Library>
 void register_kernels(Library& library) {
-  library.impl("edge_vectors", edge_geometry<false>);
-  library.impl("edge_distances", edge_geometry<true>);
-  library.impl("edge_vectors_adjoint", edge_vectors_adjoint);
-  library.impl("edge_norm", edge_norm);
-  library.impl("edge_norm_grad", edge_norm_grad);
-  library.impl("edge_norm_hvp", edge_norm_hvp);
+  library.impl("edge_vectors", any_layout<edge_geometry<false>>);
+  library.impl("edge_distances", any_layout<edge_geometry<true>>);
+  library.impl("edge_vectors_adjoint", any_layout<edge_vectors_adjoint>);
+  library.impl("edge_norm", any_layout<edge_norm>);
+  library.impl("edge_norm_grad", any_layout<edge_norm_grad>);
+  library.impl("edge_norm_hvp", any_layout<edge_norm_hvp>);
 }
 
 }  // namespace

@@ -111,6 +111,10 @@ class GridBuilder {
     if (grid_.error != SearchError::none) return false;
     place_bins();
     sort_atoms();
+    if (edges_within_bins() > static_cast<double>(most_edges)) {
+      grid_.fail(SearchError::too_many_edges, 0);
+      return false;
+    }
     make_groups();
     return true;
   }
@@ -202,17 +206,81 @@ class GridBuilder {
         }
         all.far = std::max(all.far, block->far);
       }
-      double spread = 0.0, moved = all.far;
+      double moved = all.far;
       for (int k = 0; k < 3; ++k) {
         system.low[k] = all.low[k];
         system.extent[k] = all.high[k] - all.low[k];
-        spread = std::max(spread, system.extent[k]);
         const double* vector = system.frame.lattice[k];
         moved += all.wraps[k] * std::sqrt(dot3(vector, vector));
       }
       system.wrapped = all.wraps[0] + all.wraps[1] + all.wraps[2] > 0.0;
-      system.slack = std::ldexp(spread + query_.cutoff, -19) + std::ldexp(moved, -46);
+      const double rounding = std::ldexp(moved, -46);
+      if (is_sparse(system)) shorten(system, 2.0 * (query_.cutoff + rounding));
+      const double spread = *std::max_element(system.extent, system.extent + 3);
+      system.slack = std::ldexp(spread + query_.cutoff, -19) + rounding;
     }
+  }
+
+  // Whether few atoms lie in much room: there are stretches without any.
+  bool is_sparse(const System& system) const {
+    double cubes = 1.0;
+    for (double extent : system.extent) cubes *= std::max(extent / query_.cutoff, 1.0);
+    return cubes > 4.0 * static_cast<double>(system.count) + 64.0;
+  }
+
+  // Shortens stretches that hold no atom to the length `kept`, more than the cutoff, along every
+  // axis: no pair across one is in range, before and after, and every other vector stays what it
+  // is. A far atom would else spoil the bins and the float32 coordinates of all others.
+  void shorten(System& system, double kept) {
+    Frame& frame = system.frame;
+    for (int k = 0; k < 3; ++k) {
+      bool straight = true;  // no other period moves atoms along this axis
+      for (int l = 0; l < k; ++l) straight &= std::fabs(frame.lattice[l][k]) * 1e6 < kept;
+      double before = system.extent[k];
+      while (straight && shorten_axis(system, k, kept)) {
+        if (!(system.extent[k] < 0.5 * before)) break;
+        before = system.extent[k];
+      }
+    }
+    if (frame.periodic[0] || frame.periodic[1] || frame.periodic[2]) set_spacing(&frame);
+  }
+
+  // One pass, over intervals at least as long as the cutoff; false if it found nothing to do.
+  bool shorten_axis(System& system, int axis, double kept) {
+    const double extent = system.extent[axis], low = system.low[axis];
+    const double most = 2.0 * static_cast<double>(system.count) + 8.0;
+    const int64_t intervals = static_cast<int64_t>(std::min(extent / kept, most));
+    if (intervals < 4) return false;
+    const double per_length = static_cast<double>(intervals) / extent;
+    moves_.assign(intervals, -1.0);
+    double* const y = y_ + 3 * system.first + axis;
+    const auto interval = [=](int64_t i) {
+      const auto place = static_cast<int64_t>((y[3 * i] - low) * per_length);
+      return std::clamp<int64_t>(place, 0, intervals - 1);
+    };
+    for (int64_t i = 0; i < system.count; ++i) moves_[interval(i)] = 0.0;
+    double moved = 0.0;
+    int64_t last = 0;  // that holds atoms
+    for (int64_t m = 0; m < intervals; ++m) {
+      if (moves_[m] < 0.0) continue;
+      const double empty = static_cast<double>(m - last - 1) / per_length;
+      moved += std::max(empty - kept, 0.0);
+      moves_[m] = moved;
+      last = m;
+    }
+    if (moved == 0.0) return false;
+    double high = low;
+    for (int64_t i = 0; i < system.count; ++i) {
+      y[3 * i] -= moves_[interval(i)];
+      high = std::max(high, y[3 * i]);
+    }
+    system.extent[axis] = high - low;
+    if (system.frame.periodic[axis]) {
+      double& length = system.frame.lattice[axis][axis];
+      length -= moved;
+      system.frame.inverse[axis] = 1.0 / length;
+    }
+    return true;
   }
 
   // Image codes and the size of bins, so that a cube of column width holds about one group.
@@ -324,6 +392,24 @@ class GridBuilder {
         grid_.x[axis][k] = coordinate(system, grid_.order[k], axis);
   }
 
+  // Another lower bound of the edges, where there may be too many: atoms that lie in one bin are
+  // neighbors if its diagonal is below the cutoff.
+  double edges_within_bins() const {
+    double edges = 0.0;
+    for (const System& system : grid_.systems) {
+      const double count = static_cast<double>(system.count);
+      const double diagonal = std::sqrt(dot3(system.bin_size, system.bin_size));
+      if (count * count < most_edges || diagonal > query_.cutoff - 2.0 * system.slack) continue;
+      const int32_t* start = grid_.bin_start + system.first_bin;
+      const int64_t bins = system.columns() * system.bins[2];
+      for (int64_t b = 0; b < bins; ++b) {
+        const double atoms = start[b + 1] - start[b];
+        edges += atoms * (atoms - 1.0);
+      }
+    }
+    return edges;
+  }
+
   // Every column is cut into pieces of about equal counts.
   void make_groups() {
     grid_.groups.clear();
@@ -350,8 +436,9 @@ class GridBuilder {
   GridMemory& memory_;
   Grid& grid_;
   const int threads_;
-  double* y_ = nullptr;     // [atoms, 3] wrapped coordinates in the frame's axes
-  int32_t* bin_ = nullptr;  // [atoms]
+  std::vector<double> moves_;  // of the atoms in an interval
+  double* y_ = nullptr;        // [atoms, 3] wrapped coordinates in the frame's axes
+  int32_t* bin_ = nullptr;     // [atoms]
 };
 
 }  // namespace molkern::MOLKERN_ISA

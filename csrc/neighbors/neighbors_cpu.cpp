@@ -20,6 +20,7 @@ constexpr int64_t atoms_per_thread = 512;              // fewer are not worth wa
 constexpr int64_t groups_at_once = 8;                  // that a thread takes from the common pool
 constexpr int64_t rows_at_once = 512;                  // written before the next ones are
 constexpr size_t most_memory_kept = size_t{32} << 20;  // of all searches, between them
+constexpr int64_t bytes_at_first = int64_t{1} << 26;   // of pairs kept before it is asked how many
 
 struct Memory {
   Grid grid;
@@ -105,19 +106,32 @@ class Found final : public FoundNeighbors {
     before_ = memory_->before.get<int32_t>((threads_ - 1) * query_.atoms);
     std::vector<ScanMemory>& scans = memory_->scans;
     if (static_cast<int>(scans.size()) < threads_) scans.resize(threads_);
-    const int64_t share = expected_edges() / threads_;
-    for (int worker = 0; worker < threads_; ++worker) scans[worker].found.get<Word>(share);
-    std::atomic<int64_t> next{0};
-    std::atomic<bool> failed{false}, complete{true};
-    parallel_for(threads_, threads_, [&](int64_t worker) {
-      try {
-        if (!scan_groups(static_cast<int>(worker), next)) complete = false;
-      } catch (const std::bad_alloc&) {
-        failed = true;
-      }
-    });
-    if (failed) throw std::bad_alloc();
-    return complete ? count_edges() : most_edges + 1;
+    const double expected = expected_edges();
+    const double reserved = expected > most_edges ? 0.0 : std::min(expected, 1e9 / sizeof(Word));
+    for (int worker = 0; worker < threads_; ++worker) {
+      scans[worker].found.get<Word>(static_cast<int64_t>(reserved) / threads_);
+      scans[worker].count = 0;
+    }
+    Progress progress;
+    progress.most =
+        expected > most_edges ? -1 : bytes_at_first / static_cast<int64_t>(sizeof(Word));
+    scan_all(progress);
+    const int64_t groups = static_cast<int64_t>(memory_->grid.groups.size());
+    int64_t next = 0, edges = 0;
+    while (progress.next < groups) {
+      // Few, if the others have as many as the last ones had. Else, or if that is not known, they
+      // are counted first and none is kept.
+      const double each =
+          static_cast<double>(progress.edges - edges) / static_cast<double>(progress.next - next);
+      next = progress.next;
+      edges = progress.edges;
+      const bool few = static_cast<double>(edges) + each * static_cast<double>(groups - next) <
+                       0.5 * static_cast<double>(most_edges);
+      progress.most = few ? 2 * edges : most_edges;
+      if (!few && !can_be_counted(progress)) return most_edges + 1;
+      scan_all(progress);
+    }
+    return count_edges();
   }
 
   void write(const NeighborOutput& output) override {
@@ -156,11 +170,33 @@ class Found final : public FoundNeighbors {
   }
 
  private:
+  // Groups are scanned in order until more than `most` edges are found.
+  struct Progress {
+    std::atomic<int64_t> next{0}, edges{0};
+    int64_t most = 0;
+    bool keeps = true;  // the pairs, besides counting them
+  };
+
+  void scan_all(Progress& progress) {
+    parallel_for(threads_, threads_,
+                 [&](int64_t worker) { scan_groups(static_cast<int>(worker), progress); });
+  }
+
+  // Whether int32 can count the edges, those of all groups that were not scanned yet included.
+  bool can_be_counted(const Progress& progress) {
+    Progress count;
+    count.next = progress.next.load();
+    count.edges = progress.edges.load();
+    count.most = most_edges;
+    count.keeps = false;
+    scan_all(count);
+    return count.edges <= most_edges;
+  }
+
   int64_t first_row(int64_t chunk) const { return query_.atoms * chunk / threads_; }
 
-  // About as many as there will be, from the mean density; at most what is cheap to reserve in
-  // vain.
-  int64_t expected_edges() const {
+  // About as many as there will be, from the mean density.
+  double expected_edges() const {
     const double radius = query_.cutoff;
     double edges = 0.0;
     for (const System& system : memory_->grid.systems) {
@@ -169,27 +205,28 @@ class Found final : public FoundNeighbors {
       const double atoms = static_cast<double>(system.count);
       edges += atoms * atoms * std::min(4.19 * radius * radius * radius / volume, 1.0);
     }
-    return static_cast<int64_t>(std::min(edges, 1e9 / sizeof(Word)));
+    return edges;
   }
 
-  // False if there are more edges than int32 can count.
-  bool scan_groups(int worker, std::atomic<int64_t>& next) {
+  void scan_groups(int worker, Progress& progress) {
     const std::vector<Group>& groups = memory_->grid.groups;
     const int64_t count = static_cast<int64_t>(groups.size());
     Scanner<T, Word> scanner(query_, memory_->grid, memory_->scans[worker]);
-    for (;;) {
-      int64_t g = next.fetch_add(groups_at_once, std::memory_order_relaxed);
+    while (progress.edges.load(std::memory_order_relaxed) <= progress.most) {
+      int64_t g = progress.next.fetch_add(groups_at_once, std::memory_order_relaxed);
       const int64_t end = std::min(g + groups_at_once, count);
-      if (g >= end) return true;
+      if (g >= end) return;
+      int64_t edges = 0;
       for (; g < end; ++g) {
         scanner.gather(groups[g]);
         for (int32_t member = 0; member < groups[g].count; ++member) {
-          const int64_t begin = scanner.found();
-          scan_row(scanner, worker, groups[g], member);
-          if (scanner.found() > most_edges) return false;
-          places_[row(groups[g], member)] = {worker, begin};
+          if (progress.keeps)
+            edges += scan_row(scanner, worker, groups[g], member);
+          else
+            edges += scanner.count(member);
         }
       }
+      progress.edges.fetch_add(edges, std::memory_order_relaxed);
     }
   }
 
@@ -199,11 +236,12 @@ class Found final : public FoundNeighbors {
     return first + grid.order[first + group.first + member];
   }
 
-  void scan_row(Scanner<T, Word>& scanner, int worker, const Group& group, int32_t member) {
+  int64_t scan_row(Scanner<T, Word>& scanner, int worker, const Group& group, int32_t member) {
     const System& system = memory_->grid.systems[group.system];
     const int64_t begin = scanner.found(), i = row(group, member);
     const int64_t count = scanner.scan(member) - begin;
     row_ptr_[i + 1] = static_cast<int32_t>(count);
+    places_[i] = {worker, begin};
     const Word* words = memory_->scans[worker].found.template get<Word>(0) + begin;
     for (int chunk = 1; chunk < threads_; ++chunk) {
       const int64_t senders = first_row(chunk) - system.first;
@@ -215,6 +253,7 @@ class Found final : public FoundNeighbors {
       }
       before_[(chunk - 1) * query_.atoms + i] = before;
     }
+    return count;
   }
 
   int64_t count_edges() {

@@ -53,8 +53,7 @@ Tensor per_system(const char* name, const Tensor& tensor, at::IntArrayRef last, 
   TORCH_CHECK_VALUE(tensor.sizes() == last || tensor.sizes() == at::IntArrayRef(full), op, ": ",
                     name, " must have shape ", last, " or ", at::IntArrayRef(full), " for ",
                     systems, " system(s), got ", tensor.sizes());
-  return tensor.sizes() == last && systems == 1 ? tensor.contiguous()
-                                                : tensor.expand(full).contiguous();
+  return tensor.sizes() == last && systems == 1 ? tensor : tensor.expand(full).contiguous();
 }
 
 int64_t count_systems(const Tensor& positions, const OptionalTensor& cell,
@@ -81,11 +80,10 @@ void check_batch_type(const Tensor& positions, const Tensor& batch) {
                     " but positions is on ", positions.device(), "; move one of them with .to()");
 }
 
-Arguments check_arguments(const Tensor& positions, const OptionalTensor& cell,
-                          const OptionalTensor& pbc, const OptionalTensor& batch, double cutoff,
+Arguments check_arguments(const Tensor& x, const OptionalTensor& cell, const OptionalTensor& pbc,
+                          const OptionalTensor& batch, double cutoff,
                           std::optional<int64_t> num_systems, std::optional<int64_t> capacity,
                           int64_t algorithm) {
-  const Tensor x = positions.contiguous();
   check_real(op, "positions", x, 2);
   check_size(op, "positions", x, 1, 3);
   TORCH_CHECK_VALUE(x.size(0) < int32_max, op, ": ", x.size(0), " atoms are more than int32 holds");
@@ -110,11 +108,11 @@ Arguments check_arguments(const Tensor& positions, const OptionalTensor& cell,
     result.pbc = at::ones({result.systems, 3}, x.options().dtype(at::kBool));
     return result;
   }
-  TORCH_CHECK_TYPE(pbc->scalar_type() == at::kBool, op, ": pbc must be bool, got ",
-                   pbc->scalar_type());
+  TORCH_CHECK_TYPE(c10::isIntegralType(pbc->scalar_type(), /*includeBool=*/true), op,
+                   ": pbc must be bool, got ", pbc->scalar_type());
   TORCH_CHECK_VALUE(pbc->device() == x.device(), op, ": pbc is on ", pbc->device(),
                     " but positions is on ", x.device(), "; move one of them with .to()");
-  result.pbc = per_system("pbc", *pbc, {3}, result.systems);
+  result.pbc = per_system("pbc", pbc->to(at::kBool), {3}, result.systems);
   return result;
 }
 
@@ -132,8 +130,7 @@ NeighborQuery<T> make_query(const Arguments& a, const int32_t* system_ptr) {
 
 template <typename Index>
 void fill_systems(const Tensor& batch, int64_t systems, int32_t* system, int32_t* system_ptr) {
-  const Tensor contiguous = batch.contiguous();
-  const Index* index = contiguous.const_data_ptr<Index>();
+  const Index* index = batch.const_data_ptr<Index>();
   int64_t before = 0;
   system_ptr[0] = 0;
   for (int64_t i = 0; i < batch.numel(); ++i) {
@@ -269,7 +266,7 @@ Tensor system_ptr_on_device(const Arguments& a) {
     return ptr;
   }
   const Tensor systems = at::arange(a.systems + 1, a.batch->options());
-  const Tensor ptr = at::searchsorted(a.batch->contiguous(), systems, /*out_int32=*/true);
+  const Tensor ptr = at::searchsorted(*a.batch, systems, /*out_int32=*/true);
   return std::get<0>(at::cummax(ptr, 0));
 }
 
@@ -289,8 +286,7 @@ Result search_on_cuda(const Arguments& a) {
   const Tensor system_ptr = system_ptr_on_device(a);
   // A copy in any case: a result may not share the memory of an argument.
   const Tensor system =
-      a.batch ? a.batch->to(at::kInt, /*non_blocking=*/false, /*copy=*/true).contiguous()
-              : a.empty({0});
+      a.batch ? a.batch->to(at::kInt, /*non_blocking=*/false, /*copy=*/true) : a.empty({0});
   const Tensor row_ptr = a.empty({a.atoms() + 1});
   const Tensor status_tensor = a.empty({2}, at::kLong);
   const auto query = make_query<T>(a, system_ptr.const_data_ptr<int32_t>());
@@ -343,7 +339,7 @@ void check_neighbor_status(const Tensor& status_tensor, int64_t capacity) {
   TORCH_CHECK_VALUE(status_tensor.scalar_type() == at::kLong && status_tensor.numel() == 2,
                     "check_neighbor_status: status must be int64 [2], got ",
                     status_tensor.scalar_type(), " ", status_tensor.sizes());
-  const Tensor copy = status_tensor.cpu().contiguous();
+  const Tensor copy = status_tensor.cpu();
   SearchStatus status;
   std::memcpy(&status, copy.const_data_ptr<int64_t>(), sizeof status);
   check_status(status, capacity, nullptr);
@@ -360,14 +356,14 @@ TORCH_LIBRARY_FRAGMENT(molkern, library) {
 }
 
 TORCH_LIBRARY_IMPL(molkern, CPU, library) {
-  library.impl("neighbor_list", neighbor_list);
-  library.impl("check_neighbor_status", check_neighbor_status);
+  library.impl("neighbor_list", any_layout<neighbor_list>);
+  library.impl("check_neighbor_status", any_layout<check_neighbor_status>);
 }
 
 #ifdef MOLKERN_WITH_CUDA
 TORCH_LIBRARY_IMPL(molkern, CUDA, library) {
-  library.impl("neighbor_list", neighbor_list);
-  library.impl("check_neighbor_status", check_neighbor_status);
+  library.impl("neighbor_list", any_layout<neighbor_list>);
+  library.impl("check_neighbor_status", any_layout<check_neighbor_status>);
 }
 #endif
 

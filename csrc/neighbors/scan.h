@@ -21,6 +21,7 @@ namespace molkern::MOLKERN_ISA {
 
 struct ScanMemory {
   Buffer x[3], words, found;
+  int64_t count = 0;  // of the words found
 
   size_t bytes() const { return 3 * x[0].bytes() + words.bytes() + found.bytes(); }
 };
@@ -29,7 +30,9 @@ template <typename T, typename Word>
 class Scanner {
  public:
   Scanner(const NeighborQuery<T>& query, const Grid& grid, ScanMemory& memory)
-      : query_(query), grid_(grid), memory_(memory) {}
+      : query_(query), grid_(grid), memory_(memory), found_(memory.count) {}
+  ~Scanner() { memory_.count = found_; }
+  Scanner(const Scanner&) = delete;
 
   int64_t found() const { return found_; }
 
@@ -45,7 +48,16 @@ class Scanner {
       std::fill_n(x_[k] + candidates_, padding, std::numeric_limits<float>::quiet_NaN());
   }
 
-  // Appends the senders of the group's receiver `member` to the words found; returns their number.
+  // The number of senders of the group's receiver `member`, which are not kept.
+  int64_t count(int member) {
+    const int64_t before = found_;
+    const int64_t count = scan(member) - before;
+    found_ = before;
+    return count;
+  }
+
+  // Appends the senders of the group's receiver `member` to the words found; returns how many all
+  // are.
   int64_t scan(int member) {
     Word* const all = memory_.found.grow<Word>(found_ + candidates_ + padding);
     Word* out = all + found_;
@@ -236,8 +248,8 @@ class Scanner {
   float* x_[3];             // [candidates + padding]
   Word* words_;             // [candidates + padding]
   int64_t candidates_ = 0;
-  int64_t self_ = 0;   // candidate that is the group's first atom
-  int64_t found_ = 0;  // words
+  int64_t self_ = 0;  // candidate that is the group's first atom
+  int64_t found_;     // words
 };
 
 }  // namespace molkern::MOLKERN_ISA

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/parallel.h"
 #include "radial/radial.h"
 #include "radial/radial_math.h"
 
@@ -121,9 +122,9 @@ class BlockSums {
 template <typename Run>
 void for_blocks(int64_t edges, int threads, Run&& run) {
   const int64_t blocks = count_blocks(edges);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && blocks > 1)
-  for (int64_t b = 0; b < blocks; ++b)
+  parallel_for(threads, blocks, [&](int64_t b) {
     run(b, b * block_edges, std::min(block_edges, edges - b * block_edges));
+  });
 }
 
 // y = c b

@@ -24,7 +24,7 @@ RadialForm checked_form(const char* op, int64_t basis, int64_t cutoff_function, 
           alpha, static_cast<int>(exponent)};
 }
 
-// The arguments that all three operators share, checked and contiguous.
+// The arguments that all three operators share, checked.
 struct Arguments {
   Tensor d, p;
   OptionalTensor q;
@@ -32,7 +32,7 @@ struct Arguments {
 
   Arguments(const char* op, const RadialForm& form, const Tensor& distances, const Tensor& centers,
             const OptionalTensor& widths)
-      : d(distances.contiguous()), p(centers.contiguous()) {
+      : d(distances), p(centers) {
     check_real(op, "distances", d, 1);
     check_real(op, "centers", p, 1);
     check_like(op, "centers", p, "distances", d);
@@ -44,7 +44,7 @@ struct Arguments {
       return;
     }
     TORCH_CHECK_VALUE(widths, op, ": this basis needs widths");
-    q = widths->contiguous();
+    q = widths;
     check_real(op, "widths", *q, 1);
     check_like(op, "widths", *q, "distances", d);
     TORCH_CHECK_VALUE(q->numel() == functions, op,
@@ -52,23 +52,19 @@ struct Arguments {
                       q->numel());
   }
 
-  Tensor checked_cotangent(const char* op, const Tensor& cotangent) const {
-    const Tensor g = cotangent.contiguous();
+  void check_cotangent(const char* op, const Tensor& g) const {
     check_real(op, "g", g, 2);
     check_like(op, "g", g, "distances", d);
     check_size(op, "g", g, 0, edges);
     check_size(op, "g", g, 1, functions);
-    return g;
   }
 
-  OptionalTensor checked_direction(const char* op, const char* name,
-                                   const OptionalTensor& direction, int64_t size) const {
-    if (!direction) return std::nullopt;
-    const Tensor h = direction->contiguous();
-    check_real(op, name, h, 1);
-    check_like(op, name, h, "distances", d);
-    check_size(op, name, h, 0, size);
-    return h;
+  void check_direction(const char* op, const char* name, const OptionalTensor& h,
+                       int64_t size) const {
+    if (!h) return;
+    check_real(op, name, *h, 1);
+    check_like(op, name, *h, "distances", d);
+    check_size(op, name, *h, 0, size);
   }
 
   // What the CUDA kernels sum parameter derivatives in.
@@ -115,8 +111,8 @@ Tensor radial_basis(const Tensor& distances, const Tensor& centers, const Option
 }
 
 // g [E, K] -> gd [E], gp [K], gq [K]; the last two are empty unless they are needed and exist.
-std::tuple<Tensor, Tensor, Tensor> radial_basis_grad(const Tensor& cotangent,
-                                                     const Tensor& distances, const Tensor& centers,
+std::tuple<Tensor, Tensor, Tensor> radial_basis_grad(const Tensor& g_in, const Tensor& distances,
+                                                     const Tensor& centers,
                                                      const OptionalTensor& widths, int64_t basis,
                                                      int64_t cutoff_function, double cutoff,
                                                      double alpha, int64_t exponent,
@@ -124,7 +120,7 @@ std::tuple<Tensor, Tensor, Tensor> radial_basis_grad(const Tensor& cotangent,
   constexpr auto op = "radial_basis_grad";
   const RadialForm form = checked_form(op, basis, cutoff_function, cutoff, alpha, exponent);
   const Arguments in(op, form, distances, centers, widths);
-  const Tensor g_in = in.checked_cotangent(op, cotangent);
+  in.check_cotangent(op, g_in);
   const bool need_q = need_params && in.q;
   const c10::DeviceGuard guard(in.d.device());
   const Tensor gd = empty_result({in.edges}, in.d.options());
@@ -155,17 +151,17 @@ std::tuple<Tensor, Tensor, Tensor> radial_basis_grad(const Tensor& cotangent,
 // hd [E], hp [K], hq [K] (none is zero), g [E, K] -> tg [E, K], td [E], tp [K], tq [K]; the last
 // two are empty unless they are needed and exist.
 std::tuple<Tensor, Tensor, Tensor, Tensor> radial_basis_hvp(
-    const OptionalTensor& direction_d, const OptionalTensor& direction_p,
-    const OptionalTensor& direction_q, const Tensor& cotangent, const Tensor& distances,
-    const Tensor& centers, const OptionalTensor& widths, int64_t basis, int64_t cutoff_function,
-    double cutoff, double alpha, int64_t exponent, bool need_params) {
+    const OptionalTensor& hd_in, const OptionalTensor& hp_in, const OptionalTensor& hq_in,
+    const Tensor& g_in, const Tensor& distances, const Tensor& centers,
+    const OptionalTensor& widths, int64_t basis, int64_t cutoff_function, double cutoff,
+    double alpha, int64_t exponent, bool need_params) {
   constexpr auto op = "radial_basis_hvp";
   const RadialForm form = checked_form(op, basis, cutoff_function, cutoff, alpha, exponent);
   const Arguments in(op, form, distances, centers, widths);
-  const Tensor g_in = in.checked_cotangent(op, cotangent);
-  const OptionalTensor hd_in = in.checked_direction(op, "hd", direction_d, in.edges);
-  const OptionalTensor hp_in = in.checked_direction(op, "hp", direction_p, in.functions);
-  const OptionalTensor hq_in = in.checked_direction(op, "hq", direction_q, in.functions);
+  in.check_cotangent(op, g_in);
+  in.check_direction(op, "hd", hd_in, in.edges);
+  in.check_direction(op, "hp", hp_in, in.functions);
+  in.check_direction(op, "hq", hq_in, in.functions);
   const bool need_q = need_params && in.q;
   const c10::DeviceGuard guard(in.d.device());
   const Tensor tg = empty_result({in.edges, in.functions}, in.d.options());
@@ -212,16 +208,16 @@ TORCH_LIBRARY_FRAGMENT(molkern, library) {
 }
 
 TORCH_LIBRARY_IMPL(molkern, CPU, library) {
-  library.impl("radial_basis", radial_basis);
-  library.impl("radial_basis_grad", radial_basis_grad);
-  library.impl("radial_basis_hvp", radial_basis_hvp);
+  library.impl("radial_basis", any_layout<radial_basis>);
+  library.impl("radial_basis_grad", any_layout<radial_basis_grad>);
+  library.impl("radial_basis_hvp", any_layout<radial_basis_hvp>);
 }
 
 #ifdef MOLKERN_WITH_CUDA
 TORCH_LIBRARY_IMPL(molkern, CUDA, library) {
-  library.impl("radial_basis", radial_basis);
-  library.impl("radial_basis_grad", radial_basis_grad);
-  library.impl("radial_basis_hvp", radial_basis_hvp);
+  library.impl("radial_basis", any_layout<radial_basis>);
+  library.impl("radial_basis_grad", any_layout<radial_basis_grad>);
+  library.impl("radial_basis_hvp", any_layout<radial_basis_hvp>);
 }
 #endif
 

@@ -184,9 +184,32 @@ struct Network {
   }
 };
 
+void check_numbers(const Tensor& numbers, const Tensor& embedding) {
+  TORCH_CHECK_TYPE(numbers.scalar_type() == at::kLong || numbers.scalar_type() == at::kInt,
+                   "schnet_energy_grad: numbers must be int64 or int32, got ",
+                   numbers.scalar_type(), "; convert them with .long()");
+  TORCH_CHECK_VALUE(numbers.dim() == 1 && embedding.dim() == 2,
+                    "schnet_energy_grad: numbers must be a vector and embedding a matrix, got ",
+                    numbers.sizes(), " and ", embedding.sizes());
+  if (!numbers.is_cpu()) return;
+  const Tensor values = numbers.to(at::kLong);
+  const int64_t* z = values.const_data_ptr<int64_t>();
+  for (int64_t k = 0; k < values.numel(); ++k)
+    TORCH_CHECK_VALUE(z[k] >= 0 && z[k] < embedding.size(0), "schnet_energy_grad: numbers at ", k,
+                      " is ", z[k], ", but the embedding has ", embedding.size(0), " (0 to ",
+                      embedding.size(0) - 1, ")");
+}
+
+// What edge_distances has not read.
+void check_graph(const Graph& graph, const Tensor& positions) {
+  constexpr auto op = "schnet_energy_grad";
+  adjacency(op, from_senders, graph.t_row_ptr, graph.t_neighbors, graph.t_edges, positions,
+            positions.size(0), graph.padded);
+}
+
 // -> values [N, 1], gradient by positions [N, 3], by cells [B, 3, 3] or [0, 3, 3]
 std::tuple<Tensor, Tensor, Tensor> schnet_energy_grad(
-    const Tensor& numbers, const Tensor& positions_in, const OptionalTensor& cell,
+    const Tensor& numbers, const Tensor& positions, const OptionalTensor& cell,
     const OptionalTensor& shifts, const OptionalTensor& system, const Tensor& row_ptr,
     const Tensor& neighbors, const OptionalTensor& edges, const Tensor& t_row_ptr,
     const Tensor& t_neighbors, const OptionalTensor& t_edges, const Tensor& embedding,
@@ -200,8 +223,10 @@ std::tuple<Tensor, Tensor, Tensor> schnet_energy_grad(
   const Graph graph{row_ptr, neighbors, edges, t_row_ptr, t_neighbors, t_edges, padded};
   const Images images{cell, shifts, system};
   const Knots knots{start, stop, degree, zero_beyond};
-  const Tensor positions = positions_in.contiguous();
+  check_numbers(numbers, embedding);
   const Tensor distances = edge_geometry("molkern::edge_distances", positions, images, graph);
+  check_graph(graph, positions);
+  const CheckedIndices checked;  // once for all operators that follow
   const size_t blocks = tables.size();
   std::vector<std::pair<Tensor, OptionalTensor>> kept;
   Tensor x = embedding.index_select(0, numbers);
@@ -245,10 +270,10 @@ std::tuple<Tensor, Tensor, Tensor> schnet_energy_grad(
   return {x, grad, grad_cell};
 }
 
-// Refuses positions and cells (arguments 1 and 2) that derivatives are asked by, which would come out
-// as none. The weights of a model always ask: that there is no graph for them is documented.
-void no_derivative(
-    const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+// Refuses positions and cells (arguments 1 and 2) that derivatives are asked by, which would come
+// out as none. The weights of a model always ask: that there is no graph for them is documented.
+void no_derivative(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                   torch::jit::Stack* stack) {
   const size_t count = op.schema().arguments().size();
   for (const size_t k : {1, 2}) {
     const c10::IValue& value = torch::jit::peek(*stack, k, count);
@@ -277,7 +302,7 @@ TORCH_LIBRARY_FRAGMENT(molkern, library) {
 }
 
 TORCH_LIBRARY_IMPL(molkern, CompositeExplicitAutograd, library) {
-  library.impl("schnet_energy_grad", schnet_energy_grad);
+  library.impl("schnet_energy_grad", any_layout<schnet_energy_grad>);
 }
 
 TORCH_LIBRARY_IMPL(molkern, Autograd, library) {

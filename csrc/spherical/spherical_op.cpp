@@ -9,7 +9,7 @@
 namespace molkern {
 namespace {
 
-// The arguments that all three operators share, checked and contiguous.
+// The arguments that all three operators share, checked.
 struct Arguments {
   const char* op;
   Tensor d, zeros, norms;
@@ -18,10 +18,7 @@ struct Arguments {
 
   Arguments(const char* op, const Tensor& distances, const Tensor& zeros_in, const Tensor& norms_in,
             double cutoff, int64_t exponent)
-      : op(op),
-        d(distances.contiguous()),
-        zeros(zeros_in.contiguous()),
-        norms(norms_in.contiguous()) {
+      : op(op), d(distances), zeros(zeros_in), norms(norms_in) {
     TORCH_CHECK_VALUE(cutoff > 0 && std::isfinite(cutoff), op,
                       ": cutoff must be positive and finite, got ", cutoff);
     TORCH_CHECK_VALUE(exponent >= 1 && exponent <= 100, op, ": exponent must be 1 to 100, got ",
@@ -55,13 +52,11 @@ struct Arguments {
                       " but distances is on ", d.device(), "; move one of them with .to()");
   }
 
-  Tensor checked_cotangent(const Tensor& cotangent) const {
-    const Tensor g = cotangent.contiguous();
+  void check_cotangent(const Tensor& g) const {
     check_real(op, "g", g, 2);
     check_like(op, "g", g, "distances", d);
     check_size(op, "g", g, 0, edges);
     check_size(op, "g", g, 1, functions);
-    return g;
   }
 
   // A function costs as much as moving so many numbers.
@@ -89,10 +84,10 @@ Tensor spherical_radial(const Tensor& distances, const Tensor& zeros, const Tens
 }
 
 // g [E, L R] -> gd [E]
-Tensor spherical_radial_grad(const Tensor& cotangent, const Tensor& distances, const Tensor& zeros,
+Tensor spherical_radial_grad(const Tensor& g_in, const Tensor& distances, const Tensor& zeros,
                              const Tensor& norms, double cutoff, int64_t exponent) {
   const Arguments in("spherical_radial_grad", distances, zeros, norms, cutoff, exponent);
-  const Tensor g_in = in.checked_cotangent(cotangent);
+  in.check_cotangent(g_in);
   const c10::DeviceGuard guard(in.d.device());
   const Tensor gd = empty_result({in.edges}, in.d.options());
   with_real(in.d, [&](auto zero) {
@@ -111,12 +106,12 @@ Tensor spherical_radial_grad(const Tensor& cotangent, const Tensor& distances, c
 }
 
 // hd [E], g [E, L R] -> tg [E, L R], td [E]
-std::tuple<Tensor, Tensor> spherical_radial_hvp(const Tensor& direction, const Tensor& cotangent,
+std::tuple<Tensor, Tensor> spherical_radial_hvp(const Tensor& hd_in, const Tensor& g_in,
                                                 const Tensor& distances, const Tensor& zeros,
                                                 const Tensor& norms, double cutoff,
                                                 int64_t exponent) {
   const Arguments in("spherical_radial_hvp", distances, zeros, norms, cutoff, exponent);
-  const Tensor g_in = in.checked_cotangent(cotangent), hd_in = direction.contiguous();
+  in.check_cotangent(g_in);
   check_real(in.op, "hd", hd_in, 1);
   check_like(in.op, "hd", hd_in, "distances", in.d);
   check_size(in.op, "hd", hd_in, 0, in.edges);
@@ -155,16 +150,16 @@ TORCH_LIBRARY_FRAGMENT(molkern, library) {
 }
 
 TORCH_LIBRARY_IMPL(molkern, CPU, library) {
-  library.impl("spherical_radial", spherical_radial);
-  library.impl("spherical_radial_grad", spherical_radial_grad);
-  library.impl("spherical_radial_hvp", spherical_radial_hvp);
+  library.impl("spherical_radial", any_layout<spherical_radial>);
+  library.impl("spherical_radial_grad", any_layout<spherical_radial_grad>);
+  library.impl("spherical_radial_hvp", any_layout<spherical_radial_hvp>);
 }
 
 #ifdef MOLKERN_WITH_CUDA
 TORCH_LIBRARY_IMPL(molkern, CUDA, library) {
-  library.impl("spherical_radial", spherical_radial);
-  library.impl("spherical_radial_grad", spherical_radial_grad);
-  library.impl("spherical_radial_hvp", spherical_radial_hvp);
+  library.impl("spherical_radial", any_layout<spherical_radial>);
+  library.impl("spherical_radial_grad", any_layout<spherical_radial_grad>);
+  library.impl("spherical_radial_hvp", any_layout<spherical_radial_hvp>);
 }
 #endif
 

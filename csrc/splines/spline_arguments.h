@@ -31,7 +31,7 @@ struct SplineArguments {
                   const Tensor& distances_in, const Tensor& row_ptr, const Tensor& neighbors,
                   const OptionalTensor& edges, const Tensor& t_row_ptr, const Tensor& t_neighbors,
                   const OptionalTensor& t_edges, double start_in, double stop_in, int64_t degree_in,
-                  bool zero_in)
+                  bool zero_in, bool padded)
       : x(x_in),
         table(table_in),
         distances(distances_in),
@@ -49,8 +49,11 @@ struct SplineArguments {
     check_knots(op, start, stop, intervals);
     check_real(op, "distances", distances, 1);
     check_like(op, "distances", distances, "x", x);
-    receivers = adjacency(op, row_ptr, neighbors, edges, x);
-    senders = adjacency(op, t_row_ptr, t_neighbors, t_edges, x);
+    receivers =
+        adjacency(op, from_receivers, row_ptr, neighbors, edges, x, t_row_ptr.numel() - 1, padded);
+    senders = adjacency(op, from_senders, t_row_ptr, t_neighbors, t_edges, x, receivers.rows,
+                        padded, &receivers);
+    check_size(op, "t_neighbors", t_neighbors, 0, neighbors.numel());
     const bool symmetric = !edges && t_edges && receivers.row_ptr == senders.row_ptr &&
                            receivers.neighbors == senders.neighbors;
     reverse = symmetric ? senders.edges : nullptr;
@@ -89,6 +92,14 @@ struct SplineArguments {
     check_size(op, "bins", *tensor, 0, intervals + 1 + 3 * edges);
     const int32_t* ptr = tensor->const_data_ptr<int32_t>();
     const int32_t* first = ptr + intervals + 1;
+    check_rows(op, "bins (their rows)", *tensor, intervals, edges, /*padded=*/true);
+    if (tensor->is_cpu()) {
+      const int64_t from = intervals + 1, used = ptr[intervals];
+      check_values(op, "bins (their edges)", *tensor, used, edges, "edges", from);
+      check_values(op, "bins (their senders)", *tensor, used, senders.rows, "atoms", from + edges);
+      check_values(op, "bins (their receivers)", *tensor, used, receivers.rows, "atoms",
+                   from + 2 * edges);
+    }
     return {ptr, first, first + edges, first + 2 * edges, edges};
   }
 };

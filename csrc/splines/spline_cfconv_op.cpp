@@ -87,15 +87,15 @@ Tensor spline_bins(const Tensor& distances, const Tensor& senders, const Tensor&
 }
 
 // x [atoms, F], table [intervals + degree, F], distances [E] -> [rows, F]. Only the backward
-// formula reads the edges by interval and whether some edges belong to no row.
+// formula reads the edges by interval.
 Tensor spline_cfconv(const Tensor& x, const Tensor& table, const Tensor& distances,
                      const Tensor& row_ptr, const Tensor& neighbors, const OptionalTensor& edges,
                      const Tensor& t_row_ptr, const Tensor& t_neighbors,
                      const OptionalTensor& t_edges, const OptionalTensor&, double start,
-                     double stop, int64_t degree, bool zero_beyond, bool) {
+                     double stop, int64_t degree, bool zero_beyond, bool padded) {
   constexpr auto op = "spline_cfconv";
   const Arguments in(op, x, table, distances, row_ptr, neighbors, edges, t_row_ptr, t_neighbors,
-                     t_edges, start, stop, degree, zero_beyond);
+                     t_edges, start, stop, degree, zero_beyond, padded);
   const c10::DeviceGuard guard(x.device());
   const Tensor y = empty_result({in.receivers.rows, x.size(1)}, x.options());
   with_real(x, [&](auto zero) {
@@ -165,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> spline_cfconv_grad(
     int64_t degree, bool zero_beyond, bool padded, bool need_table) {
   constexpr auto op = "spline_cfconv_grad";
   const Arguments in(op, x, table, distances, row_ptr, neighbors, edges, t_row_ptr, t_neighbors,
-                     t_edges, start, stop, degree, zero_beyond);
+                     t_edges, start, stop, degree, zero_beyond, padded);
   in.check_cotangent(op, g, x.size(1));
   in.check_part(op, "added", added, distances);
   const c10::DeviceGuard guard(x.device());
@@ -191,7 +191,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spline_cfconv_hvp(
     double start, double stop, int64_t degree, bool zero_beyond, bool padded, bool need_table) {
   constexpr auto op = "spline_cfconv_hvp";
   const Arguments in(op, x, table, distances, row_ptr, neighbors, edges, t_row_ptr, t_neighbors,
-                     t_edges, start, stop, degree, zero_beyond);
+                     t_edges, start, stop, degree, zero_beyond, padded);
   in.check_cotangent(op, g, x.size(1));
   in.check_part(op, "hx", hx, x);
   in.check_part(op, "hd", hd, distances);
@@ -247,18 +247,18 @@ TORCH_LIBRARY_FRAGMENT(molkern, library) {
 }
 
 TORCH_LIBRARY_IMPL(molkern, CPU, library) {
-  library.impl("spline_bins", spline_bins);
-  library.impl("spline_cfconv", spline_cfconv);
-  library.impl("spline_cfconv_grad", spline_cfconv_grad);
-  library.impl("spline_cfconv_hvp", spline_cfconv_hvp);
+  library.impl("spline_bins", any_layout<spline_bins>);
+  library.impl("spline_cfconv", any_layout<spline_cfconv>);
+  library.impl("spline_cfconv_grad", any_layout<spline_cfconv_grad>);
+  library.impl("spline_cfconv_hvp", any_layout<spline_cfconv_hvp>);
 }
 
 #ifdef MOLKERN_WITH_CUDA
 TORCH_LIBRARY_IMPL(molkern, CUDA, library) {
-  library.impl("spline_bins", spline_bins);
-  library.impl("spline_cfconv", spline_cfconv);
-  library.impl("spline_cfconv_grad", spline_cfconv_grad);
-  library.impl("spline_cfconv_hvp", spline_cfconv_hvp);
+  library.impl("spline_bins", any_layout<spline_bins>);
+  library.impl("spline_cfconv", any_layout<spline_cfconv>);
+  library.impl("spline_cfconv_grad", any_layout<spline_cfconv_grad>);
+  library.impl("spline_cfconv_hvp", any_layout<spline_cfconv_hvp>);
 }
 #endif
 

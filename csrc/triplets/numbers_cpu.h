@@ -38,11 +38,11 @@ MOLKERN_INLINE Single<N> sum_of_lanes(N x) {
     return lane_sum(x);
 }
 
-// 1 / sqrt(x), and 0 where x is 0.
+// 1 / sqrt(x), and 0 where a vector of that square counts as zero.
 template <typename V>
 MOLKERN_INLINE V inverse_root(V x) {
   if constexpr (std::is_arithmetic_v<V>) {
-    return x > V(0) ? V(1) / std::sqrt(x) : V(0);
+    return x < smallest_square<V> ? V(0) : V(1) / std::sqrt(x);
   } else {
     using T = Scalar<V>;
     constexpr int lanes = sizeof(V) / sizeof(T);
@@ -50,7 +50,7 @@ MOLKERN_INLINE V inverse_root(V x) {
     store<V>(numbers, x);
     for (int i = 0; i < lanes; ++i) numbers[i] = std::sqrt(numbers[i]);
     const V root = load<V>(numbers);
-    return x > T(0) ? T(1) / root : V{};
+    return x < smallest_square<T> ? V{} : T(1) / root;
   }
 }
 template <typename V>

@@ -184,10 +184,10 @@ __device__ __forceinline__ T value_of(Dual<T> x) {
   return x.value;
 }
 
-// 1 / sqrt(x), and 0 where x is 0.
+// 1 / sqrt(x), and 0 where a vector of that square counts as zero.
 template <typename T>
 __device__ __forceinline__ T inverse_root_of(T x) {
-  return x > T(0) ? T(1) / sqrt(x) : T(0);
+  return x < smallest_square<T> ? T(0) : T(1) / sqrt(x);
 }
 template <typename T>
 __device__ __forceinline__ Dual<T> inverse_root_of(Dual<T> x) {

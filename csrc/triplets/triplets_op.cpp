@@ -11,7 +11,7 @@
 namespace molkern {
 namespace {
 
-// The arguments that all three operators share, checked and contiguous.
+// The arguments that all three operators share, checked.
 struct Arguments {
   Tensor x, q, v;
   OptionalTensor w;
@@ -23,7 +23,7 @@ struct Arguments {
             const OptionalTensor& weight, const Tensor& row_ptr, const Tensor& neighbors,
             const Tensor& t_row_ptr, const Tensor& t_neighbors, const OptionalTensor& t_edges,
             const Tensor& excluded, bool padded, int64_t angle, int64_t moments_from)
-      : x(messages.contiguous()), q(radial.contiguous()), v(vectors.contiguous()), padded(padded) {
+      : x(messages), q(radial), v(vectors), w(weight), padded(padded) {
     TORCH_CHECK_VALUE(angle >= 0 && angle <= 2, op, ": angle must be 0, 1 or 2, got ", angle);
     const int64_t edges = neighbors.numel();
     check_real(op, "x", x, 2);
@@ -38,21 +38,40 @@ struct Arguments {
     TORCH_CHECK_VALUE(orders <= max_orders, op, ": at most ", max_orders,
                       " orders are supported, got ", orders);
     if (weight) {
-      w = weight->contiguous();
       check_real(op, "weight", *w, 2);
       check_like(op, "weight", *w, "x", x);
       check_size(op, "weight", *w, 0, features);
       check_size(op, "weight", *w, 1, channels);
     }
-    graph = {adjacency(op, row_ptr, neighbors, std::nullopt, x),
-             adjacency(op, t_row_ptr, t_neighbors, t_edges, x), nullptr, edges};
+    const int64_t atoms = row_ptr.numel() - 1;
+    graph.edges = edges;
+    graph.receivers = adjacency(op, from_receivers, row_ptr, neighbors, {}, x, atoms, padded);
     check_size(op, "t_row_ptr", t_row_ptr, 0, row_ptr.numel());
     check_size(op, "t_neighbors", t_neighbors, 0, edges);
-    check_index(op, "excluded", excluded, x);
-    check_size(op, "excluded", excluded, 0, edges);
-    graph.excluded = excluded.const_data_ptr<int32_t>();
+    graph.senders = adjacency(op, from_senders, t_row_ptr, t_neighbors, t_edges, x, atoms, padded,
+                              &graph.receivers);
+    check_excluded(op, excluded);
     form = {static_cast<TripletAngle>(angle), static_cast<int>(orders), static_cast<int>(channels),
             static_cast<int>(features),       weight.has_value(),       moments_from};
+  }
+
+  // The reverse of an edge is received by the atom that the edge leaves: kernels look there for it.
+  void check_excluded(const char* op, const Tensor& excluded) {
+    check_index(op, "excluded", excluded, x);
+    check_size(op, "excluded", excluded, 0, graph.edges);
+    graph.excluded = excluded.const_data_ptr<int32_t>();
+    if (!excluded.is_cpu()) return;
+    for (int64_t atom = 0; atom < graph.senders.rows; ++atom) {
+      const int32_t* received = graph.receivers.row_ptr + atom;
+      for (int64_t k = graph.senders.row_ptr[atom]; k < graph.senders.row_ptr[atom + 1]; ++k) {
+        const int64_t edge = graph.senders.edge(k), back = graph.excluded[edge];
+        if (back == -1 || (back >= received[0] && back < received[1])) [[likely]]
+          continue;
+        TORCH_CHECK_VALUE(false, op, ": excluded (the reverse) at ", edge, " is ", back,
+                          ", but the edge leaves atom ", atom, ", which receives edges ",
+                          received[0], " to ", received[1] - 1, "; pass -1 for no reverse");
+      }
+    }
   }
 
   // An upper bound for the polynomials by recursion and the harmonics to be accurate.
@@ -70,20 +89,18 @@ struct Arguments {
     return {graph.edges, form.channels, form.features};
   }
 
-  Tensor checked_cotangent(const char* op, const Tensor& cotangent) const {
-    const Tensor g = cotangent.contiguous();
+  void check_cotangent(const char* op, const Tensor& g) const {
     check_real(op, "g", g, form.weighted ? 2 : 3);
     check_like(op, "g", g, "x", x);
     const std::vector<int64_t> sizes = result_sizes();
     for (size_t dim = 0; dim < sizes.size(); ++dim) check_size(op, "g", g, dim, sizes[dim]);
-    return g;
   }
 
   // A direction as the tensor it belongs to; zeros where there is none.
   Tensor checked_direction(const char* op, const char* name, const OptionalTensor& direction,
                            const Tensor& like) const {
     if (!direction) return at::zeros_like(like);
-    const Tensor h = direction->contiguous();
+    const Tensor& h = *direction;
     check_real(op, name, h, like.dim());
     check_like(op, name, h, "x", x);
     for (int64_t dim = 0; dim < like.dim(); ++dim) check_size(op, name, h, dim, like.size(dim));
@@ -161,14 +178,14 @@ Tensor triplet_sum(const Tensor& x, const Tensor& q, const Tensor& v, const Opti
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> triplet_sum_grad(
-    const Tensor& cotangent, const Tensor& x, const Tensor& q, const Tensor& v,
-    const OptionalTensor& w, const Tensor& row_ptr, const Tensor& neighbors,
-    const Tensor& t_row_ptr, const Tensor& t_neighbors, const OptionalTensor& t_edges,
-    const Tensor& excluded, bool padded, int64_t angle, int64_t moments_from, bool need_weight) {
+    const Tensor& g, const Tensor& x, const Tensor& q, const Tensor& v, const OptionalTensor& w,
+    const Tensor& row_ptr, const Tensor& neighbors, const Tensor& t_row_ptr,
+    const Tensor& t_neighbors, const OptionalTensor& t_edges, const Tensor& excluded, bool padded,
+    int64_t angle, int64_t moments_from, bool need_weight) {
   constexpr auto op = "triplet_sum_grad";
   const Arguments in(op, x, q, v, w, row_ptr, neighbors, t_row_ptr, t_neighbors, t_edges, excluded,
                      padded, angle, moments_from);
-  const Tensor g = in.checked_cotangent(op, cotangent);
+  in.check_cotangent(op, g);
   const c10::DeviceGuard guard(x.device());
   const Results out(in, need_weight);
   with_real(x, [&](auto zero) {
@@ -189,14 +206,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> triplet_sum_grad(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> triplet_sum_hvp(
     const OptionalTensor& hx, const OptionalTensor& hq, const OptionalTensor& hv,
-    const OptionalTensor& hw, const Tensor& cotangent, const Tensor& x, const Tensor& q,
-    const Tensor& v, const OptionalTensor& w, const Tensor& row_ptr, const Tensor& neighbors,
+    const OptionalTensor& hw, const Tensor& g, const Tensor& x, const Tensor& q, const Tensor& v,
+    const OptionalTensor& w, const Tensor& row_ptr, const Tensor& neighbors,
     const Tensor& t_row_ptr, const Tensor& t_neighbors, const OptionalTensor& t_edges,
     const Tensor& excluded, bool padded, int64_t angle, int64_t moments_from, bool need_weight) {
   constexpr auto op = "triplet_sum_hvp";
   const Arguments in(op, x, q, v, w, row_ptr, neighbors, t_row_ptr, t_neighbors, t_edges, excluded,
                      padded, angle, moments_from);
-  const Tensor g = in.checked_cotangent(op, cotangent);
+  in.check_cotangent(op, g);
   const Tensor direction_x = in.checked_direction(op, "hx", hx, in.x);
   const Tensor direction_q = in.checked_direction(op, "hq", hq, in.q);
   const Tensor direction_v = in.checked_direction(op, "hv", hv, in.v);
@@ -244,16 +261,16 @@ TORCH_LIBRARY_FRAGMENT(molkern, library) {
 }
 
 TORCH_LIBRARY_IMPL(molkern, CPU, library) {
-  library.impl("triplet_sum", triplet_sum);
-  library.impl("triplet_sum_grad", triplet_sum_grad);
-  library.impl("triplet_sum_hvp", triplet_sum_hvp);
+  library.impl("triplet_sum", any_layout<triplet_sum>);
+  library.impl("triplet_sum_grad", any_layout<triplet_sum_grad>);
+  library.impl("triplet_sum_hvp", any_layout<triplet_sum_hvp>);
 }
 
 #ifdef MOLKERN_WITH_CUDA
 TORCH_LIBRARY_IMPL(molkern, CUDA, library) {
-  library.impl("triplet_sum", triplet_sum);
-  library.impl("triplet_sum_grad", triplet_sum_grad);
-  library.impl("triplet_sum_hvp", triplet_sum_hvp);
+  library.impl("triplet_sum", any_layout<triplet_sum>);
+  library.impl("triplet_sum_grad", any_layout<triplet_sum_grad>);
+  library.impl("triplet_sum_hvp", any_layout<triplet_sum_hvp>);
 }
 #endif
 

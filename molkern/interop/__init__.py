@@ -16,6 +16,7 @@ from torch import nn
 from ..elements import referenced
 from ..models import Potential
 from ..ops._arguments import checked
+from ..ops._library import as_tensor
 from ..ops._modes import ordinary_tensors
 from . import dimenet, dtnn, physnet, schnet
 from .audit import check_untouched
@@ -298,7 +299,7 @@ def _tensor(value: Any) -> torch.Tensor | None:
     """Numbers as a tensor; None for what is no number."""
     if isinstance(value, torch.Tensor):
         return value
-    return torch.from_numpy(value) if value.dtype.kind in "fiu" else None
+    return as_tensor(value) if value.dtype.kind in "fiu" else None
 
 
 def _json_object(name: str, text: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ..data.conditions import ConditionReader, stated
 from ..graph import AtomicBatch
 from ..models import Potential
 from ..ops._arguments import checked
+from ..ops._library import as_tensor
 from .evaluator import Evaluator
 from .exclusive import Exclusive
 from .kept import finite_energy, require_energy
@@ -100,10 +101,10 @@ class ASECalculator(Calculator):
         stress = "stress" in (properties or [])
         if stress and evaluator.batch.cell is None:
             raise PropertyNotImplementedError("stress needs a cell: atoms.set_cell(...)")
-        positions = torch.from_numpy(self.atoms.positions)
+        positions = as_tensor(self.atoms.positions)
         cell = None
         if evaluator.batch.cell is not None:
-            cell = torch.from_numpy(self.atoms.cell.array)
+            cell = as_tensor(self.atoms.cell.array)
         out = evaluator(positions, cell, stress=stress)
         energy = finite_energy(out["energy"]) * self.energy_unit
         forces = out["forces"].to("cpu", torch.float64).numpy() * self.energy_unit

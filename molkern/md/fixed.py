@@ -112,7 +112,7 @@ class FixedList(VerletList):
 def _padded(found: NeighborList, capacity: int) -> NeighborList:
     """A list of the same atoms with room for so many edges."""
     index = found.row_ptr
-    return NeighborList(
+    return NeighborList._made(
         row_ptr=torch.empty_like(index),
         senders=index.new_empty(capacity),
         receivers=index.new_empty(capacity),

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ..ops._library import as_tensor
+
 
 def check_sizes(config: dict[str, Any], *names: str) -> None:
     """Refuses sizes below 1, and a list of references too short for the table of elements.
@@ -30,4 +32,4 @@ def check_reference(config: dict[str, Any]) -> None:
 
 def plain(value: float | Sequence[Any]) -> Any:
     """A number, or (nested) lists of numbers, as JSON has them."""
-    return torch.as_tensor(value, dtype=torch.float64, device="cpu").tolist()
+    return as_tensor(value, dtype=torch.float64).tolist()

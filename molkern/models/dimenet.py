@@ -34,6 +34,11 @@ from .structure import Structure
 ZEROS = {"float64": torch.float64, "float32": torch.float32}
 
 
+#: Of the cutoff: edges that are shorter count as of length zero, which has no direction. Forces go
+#: like the inverse of a distance there, and would overflow with their squares.
+ON_TOP_OF_EACH_OTHER = 1e-6
+
+
 class _Directional(Potential):
     """What DimeNet and DimeNet++ share: bases, the first messages, and the sum over blocks."""
 
@@ -85,7 +90,7 @@ class _Directional(Potential):
         graph = structure.neighbors
         if not torch.compiler.is_compiling():  # edges beyond the cutoff add nothing but time
             graph = graph.within(self.cutoff, structure.positions, structure.cell)
-        vectors = graph.vectors(structure.positions, structure.cell)
+        vectors = _apart(graph.vectors(structure.positions, structure.cell), self.cutoff)
         distances = edge_norm(vectors)
         basis, radials = self._radial_functions(distances)
         messages = self.embedding(structure.numbers, basis, graph)
@@ -137,6 +142,12 @@ class _Directional(Potential):
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"
+
+
+def _apart(vectors: Tensor, cutoff: float) -> Tensor:
+    """Vectors of edges, ``[E, 3]``, zero where two atoms are on top of each other."""
+    short = edge_norm(vectors.detach()) < ON_TOP_OF_EACH_OTHER * cutoff
+    return vectors.masked_fill(short.unsqueeze(1), 0.0)
 
 
 @arguments_are_fixed

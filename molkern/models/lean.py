@@ -198,7 +198,7 @@ class LeanSchNet(nn.Module):
 def _(numbers: Tensor, positions: Tensor, cell: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     systems = 0 if cell is None or not rest[-1] else cell.shape[0]
     values = positions.new_empty(positions.shape[0], 1)
-    return values, torch.empty_like(positions), positions.new_empty(systems, 3, 3)
+    return values, positions.new_empty(positions.shape), positions.new_empty(systems, 3, 3)
 
 
 mapped("schnet_energy_grad")

@@ -24,7 +24,7 @@ from ..nn.dispersion import BOHR, HARTREE, HARTREE_FOCK
 from ..nn.electrostatics import COULOMB_CONSTANT
 from ..nn.physnet import checked_total_charge, nonhierarchicality
 from ..ops._arguments import checked
-from ..ops._library import is_recorded
+from ..ops._library import as_tensor, is_recorded
 from .arguments import arguments_are_fixed
 from .checks import plain
 from .potential import Potential
@@ -359,9 +359,7 @@ class PhysNet(Potential):
     def _set_scaling(self, scales: tuple[Any, Any], shifts: tuple[Any, Any]) -> None:
         for target, values in ((self.scaling.scale, scales), (self.scaling.shift, shifts)):
             for column, value in enumerate(values):
-                target[:, column] = torch.as_tensor(
-                    value, dtype=torch.float64, device=target.device
-                )
+                target[:, column] = as_tensor(value, torch.float64, target.device)
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops._arguments import checked, explained
+from ..ops._library import as_tensor
 from .activations import activation, dense
 from .precision import Float64Module
 
@@ -133,7 +134,7 @@ def _check_range(numbers: Tensor, size: int) -> None:
 
 def _per_target(name: str, value: float | Sequence[float], num_targets: int | None) -> Tensor:
     """A scale or mean, ``[]`` or ``[T]``, float64."""
-    made = torch.as_tensor(value, dtype=torch.float64).clone()
+    made = as_tensor(value, dtype=torch.float64).clone()
     if made.dim() and (num_targets is None or made.shape != (num_targets,)):
         needed = "be a number" if num_targets is None else f"be a number or [{num_targets}]"
         raise ValueError(f"{name} must {needed}, got shape {list(made.shape)}")
@@ -142,7 +143,7 @@ def _per_target(name: str, value: float | Sequence[float], num_targets: int | No
 
 def _reference(value: Tensor | Sequence[Any], num_targets: int | None) -> Tensor:
     """References ``[Z]`` or ``[Z, T]``, float64."""
-    made = torch.as_tensor(value, dtype=torch.float64).clone()
+    made = as_tensor(value, dtype=torch.float64).clone()
     if num_targets == 1 and made.dim() == 1:
         made = made.unsqueeze(1)
     fits = made.dim() == 1 if num_targets is None else made.shape[1:] == (num_targets,)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..graph import AtomicBatch
 from ..ops import segment_sum
 from ..ops._arguments import checked, explained
+from ..ops._library import as_tensor
 from ..ops.geometry import edge_norm
 from .masses import ATOMIC_MASSES
 from .precision import Float64Module
@@ -27,7 +28,7 @@ class CentredSum(Float64Module):
     @checked
     def __init__(self, masses: Tensor | Sequence[float] | None = None):
         super().__init__()
-        values = torch.as_tensor(ATOMIC_MASSES if masses is None else masses, dtype=torch.float64)
+        values = as_tensor(ATOMIC_MASSES if masses is None else masses, dtype=torch.float64)
         if values.dim() != 1:
             raise ValueError(f"masses must have shape [Z], got {list(values.shape)}")
         self.register_buffer("masses", values.clone())

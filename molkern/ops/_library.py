@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,9 +86,29 @@ def is_recorded(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def describe(tensor: Tensor) -> str:
-    """Shape, type and device of a tensor, for error messages."""
-    return f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
+def contiguous(*tensors: Any) -> list[Any]:
+    """The same numbers in row order, for torch's own products, whose bits depend on the layout.
+
+    molkern's own operators take any layout (csrc/common/any_layout.h).
+    """
+    return [None if t is None else t.contiguous() for t in tensors]
+
+
+def as_tensor(
+    value: Any, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """Numbers of any kind as a tensor, as :func:`torch.as_tensor`, which refuses some arrays.
+
+    Those are arrays of NumPy's with negative strides (``a[::-1]``) or of foreign byte order: they
+    are copied. What is no tensor is put on the CPU, whatever the default device.
+    """
+    if device is None and not isinstance(value, Tensor):
+        device = "cpu"
+    if isinstance(value, np.ndarray):
+        native = value.dtype.newbyteorder("=")
+        if native != value.dtype or any(step < 0 for step in value.strides):
+            value = value.astype(native, order="C")
+    return torch.as_tensor(value, dtype=dtype, device=device)
 
 
 def full_precision(*names: str) -> None:

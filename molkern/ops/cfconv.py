@@ -56,9 +56,7 @@ def cfconv(
         raise ValueError(f"aggregation must be 'sum' or 'mean', got {aggregation!r}")
     if x.dim() != 2:
         raise ValueError(f"x must have shape [N, F], got {list(x.shape)}")
-    y = operators.cfconv(
-        x.contiguous(), filters.contiguous(), *graph.by_receiver, *graph.by_sender, graph.padded
-    )
+    y = operators.cfconv(x, filters, *graph.by_receiver, *graph.by_sender, graph.padded)
     if aggregation == "mean":
         row_ptr = graph.by_receiver[0]
         lengths = row_ptr[1:] - row_ptr[:-1] if counts is None else counts
@@ -151,7 +149,7 @@ def _sum_segments(values: Tensor, segment_ptr: Tensor) -> Tensor:
     count, device = values.shape[0], values.device
     if segment_ptr.shape[0] == 2:
         if device.type != "cpu" or values.numel() < _ONE_THREAD:
-            return values.sum(0, keepdim=True)
+            return values.contiguous().sum(0, keepdim=True)  # the same bits for any layout
         if count > _CHUNK:
             starts = _chunk_starts(count, device)
             chunks = _sum_segments(values, starts)
@@ -159,7 +157,7 @@ def _sum_segments(values: Tensor, segment_ptr: Tensor) -> Tensor:
             return _sum_segments(chunks, ends)
     by_segment, by_row = _segment_graph(segment_ptr, count)
     ones = torch.ones_like(values, memory_format=torch.contiguous_format)
-    return operators.cfconv(values.contiguous(), ones, *by_segment, *by_row, False)
+    return operators.cfconv(values, ones, *by_segment, *by_row, False)
 
 
 @explained
@@ -204,7 +202,7 @@ def segment_expand(values: Tensor, segment_ptr: Tensor, count: int) -> Tensor:
             return segment_expand(chunks, starts, count)
     by_segment, by_row = _segment_graph(segment_ptr, count)
     ones = values.new_ones(count, values.shape[1])
-    return operators.cfconv(values.contiguous(), ones, *by_row, *by_segment, False)
+    return operators.cfconv(values, ones, *by_row, *by_segment, False)
 
 
 def _chunk_starts(count: int, device: torch.device) -> Tensor:
@@ -220,7 +218,7 @@ def _segment_graph(segment_ptr: Tensor, count: int) -> tuple[Any, Any]:
     segments = torch.arange(lengths.shape[0], dtype=torch.int32, device=device)
     owner = torch.repeat_interleave(segments, lengths, output_size=count)
     one_each = torch.arange(count + 1, dtype=torch.int32, device=device)
-    return (segment_ptr.contiguous(), rows, None), (one_each, owner, None)
+    return (segment_ptr, rows, None), (one_each, owner, None)
 
 
 @torch.library.register_fake("molkern::cfconv")
@@ -247,9 +245,9 @@ def _cfconv_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     here, there = graph[:3], graph[3:]
     grad_x = grad_filters = None
     if ctx.needs_input_grad[0]:
-        grad_x = operators.cfconv(g.contiguous(), filters, *there, *here, ctx.padded)
+        grad_x = operators.cfconv(g, filters, *there, *here, ctx.padded)
     if ctx.needs_input_grad[1]:
-        grad_filters = _edge_product(g.contiguous(), x, here, there, ctx.padded)
+        grad_filters = _edge_product(g, x, here, there, ctx.padded)
     return (grad_x, grad_filters, *[None] * 7)
 
 
@@ -272,9 +270,9 @@ def _edge_product_backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
     here, there = graph[:3], graph[3:]
     grad_a = grad_b = None
     if ctx.needs_input_grad[0]:
-        grad_a = operators.cfconv(b, h.contiguous(), *here, *there, ctx.padded)
+        grad_a = operators.cfconv(b, h, *here, *there, ctx.padded)
     if ctx.needs_input_grad[1]:
-        grad_b = operators.cfconv(a, h.contiguous(), *there, *here, ctx.padded)
+        grad_b = operators.cfconv(a, h, *there, *here, ctx.padded)
     return (grad_a, grad_b, *[None] * 7)
 
 

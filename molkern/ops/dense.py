@@ -8,7 +8,13 @@ from torch import Tensor
 
 from ._arguments import explained
 from ._derivatives import differentiable
-from ._library import full_precision, gradient_wanted, keeps_first_only, operators
+from ._library import (
+    contiguous,
+    full_precision,
+    gradient_wanted,
+    keeps_first_only,
+    operators,
+)
 
 #: Names of the activations; positions are the codes that the operators take.
 DENSE_ACTIVATIONS = ("none", "silu", "ssp", "tanh")
@@ -69,8 +75,9 @@ def dense(
     tensor([[3.8577, 2.0000]])
     """
     code = _activation_code("dense", activation)
+    x, weight = contiguous(x, weight)
     differentiable = (x, weight) if bias is None else (x, weight, bias)
-    basis, gate_weight = (None, None) if gate is None else gate
+    basis, gate_weight = (None, None) if gate is None else contiguous(*gate)
     need_slope = _needs_gradient(*differentiable)
     need_value = gate is not None and _needs_gradient(*gate)
     return operators.dense(
@@ -173,6 +180,7 @@ def _dense_backward(
 ) -> tuple[Tensor | None, ...]:
     x, weight, bias, basis, gate_weight, slope, value = ctx.saved_tensors
     gated = ctx.gated
+    g, gs, gv = contiguous(g, gs, gv)
     gs, gv = gs if ctx.has_slope else None, gv if ctx.has_value else None
     need_x, need_weight = gradient_wanted(ctx, 0), gradient_wanted(ctx, 1)
     need_bias = ctx.needs_input_grad[2] and (need_weight or gradient_wanted(ctx, 2))
@@ -253,6 +261,7 @@ def _input_grad_backward(ctx: Any, h: Tensor | None) -> tuple[Tensor | None, ...
     """``⟨h, r + (g ∘ s) W⟩`` is linear in r and in each of the factors."""
     if h is None:
         return None, None, None, None
+    h = h.contiguous()
     g, slope, weight = ctx.saved_tensors
     need_g, need_slope, need_weight = (gradient_wanted(ctx, k) for k in range(3))
     gg = gs = gw = None

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from ._arguments import explained
 from ._derivatives import differentiable
-from ._library import full_precision, gradient_wanted, keeps_first_only, operators
+from ._library import (
+    contiguous,
+    full_precision,
+    gradient_wanted,
+    keeps_first_only,
+    operators,
+)
 from .dense import (
     DENSE_ACTIVATIONS,
     _activation_code,
@@ -55,6 +61,7 @@ def dense_residual(
     tensor([[ 1.6420, -1.6420]])
     """
     code = _activation_code("dense_residual", activation)
+    x, weight1, weight2 = contiguous(x, weight1, weight2)
     tensors = [t for t in (x, weight1, bias1, weight2, bias2) if t is not None]
     need_slope = _needs_gradient(*tensors) and not (recompute and keeps_first_only())
     return operators.dense_residual(x, weight1, bias1, weight2, bias2, code, need_slope)[0]
@@ -101,6 +108,7 @@ def _backward(
     ctx: Any, g: Tensor | None, gh: Tensor | None, gs1: Tensor | None, gs2: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     x, weight1, bias1, weight2, bias2, h, slope1, slope2 = ctx.saved_tensors
+    g, gh, gs1, gs2 = contiguous(g, gh, gs1, gs2)
     need_x, need_weight1, need_weight2 = (gradient_wanted(ctx, k) for k in (0, 1, 3))
     need_bias1, need_bias2 = (gradient_wanted(ctx, k) for k in (2, 4))
     need_first = need_x or need_weight1 or need_bias1

@@ -74,10 +74,10 @@ def dtnn_message(
     if bins is None and table.requires_grad and torch.is_grad_enabled() and _sums_by_interval(x):
         bins = grid.bins(distances, graph)
     return operators.dtnn_message(
-        x.contiguous(),
-        table.contiguous(),
-        distances.contiguous(),
-        weight.contiguous(),
+        x,
+        table,
+        distances,
+        weight,
         *graph.by_receiver,
         *graph.by_sender,
         bins,
@@ -105,8 +105,8 @@ def _new_gradients(
     rows, channels = (table.shape[0] if need_table else 0), (weight.shape[0] if need_weight else 0)
     factors = x.shape[1]
     return (
-        torch.empty_like(x),
-        torch.empty_like(d),
+        x.new_empty(x.shape),
+        d.new_empty(d.shape),
         table.new_empty(rows, factors),
         weight.new_empty(channels, factors),
     )
@@ -132,7 +132,7 @@ def _(
     weight: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    return torch.empty_like(g), *_new_gradients(x, table, distances, weight, *rest[-2:])
+    return g.new_empty(g.shape), *_new_gradients(x, table, distances, weight, *rest[-2:])
 
 
 # s = <g, y>: the gradient of s, then the gradient of <h, gradient>; absent cotangents stay None, so
@@ -149,7 +149,7 @@ def _value_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     x, table, distances, weight, *graph = ctx.saved_tensors
     need_table, need_weight = gradient_wanted(ctx, 1), gradient_wanted(ctx, 3)
     gx, gd, gc, gw = operators.dtnn_message_grad(
-        g.contiguous(),
+        g,
         x,
         table,
         distances,
@@ -176,7 +176,7 @@ def _gradient_backward(
 ) -> tuple[Any, ...]:
     g, x, table, distances, weight, *graph = ctx.saved_tensors
     need_table, need_weight = gradient_wanted(ctx, 2), gradient_wanted(ctx, 4)
-    direction = [None if h is None else h.contiguous() for h in (hx, hd, hc, hw)]
+    direction = [hx, hd, hc, hw]
     if not ctx.gave_table:
         direction[2] = None
     if not ctx.gave_weight:

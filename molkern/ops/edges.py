@@ -41,8 +41,8 @@ def _gather(x: Tensor, graph: Graph, receivers: bool) -> Tensor:
     if x.dim() != 2:
         raise ValueError(f"x must have shape [N, F], got {list(x.shape)}")
     # A product with ones, whose derivatives are there.
-    x = x.contiguous()
-    pair = (x, torch.ones_like(x)) if receivers else (torch.ones_like(x), x)
+    ones = x.new_ones(x.shape)
+    pair = (x, ones) if receivers else (ones, x)
     return operators.edge_product(*pair, *graph.by_receiver, *graph.by_sender, graph.padded)
 
 
@@ -75,16 +75,14 @@ def sum_edges(values: Tensor, graph: Graph, *, factors: Tensor | None = None) ->
     row_ptr = graph.by_receiver[0]
     if factors is None:
         ones = values.new_ones(row_ptr.shape[0] - 1, values.shape[1])
-        return operators.cfconv(
-            ones, values.contiguous(), *graph.by_receiver, *graph.by_sender, graph.padded
-        )
+        return operators.cfconv(ones, values, *graph.by_receiver, *graph.by_sender, graph.padded)
     # A convolution over a graph in which the edges are the senders, each of one receiver.
     edges = graph.receivers.shape[0]
     places = torch.arange(edges + 1, dtype=torch.int32, device=row_ptr.device)
     once = torch.minimum(places, row_ptr[-1]) if graph.padded else places
     return operators.cfconv(
-        values.contiguous(),
-        factors.contiguous(),
+        values,
+        factors,
         *(row_ptr, places[:-1], None),
         *(once, graph.receivers, None),
         graph.padded,

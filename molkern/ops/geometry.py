@@ -22,9 +22,6 @@ def edge_vectors(
 ) -> Tensor:
     """Vectors ``v_e = x_j + s_e C − x_i`` of the edges j→i, twice differentiable (and beyond).
 
-    The values of the indices (``system`` and the graph) are not checked here but where the graph
-    is made.
-
     Args:
         positions: ``[N, 3]``, float32 or float64, any unit of length.
         cell: ``[B, 3, 3]``, rows are lattice vectors; None without periodicity.
@@ -37,14 +34,15 @@ def edge_vectors(
         ``[E, 3]``.
 
     Raises:
-        ValueError: shapes or devices that do not fit together, or indices that are not contiguous.
+        ValueError: shapes or devices that do not fit together, or indices out of range (which on
+            CUDA are not read).
         TypeError: positions or a cell of types other than float32 and float64, or of two different
             ones, or indices that are not int32. Under ``torch.autocast`` 16-bit types are taken,
             as float32.
     """
-    images = _contiguous(cell), shifts, system
+    images = cell, shifts, system
     graph = *by_receiver, *by_sender, padded
-    return operators.edge_vectors(positions.contiguous(), *images, *graph)
+    return operators.edge_vectors(positions, *images, *graph)
 
 
 def edge_distances(
@@ -68,9 +66,9 @@ def edge_distances(
         ValueError, TypeError: as :func:`edge_vectors`.
         RuntimeError: when a third derivative is taken.
     """
-    images = _contiguous(cell), shifts, system
+    images = cell, shifts, system
     graph = *by_receiver, *by_sender, padded
-    return operators.edge_distances(positions.contiguous(), *images, *graph)
+    return operators.edge_distances(positions, *images, *graph)
 
 
 @explained
@@ -86,11 +84,7 @@ def edge_norm(vectors: Tensor) -> Tensor:
             taken, as float32.
         RuntimeError: when a third derivative is taken.
     """
-    return operators.edge_norm(vectors.contiguous())
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+    return operators.edge_norm(vectors)
 
 
 def _fake_geometry(*per_edge: int) -> Callable[..., Tensor]:
@@ -135,12 +129,12 @@ def _(vectors: Tensor) -> Tensor:
 
 @torch.library.register_fake("molkern::edge_norm_grad")
 def _(grad: Tensor, vectors: Tensor) -> Tensor:
-    return torch.empty_like(vectors)
+    return vectors.new_empty(vectors.shape)
 
 
 @torch.library.register_fake("molkern::edge_norm_hvp")
 def _(h: Tensor, grad: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(grad), torch.empty_like(vectors)
+    return grad.new_empty(grad.shape), vectors.new_empty(vectors.shape)
 
 
 # edge_vectors is linear in positions and cell: it and its adjoint are each other's derivatives.
@@ -157,7 +151,7 @@ def _vectors_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     shifts, system, *graph = ctx.saved_tensors
     need_cell = ctx.needs_input_grad[1]
     positions, cell = operators.edge_vectors_adjoint(
-        g.contiguous(), shifts, system, ctx.systems, need_cell, *graph, ctx.padded
+        g, shifts, system, ctx.systems, need_cell, *graph, ctx.padded
     )
     return (positions, cell if need_cell else None, *[None] * 9)
 
@@ -173,7 +167,7 @@ def _distances_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     need_cell = ctx.needs_input_grad[1]
     vectors = operators.edge_vectors(positions, cell, shifts, system, *graph, ctx.padded)
     grad_positions, grad_cell = operators.edge_vectors_adjoint(
-        operators.edge_norm_grad(g.contiguous(), vectors),
+        operators.edge_norm_grad(g, vectors),
         shifts,
         system,
         0 if cell is None else cell.shape[0],
@@ -192,10 +186,8 @@ def _adjoint_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _adjoint_backward(ctx: Any, h_positions: Tensor, h_cell: Tensor) -> tuple[Any, ...]:
     shifts, system, *graph = ctx.saved_tensors
-    cell = h_cell.contiguous() if ctx.need_cell else None
-    grad = operators.edge_vectors(
-        h_positions.contiguous(), cell, shifts, system, *graph, ctx.padded
-    )
+    cell = h_cell if ctx.need_cell else None
+    grad = operators.edge_vectors(h_positions, cell, shifts, system, *graph, ctx.padded)
     return (grad, *[None] * 11)
 
 
@@ -204,7 +196,7 @@ def _norm_setup(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
 
 
 def _norm_backward(ctx: Any, g: Tensor) -> Tensor:
-    return operators.edge_norm_grad(g.contiguous(), *ctx.saved_tensors)
+    return operators.edge_norm_grad(g, *ctx.saved_tensors)
 
 
 def _norm_grad_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -212,7 +204,7 @@ def _norm_grad_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) ->
 
 
 def _norm_grad_backward(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor]:
-    return operators.edge_norm_hvp(h.contiguous(), *ctx.saved_tensors)
+    return operators.edge_norm_hvp(h, *ctx.saved_tensors)
 
 
 def _norm_hvp_backward(ctx: Any, *grads: Tensor) -> None:

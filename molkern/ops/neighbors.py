@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._derivatives import by_slices, mapped
-from ._library import operators
+from ._library import as_tensor, operators
 
 _ALGORITHMS = {"auto": 0, "direct": 1, "cell_list": 2}
 
@@ -61,8 +61,8 @@ def neighbor_arrays(
     if cell is None and pbc is not None and not any_axis(pbc):
         pbc = None
     if pbc is not None and cell is not None and not (isinstance(pbc, Tensor) and pbc.dim()):
-        flags = torch.as_tensor(pbc, dtype=torch.bool, device=positions.device)
-        pbc = flags.expand(3) if flags.dim() == 0 else flags
+        pbc = as_tensor(pbc, torch.bool, positions.device)
+        pbc = pbc.expand(3) if pbc.dim() == 0 else pbc
     if positions.requires_grad:
         positions = positions.detach()
     if cell is not None and cell.requires_grad:

@@ -149,9 +149,9 @@ def spline_cfconv(
     if bins is None and table.requires_grad and torch.is_grad_enabled():
         bins = grid.bins(distances, graph)
     y = operators.spline_cfconv(
-        x.contiguous(),
-        table.contiguous(),
-        distances.contiguous(),
+        x,
+        table,
+        distances,
         *graph.by_receiver,
         *graph.by_sender,
         bins,
@@ -186,7 +186,7 @@ def _(x: Tensor, table: Tensor, distances: Tensor, row_ptr: Tensor, *rest: Any) 
 def _new_gradients(x: Tensor, table: Tensor, d: Tensor, need_table: bool) -> tuple[Tensor, ...]:
     """Derivatives by x, distances and table, which is empty where it is not needed."""
     rows = table.shape[0] if need_table else 0
-    return torch.empty_like(x), torch.empty_like(d), table.new_empty(rows, table.shape[1])
+    return x.new_empty(x.shape), d.new_empty(d.shape), table.new_empty(rows, table.shape[1])
 
 
 @torch.library.register_fake("molkern::spline_cfconv_grad")
@@ -198,7 +198,7 @@ def _(g: Tensor, x: Tensor, table: Tensor, distances: Tensor, *rest: Any) -> tup
 def _(
     hx: Any, hd: Any, hc: Any, g: Tensor, x: Tensor, table: Tensor, distances: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    return torch.empty_like(g), *_new_gradients(x, table, distances, rest[-1])
+    return g.new_empty(g.shape), *_new_gradients(x, table, distances, rest[-1])
 
 
 # s = <g, y>: the gradient of s, then the gradient of <h, gradient>; absent cotangents stay None, so
@@ -215,7 +215,7 @@ def _value_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     x, table, distances, *graph = ctx.saved_tensors
     need = gradient_wanted(ctx, 1)
     gx, gd, gc = operators.spline_cfconv_grad(
-        g.contiguous(), x, table, distances, None, *graph, *ctx.form, ctx.padded, need
+        g, x, table, distances, None, *graph, *ctx.form, ctx.padded, need
     )
     return gx, gc if need else None, gd, *[None] * 12
 
@@ -232,7 +232,7 @@ def _gradient_backward(
 ) -> tuple[Any, ...]:
     g, x, table, distances, *graph = ctx.saved_tensors
     need = ctx.needs_input_grad[2]
-    direction = [None if h is None else h.contiguous() for h in (hx, hd, hc)]
+    direction = [hx, hd, hc]
     if not ctx.gave_table:
         direction[2] = None
     gg, gx, gd, gc = operators.spline_cfconv_hvp(

@@ -139,7 +139,7 @@ _ARGUMENTS = 13
 def _(x: Tensor, q: Tensor, v: Tensor, w: Tensor | None, *rest: Any) -> Tensor:
     if w is None:
         return x.new_empty(x.shape[0], q.shape[2], x.shape[1])
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return x.new_empty(x.shape)
 
 
 def _fake_gradients(
