@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..appended import AppendedText
 from ..extras import require
-from ..files import AppendedText, writing
+from ..files import writing
 from . import report
 from .group import DynamicsWorker, GroupReport
 from .parallel import run_pieces

@@ -12,7 +12,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 
-from ..files import AppendedText, write_whole
+from ..appended import AppendedText
+from ..files import write_whole
 from .module import TrainingModule
 
 METRICS, BEST, LAST = "metrics.csv", "best.safetensors", "last.ckpt"

@@ -190,7 +190,8 @@ def test_a_checkpoint_that_cannot_be_written(molkern, ethanol, tmp_path, monkeyp
     plain = files.os.fsync
 
     def full(handle):
-        if os.readlink(f"/proc/self/fd/{handle}").endswith("checkpoint.part"):
+        name = Path(os.readlink(f"/proc/self/fd/{handle}")).name
+        if name.startswith(".traj.checkpoint.") and name.endswith(".part"):
             raise OSError(errno.ENOSPC, "No space left on device")
         plain(handle)
 
