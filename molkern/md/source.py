@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..models import Potential, load
+from ..models.saved import read_model
 
 #: The model that is shipped with the package, and what it was trained on.
 SHIPPED = "ethanol"
@@ -46,7 +46,9 @@ class ModelSource:
             content = (files("molkern.data") / "ethanol_schnet.safetensors").read_bytes()
         else:
             try:
-                content = Path(name).read_bytes()
+                content = read_model(name)
+            except ValueError as error:
+                raise ValueError(f"model {error}") from error
             except OSError as error:
                 raise ValueError(
                     f"model {name} cannot be read ({error.strerror}): give a file written by "

@@ -1,4 +1,4 @@
-"""From predictions to forces and stress; saving and loading of models."""
+"""From predictions to forces and stress."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..files import write_whole
 from ..graph import AtomicBatch, NeighborList
-from ..nn.splines import SplineFilter, SplineReport, SplineTables
+from ..nn.splines import TOLERANCES, SplineFilter, SplineReport, SplineTables
 from ..ops import segment_sum
 from ..ops._library import first_derivatives_only, is_recorded, keeps_first_only
 from .lean import below_autograd
@@ -28,7 +28,7 @@ class Potential(nn.Module):
 
     A model derives from it, sets ``cutoff`` and ``num_elements``, and defines :meth:`predict`. Its
     constructor arguments are kept by :meth:`remember`, so that :meth:`save` writes a file that
-    :func:`load` can rebuild the model from.
+    :func:`molkern.models.load` can rebuild the model from.
 
     Filters depend on a distance alone. With ``filters="spline"`` they are splines through what the
     network gives for distances up to the cutoff, so that an edge costs a few hundred operations
@@ -240,6 +240,11 @@ class Potential(nn.Module):
     def check(self, batch: AtomicBatch, neighbors: NeighborList | None = None) -> None:
         """Refuses a batch or list that the model cannot take, with :meth:`forward`'s errors."""
         weight = next(self.parameters())
+        if weight.dtype not in TOLERANCES:
+            raise TypeError(
+                f"the model's weights are {weight.dtype}, for which there are no kernels: use "
+                "model.float() or model.double()"
+            )
         if batch.positions.dtype != weight.dtype:
             raise TypeError(
                 f"positions are {batch.positions.dtype} but the model is {weight.dtype}: use "
@@ -311,14 +316,36 @@ class Potential(nn.Module):
             )
 
     def save(self, path: str | Path) -> None:
-        """Writes weights and configuration to one safetensors file, for :func:`load`."""
-        Path(path).write_bytes(self.to_bytes())
+        """Writes weights and configuration to a safetensors file for :func:`molkern.models.load`.
+
+        Raises:
+            OSError: naming a file that cannot be written; an old one is as it was.
+        """
+        write_whole(Path(path), self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """What :meth:`save` writes."""
-        description = {"format": FORMAT, "model": type(self).__name__, "config": self.config}
-        tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
-        metadata = {"molkern": json.dumps(description)}
+        """What :meth:`save` writes.
+
+        Raises:
+            ValueError: a class that does not remember its arguments, or others than JSON has.
+        """
+        kind = type(self).__name__
+        if "config" not in self.__dict__:
+            raise ValueError(
+                f"{kind} does not keep its arguments, so that nothing could be made of a file: "
+                "call self.remember(...) with them in its constructor"
+            )
+        description = {"format": FORMAT, "model": kind, "config": self.config}
+        try:
+            text = json.dumps(description)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{kind} was made with arguments other than plain JSON values: {error}"
+            ) from error
+        # Copies: weights that are shared are written for each of their names
+        plain = torch.contiguous_format
+        tensors = {k: v.detach().clone(memory_format=plain) for k, v in self.state_dict().items()}
+        metadata = {"molkern": text}
         return safetensors.torch.save(tensors, metadata=metadata)
 
 
@@ -352,49 +379,3 @@ def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Te
         else:
             moved = torch.einsum("na,nab->nb", positions, deformation[batch.batch])
         return moved, batch.cell @ deformation, strain
-
-
-def load(path: str | Path | bytes, device: torch.device | str = "cpu") -> Potential:
-    """The model that :meth:`Potential.save` wrote, in evaluation mode.
-
-    Args:
-        path: the file, or its content.
-        device: where the model is to be.
-
-    Raises:
-        ValueError: not a file of molkern's, or one of a newer format.
-    """
-    from . import MODELS
-
-    content = path if isinstance(path, bytes) else Path(path).read_bytes()
-    name = "the content" if isinstance(path, bytes) else path
-    try:
-        tensors = safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{name} is not a safetensors file: {error}") from error
-    metadata = _metadata(content)
-    if "molkern" not in metadata:
-        raise ValueError(
-            f"{name} holds no molkern model; for other packages' weights see molkern.interop"
-        )
-    description = json.loads(metadata["molkern"])
-    if description["format"] > FORMAT or description["model"] not in MODELS:
-        raise ValueError(
-            f"{name} holds a {description['model']} in format {description['format']}; this "
-            f"version of molkern reads {sorted(MODELS)} up to format {FORMAT}: update molkern"
-        )
-    model = MODELS[description["model"]](**description["config"])
-    model.to(device=device, dtype=_network_type(tensors))
-    model.load_state_dict(tensors)
-    return model.eval()
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """Of a safetensors file: it starts with the length of a header in JSON, eight bytes."""
-    length = int.from_bytes(content[:8], "little")
-    return dict(json.loads(content[8 : 8 + length]).get("__metadata__") or {})
-
-
-def _network_type(tensors: dict[str, Tensor]) -> torch.dtype:
-    """The type of the embedding: references are float64 in every model."""
-    return next(value.dtype for key, value in tensors.items() if key.startswith("embedding"))

@@ -24,8 +24,8 @@ def orthogonal_dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     layer = dense(inputs, outputs, bias=bias)
     nn.init.orthogonal_(layer.weight)
     with torch.no_grad():
-        variance = layer.weight.var(correction=0)
-        if variance > 0:  # a single weight has none
+        if layer.weight.numel() > 1:  # a single weight has no variance
+            variance = layer.weight.var(correction=0)
             layer.weight.mul_((2.0 / ((inputs + outputs) * variance)).sqrt())
     return layer
 
