@@ -72,7 +72,8 @@ class SphericalRadialBasis(Float64Module):
     Shape: distances ``[E]`` → ``[E, L, R]``, of the type of the distances.
 
     Raises:
-        ValueError: no functions, too many orders or functions, or a cutoff that is not positive and finite.
+        ValueError: no functions, too many orders or functions, or a cutoff that is not positive
+            and finite.
         TypeError: ``zeros_dtype`` is not float32 or float64.
 
     >>> import torch, molkern

@@ -62,10 +62,13 @@ def predict(
         raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
     run = Run.open(folder)
     model = run.model(device)
-    frames, found = [], []
+    frames: list[Atoms] = []
+    found: list[dict[str, Any]] = []
     for chunk in _chunks(_checked(structures, run), batch_size, progress):
+        results = _predict(model, chunk, run)
+        _require_finite(results, f"{structures} frame", len(frames))
         frames += chunk
-        found += _predict(model, chunk, run)
+        found += results
     writers = dict(zip(ENDINGS, (_csv, _npz, _extxyz), strict=True))
     write_whole(out, writers[out.suffix](frames, found))
     return len(frames)
@@ -76,6 +79,21 @@ def _checked(structures: Path, run: Run) -> Iterator[Atoms]:
     for number, atoms in enumerate(read_frames(structures)):
         check_elements(atoms.numbers, elements, str(run.folder), f"{structures} frame {number}")
         yield atoms
+
+
+def _require_finite(results: list[dict[str, Any]], where: str, first: int) -> None:
+    """Refuses predictions that are no numbers.
+
+    Raises:
+        ValueError: naming the frame and the label.
+    """
+    for k, values in enumerate(results):
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                raise ValueError(
+                    f"{where} {first + k}: the predicted {name} is not finite: the model's weights "
+                    "are damaged, or its atoms are too close"
+                )
 
 
 def _chunks(frames: Iterable[Atoms], size: int, progress: bool) -> Iterator[list[Atoms]]:

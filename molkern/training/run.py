@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -20,16 +21,18 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Timer, TQDMProgressBar
 
 from ..data import Dataset, load_dataset
-from ..files import write_whole
+from ..data.reading import sha256_of
+from ..files import locked_folder, require_not_inputs, write_whole
 from ..models import Potential
+from .checkpoint import Checkpoints, RunFileError, does_not_fit
 from .config import Config, data_path, read_config
 from .module import TrainingData, TrainingModule
 from .objective import Labels, Objective, check_labels, evaluate, match_labels, needed
-from .records import BEST, LAST, METRICS, Records
+from .records import BEST, FACTS, LAST, METRICS, Records
 from .split import PARTS, Indices, load_split, make_split, save_split, usable
 from .standardize import build_model, standards
 
-CONFIG, SPLIT, FACTS = "config.yaml", "split.npz", "run.json"
+CONFIG, SPLIT = "config.yaml", "split.npz"
 Say = Callable[[str], None]
 
 
@@ -91,7 +94,7 @@ def prepare(
     check_labels(config, labels, data)
     keep, notes = usable(data, list(config.objective))
     if split is not None:
-        parts = load_split(split, data.digest)
+        parts = load_split(split, data.digest, len(data))
     else:
         parts = make_split(config.data.split, keep, data.digest)
     train = parts["train"]
@@ -145,8 +148,6 @@ def open_folder(folder: Path, config: Config, resume: bool, restart: bool) -> bo
     """
     if rank() > 0:  # the first process does that
         return resume and (folder / LAST).exists()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose another --out")
     there = (folder / CONFIG).exists()
     others = [path for path in folder.glob("*") if path.suffix != ".part"]
     if others and not there:
@@ -159,14 +160,54 @@ def open_folder(folder: Path, config: Config, resume: bool, restart: bool) -> bo
     if there and not restart:
         _same(config, folder)
         return (folder / LAST).exists()
+    _clear(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _is_there(config, folder):  # as somebody wrote it, perhaps with comments
+        write_whole(folder / CONFIG, config.dump().encode())
+    return False
+
+
+def _clear(folder: Path, config: Config) -> None:
+    """Takes an earlier run's files away.
+
+    Raises:
+        ValueError: one of them is what this run is to be made of.
+    """
     ours = (LAST, BEST, METRICS, SPLIT, FACTS, "learning_curve.png")
     of_parts = (f"{part}{end}" for part in PARTS for end in (".json", ".npz", "_*.png"))
-    for pattern in (*ours, *of_parts):
-        for path in folder.glob(pattern):
-            path.unlink()
+    found = [path for pattern in (*ours, *of_parts) for path in folder.glob(pattern)]
+    require_not_inputs(found, inputs_of(config))
+    for path in found:
+        path.unlink()
+
+
+def inputs_of(config: Config) -> dict[str, str | Path | None]:
+    """The files that a run is made of, by what they are."""
+    return {"the data": data_path(config), "data.split.file": config.data.split.file}
+
+
+def _is_there(config: Config, folder: Path) -> bool:
+    try:
+        return read_config(folder / CONFIG) == config
+    except ValueError:
+        return False
+
+
+@contextmanager
+def _holding(folder: Path) -> Iterator[None]:
+    """Makes a run's folder and keeps other processes from training in it; its own take part.
+
+    Raises:
+        ValueError: a file, or another process that does.
+    """
+    if rank() > 0:
+        yield
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / CONFIG, config.dump().encode())
-    return False
+    with locked_folder(folder):
+        yield
 
 
 def _same(config: Config, folder: Path) -> None:
@@ -226,28 +267,65 @@ def train(
     old = folder / SPLIT
     with_split = old if resume and not restart and old.exists() else None
     prepared = prepare(config, with_split, build)
-    goes_on = open_folder(folder, config, resume, restart)
-    if rank() == 0:
-        for note in prepared.notes:
-            say(note)
-        if not (folder / SPLIT).exists():
-            save_split(folder / SPLIT, prepared.split, prepared.data.digest)
-        say(_summary(prepared))
+    with _holding(folder):
+        goes_on = open_folder(folder, config, resume, restart)
+        if rank() == 0:
+            for note in prepared.notes:
+                say(note)
+            if not (folder / SPLIT).exists():
+                save_split(folder / SPLIT, prepared.split, prepared.data.digest)
+            say(_summary(prepared))
+        records = Records(folder, len(prepared.split["train"]), _identity(prepared))
+        with _quiet():
+            trainer = _trainer(config, records, device, devices, nodes, progress)
+            _fit(trainer, prepared, records, folder / LAST if goes_on else None)
+        if trainer.is_global_zero:
+            facts = _facts(prepared, records, trainer)
+            write_whole(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def settings_digest(config: Config) -> str:
+    """Tells configurations apart, but for where files are, and for what is as by default."""
+    settings = config.model_dump(mode="json", exclude_defaults=True)
+    settings["data"].pop("path", None)
+    settings["data"]["split"].pop("file", None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(prepared: Prepared) -> str:
+    """Tells a run from others, by its configuration, its data and their split."""
+    found = hashlib.sha256(settings_digest(prepared.config).encode())
+    found.update(prepared.data.digest.encode())
+    for members in prepared.split.values():
+        found.update(np.sort(members).tobytes())
+    return found.hexdigest()
+
+
+def _fit(
+    trainer: pl.Trainer, prepared: Prepared, records: Records, checkpoint: Path | None
+) -> None:
+    """Trains, from a checkpoint if there is one.
+
+    Raises:
+        ValueError: a checkpoint that cannot be read or is of another run.
+        KeyboardInterrupt: on SIGINT.
+    """
     names = needed(prepared.labels, prepared.data)
-    data = TrainingData(prepared.data, prepared.split, config, names)
-    records = Records(folder, len(prepared.split["train"]))
-    with _quiet():
-        trainer = _trainer(config, records, device, devices, nodes, progress)
-        checkpoint = str(folder / LAST) if goes_on else None
-        try:
-            trainer.fit(prepared.module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
-        except SystemExit as error:  # Lightning's answer to SIGINT
-            if trainer.interrupted:
-                raise KeyboardInterrupt from error
+    data = TrainingData(prepared.data, prepared.split, prepared.config, names)
+    try:
+        trainer.fit(
+            prepared.module, datamodule=data, ckpt_path=None if not checkpoint else str(checkpoint)
+        )
+    except SystemExit as error:  # Lightning's answer to SIGINT
+        if trainer.interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    except (RunFileError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        if checkpoint is None or records.begun:
             raise
-    if trainer.is_global_zero:
-        facts = _facts(prepared, records, trainer)
-        write_whole(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+        raise does_not_fit(checkpoint, error) from error
 
 
 def _summary(prepared: Prepared) -> str:
@@ -290,6 +368,7 @@ def _trainer(
         gradient_clip_val=options.clip,
         precision=precision,
         callbacks=callbacks,
+        plugins=[Checkpoints()],
         logger=logger,
         inference_mode=False,
         enable_progress_bar=progress,
@@ -325,6 +404,8 @@ def _facts(prepared: Prepared, records: Records, trainer: pl.Trainer) -> dict[st
         minutes=records.seconds / 60,
         best_step=records.best_step,
         best_val_loss=records.best,
+        settings_sha256=settings_digest(prepared.config),
+        files_sha256=_checksums(records.folder, BEST, SPLIT, METRICS),
         parameters=sum(p.numel() for p in prepared.model.parameters()),
         elements=sorted({int(z) for z in np.unique(prepared.data.numbers)}),
         units={name: prepared.data.units.get(name, "") for name in prepared.config.objective},
@@ -337,6 +418,11 @@ def _facts(prepared: Prepared, records: Records, trainer: pl.Trainer) -> dict[st
         molkern=__version__,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     )
+
+
+def _checksums(folder: Path, *names: str) -> dict[str, str]:
+    """Of the files that nothing changes any more."""
+    return {name: sha256_of(folder / name) for name in names if (folder / name).exists()}
 
 
 def _device_name(trainer: pl.Trainer) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import Dataset
-from ..files import write_whole
+from ..files import read_arrays, write_whole
 from .config import Split
 
 Indices = NDArray[np.int64]
@@ -79,22 +79,37 @@ def save_split(path: Path, split: dict[str, Indices], digest: str) -> None:
     write_whole(path, content.getvalue())
 
 
-def load_split(path: str | Path, digest: str | None) -> dict[str, Indices]:
+def load_split(
+    path: str | Path, digest: str | None, systems: int | None = None
+) -> dict[str, Indices]:
     """A split that :func:`save_split` wrote; without a digest, of any data.
 
+    Args:
+        path: the file.
+        digest: of the data.
+        systems: how many there are.
+
     Raises:
-        ValueError: no such file, or a split of other data.
+        ValueError: no such file, one that is damaged, or a split of other data.
     """
     try:
-        with np.load(path) as content:
-            found, made = {part: content[part] for part in PARTS}, str(content["digest"])
-    except (OSError, KeyError, ValueError) as error:
+        found = read_arrays(path, (*PARTS, "digest"))
+        made, parts = str(found.pop("digest")), {}
+        for part, members in found.items():
+            if members.ndim != 1 or members.dtype.kind not in "iu":
+                raise ValueError(f"{part} is no list of whole numbers")
+            parts[part] = members.astype(np.int64)
+    except ValueError as error:
         raise ValueError(f"{path} is not a split that a run saved: {error}") from error
     if digest is not None and made != digest:
         raise ValueError(
             f"{path} was made for other data: give the data of that run, or another split"
         )
-    return found
+    for part, members in parts.items():
+        most = np.inf if systems is None else systems
+        if len(members) and not 0 <= members.min() <= members.max() < most:
+            raise ValueError(f"{path} is damaged: {part} has systems that there are none of")
+    return parts
 
 
 @dataclass

@@ -295,5 +295,5 @@ def test_weights_that_are_no_numbers_are_named(crystal):
     with torch.no_grad():
         model.interactions[0].filter_network.layers[0].weight[0, 0] = torch.nan
     model.filters = "spline"
-    with pytest.raises(ValueError, match="filters are not finite .* weights of the model are NaN"):
+    with pytest.raises(ValueError, match=r"filters are not finite .* weights of the model are NaN"):
         model.spline_report()
