@@ -41,6 +41,7 @@ Charge = Annotated[
 Workers = Annotated[
     int, typer.Option(min=0, help="workers of Ray that share the work; 0: this process does all")
 ]
+Restart = Annotated[bool, typer.Option("--restart", help="write an output anew that exists")]
 RayAddress = Annotated[
     str | None, typer.Option(help="of a Ray cluster ('auto': this machine's); else Ray starts here")
 ]
@@ -184,6 +185,7 @@ def evaluate(
     threads: Threads = None,
     workers: Workers = 0,
     ray_address: RayAddress = None,
+    restart: Restart = False,
 ) -> None:
     """Energies and forces of all structures of a file, in eV and Å."""
     from .md import command
@@ -202,6 +204,7 @@ def evaluate(
             workers=workers,
             ray_address=ray_address,
             say=typer.echo,
+            restart=restart,
         )
 
 
@@ -280,12 +283,13 @@ def predict(
     out: Annotated[Path, typer.Option(help=".csv, .npz or .extxyz")] = Path("predictions.csv"),
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="structures at once")] = 256,
+    restart: Restart = False,
 ) -> None:
     """What a trained model predicts for the structures of a file."""
     from .training import command
 
     with _errors_in_one_line():
-        command.predict(run, structures, out, device, batch_size, typer.echo)
+        command.predict(run, structures, out, device, batch_size, typer.echo, restart)
 
 
 @app.command()

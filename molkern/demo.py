@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .data import Frames, ethanol_frames, ethanol_model
 from .md import ASECalculator
 from .models import Potential
+from .plots.figures import new_figure, save
 
 TIME_STEP = 0.5  # fs
 RECORD_EVERY = 10  # steps
@@ -98,11 +99,7 @@ def simulate(model: Potential, frame: Frames, steps: int, temperature: float) ->
 
 def plot(accuracy: Accuracy, trajectory: Trajectory, path: Path) -> None:
     """Energy conservation beside predicted against true forces, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.5)
     energies, forces = figure.subplots(1, 2)
     start = trajectory.total[0]
     times = trajectory.times * 1e-3
@@ -119,7 +116,7 @@ def plot(accuracy: Accuracy, trajectory: Trajectory, path: Path) -> None:
         title=f"Forces on unseen frames: mean error {accuracy.force_error * 1e3:.1f} meV/Å",
         aspect="equal",
     )
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def run(steps: int, path: Path, say: Callable[[str], None] = print) -> None:

@@ -286,8 +286,12 @@ def take_lock(handle: int, path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, shown: Path | None = None) -> Iterator[None]:
     """Keeps other processes that ask for the same from writing a file, which need not be there.
+
+    Args:
+        path: the file.
+        shown: what stands for it in messages.
 
     Raises:
         ValueError: another one does.
@@ -299,7 +303,7 @@ def locked(path: Path) -> Iterator[None]:
             flags = os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             handle = os.open(name, flags, 0o666)
         try:
-            take_lock(handle, path)
+            take_lock(handle, shown or path)
             if os.path.exists(name) and os.path.samestat(os.stat(name), os.fstat(handle)):
                 break
         except BaseException:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..files import write_whole, writing
+from ..files import write_whole
 from .plan import Plan
 
 Array = NDArray[np.float64]
@@ -153,11 +153,9 @@ def plot(table: Array, path: Path, names: Sequence[str] = ("energy", "temperatur
         OSError: naming a file that cannot be written.
         ValueError: an ending that matplotlib has no format for.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from ..plots.figures import new_figure, save
 
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 6)
     above, below = figure.subplots(2, 1, sharex=True)
     for k, rows in enumerate(table[:8]):
         times = rows[:, _TIME] * 1e-3
@@ -172,5 +170,4 @@ def plot(table: Array, path: Path, names: Sequence[str] = ("energy", "temperatur
     below.set(ylabel="K", xlabel="time, ps", title=names[1])
     above.legend(loc="upper right")
     below.legend(loc="upper right")
-    with writing(path):
-        figure.savefig(path, dpi=150)
+    save(figure, path)

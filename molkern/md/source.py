@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,11 @@ class ModelSource:
                 ) from error
         return cls(name, content, filters, tuple(sorted(conditions.items())))
 
+    @property
+    def path(self) -> Path | None:
+        """The file, where it is not the shipped model's."""
+        return None if self.name == SHIPPED else Path(self.name)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the file."""
@@ -73,6 +79,12 @@ class ModelSource:
         except ValueError as error:
             text = str(error).replace("the content", self.name, 1)
             raise ValueError(f"model {text}") from error
+        weight = next(model.parameters()).dtype
+        if weight not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"model {self.name} has weights of {weight}, for which there are no kernels: load "
+                "it, call model.float() and save it again"
+            )
         if self._prediction(model) != "energy":
             raise ValueError(
                 f"model {self.name} predicts {self._prediction(model)}, not an energy, so there "

@@ -9,6 +9,7 @@ import torch
 
 from ..data import ethanol_model
 from ..extras import require
+from ..files import require_not_inputs
 from ..md.source import SHIPPED
 from ..models import Potential, load
 
@@ -80,12 +81,22 @@ def score(run: Path, part: str, device: str, say: Say) -> None:
     results.score(run, part, _device(device), say=say)
 
 
-def predict(run: Path, structures: Path, out: Path, device: str, batch_size: int, say: Say) -> None:
+def predict(
+    run: Path,
+    structures: Path,
+    out: Path,
+    device: str,
+    batch_size: int,
+    say: Say,
+    restart: bool = False,
+) -> None:
     """Predictions of a run for the structures of a file."""
     require("train", *PACKAGES)
     from .predict import predict as predicted
 
-    count = predicted(run, structures, out, device=_device(device), batch_size=batch_size)
+    count = predicted(
+        run, structures, out, device=_device(device), batch_size=batch_size, restart=restart
+    )
     say(f"{count:,} structures: {out}")
 
 
@@ -114,6 +125,7 @@ def draw_filters(
     """A picture of a model's filters."""
     from ..plots import draw_filters as draw
 
+    require_not_inputs([out], _files_of(source))
     draw(_model(source), out, periodic_cell=cell, block=block, count=count)
     say(str(out))
 
@@ -125,8 +137,16 @@ def draw_basis(source: str | None, out: Path, cutoff: float, say: Say) -> None:
     if source is None:
         draw(out, cutoff=cutoff)
     else:
+        require_not_inputs([out], _files_of(source))
         draw(out, _model(source))
     say(str(out))
+
+
+def _files_of(source: str) -> dict[str, str | Path | None]:
+    """What a picture must not take the place of."""
+    if Path(source).is_dir():
+        return {f"the run's {path.name}": path for path in Path(source).iterdir()}
+    return {"the model": source}
 
 
 def _model(source: str) -> Potential:

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from ..data import Frames, ethanol_frames
+from ..files import write_whole
 from ..models import SchNet
 
 ENERGY_WEIGHT = 0.05
@@ -117,7 +118,7 @@ def main() -> None:
     minutes = (time.monotonic() - start) / 60
     model.save(options.out)
     text = card(results, options.steps, minutes)
-    options.out.with_suffix(".md").write_text(text)
+    write_whole(options.out.with_suffix(".md"), text.encode())
     print(text)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ..data import Sample
 from ..data.dataset import PER_ATOM
-from ..files import read_frames, write_whole
+from ..files import locked, read_frames, require_new, require_not_inputs, write_whole
 from ..graph import AtomicBatch
 from ..md.source import check_elements
 from ..models import Potential
@@ -36,6 +36,7 @@ def predict(
     device: torch.device | str = "cpu",
     batch_size: int = 256,
     progress: bool = True,
+    restart: bool = False,
 ) -> int:
     """Predicts what a run's model was trained on for every structure of a file.
 
@@ -48,20 +49,31 @@ def predict(
         device: where the model is evaluated.
         batch_size: structures at once.
         progress: whether a progress bar is shown.
+        restart: whether a file that is there already is written anew.
 
     Returns:
         The number of structures.
 
     Raises:
         ValueError: no finished run, a file that cannot be read, an element that the model was not
-            trained on, or another ending of ``out``.
+            trained on, or another ending of ``out``; an output that is there already, that is the
+            file of structures or one of the run's, or that another process is at.
     """
     if out.suffix not in ENDINGS:
         raise ValueError(f"{out} ends in {out.suffix!r}: choose one of {', '.join(ENDINGS)}")
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
     run = Run.open(folder)
-    model = run.model(device)
+    files = {f"the run's {path.name}": path for path in folder.iterdir() if path.is_file()}
+    require_not_inputs([out], {"the file of structures": structures, **files})
+    with locked(out):
+        require_new([out], restart)
+        return _write(run, structures, out, run.model(device), batch_size, progress)
+
+
+def _write(
+    run: Run, structures: Path, out: Path, model: Potential, batch_size: int, progress: bool
+) -> int:
     frames: list[Atoms] = []
     found: list[dict[str, Any]] = []
     for chunk in _chunks(_checked(structures, run), batch_size, progress):
