@@ -28,9 +28,14 @@ if TYPE_CHECKING:
 #: Formats of ASE's that are code, or that are read from elsewhere than the file.
 _UNSAFE = ("py", "gpw", "postgresql", "mysql", "bundletrajectory")
 #: What the readers of NumPy's archives raise for damaged ones.
-_DAMAGED = (
+DAMAGED = (
     *(OSError, EOFError, KeyError, TypeError, ValueError, AttributeError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, SyntaxError),  # the header of an array is parsed as Python
+    *(
+        zipfile.BadZipFile,
+        zlib.error,
+        SyntaxError,
+        RecursionError,
+    ),  # the header of an array is parsed as Python
 )
 _LONGEST = 200
 
@@ -52,16 +57,12 @@ def read_frames(path: str | Path) -> Iterator[Atoms]:
             reader would run code or look elsewhere.
     """
     from ase.io import iread
-    from ase.io.formats import filetype
 
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file: give one that ASE can read")
-    count, whole = 0, str(Path(path).absolute())  # a name alone may be taken for a data base's
+    count = 0
     try:
-        kind = filetype(whole)
-        if kind in _UNSAFE:
-            raise ValueError(f"format {kind!r} may run code: convert it to extended XYZ first")
-        for atoms in iread(whole, index=":", format=kind, do_not_split_by_at_sign=True):
+        for atoms in iread(**safe_to_read(path), index=":"):
             yield atoms
             count += 1
     except MemoryError:
@@ -73,6 +74,21 @@ def read_frames(path: str | Path) -> Iterator[Atoms]:
         raise ValueError(f"{path} cannot be read{where}: {in_one_line(error)}") from error
     if count == 0:
         raise ValueError(f"{path} holds no structures: give a file with at least one frame")
+
+
+def safe_to_read(path: str | Path) -> dict[str, Any]:
+    """Arguments for ASE's readers with which they read nothing but a file, and run none of it.
+
+    Raises:
+        ValueError: a format whose reader would.
+    """
+    from ase.io.formats import filetype
+
+    whole = str(Path(path).absolute())  # a name alone may be taken for that of a data base
+    kind = filetype(whole)
+    if kind in _UNSAFE:
+        raise ValueError(f"format {kind!r} may run code: convert it to extended XYZ first")
+    return {"filename": whole, "format": kind, "do_not_split_by_at_sign": True}
 
 
 def read_frame(path: str | Path, frame: int = -1) -> Atoms:
@@ -98,7 +114,7 @@ def read_arrays(path: str | Path, names: Iterable[str]) -> dict[str, NDArray[Any
             if not isinstance(content, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array without a name")
             return {name: content[name] for name in names}
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ValueError(
             f"{path} is damaged or no npz of this kind: {in_one_line(error)}"
         ) from error

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import DAMAGED
 from .dataset import Dataset
 from .frames import load_ase, load_npz
 from .qm9 import installed_tables, load_qm9
@@ -90,7 +91,7 @@ def _guess(path: Path) -> str:
     if path.is_dir():
         return "molkern" if (path / META).exists() else "qm9"
     if path.suffix == ".npz":
-        with suppress(Exception), np.load(path) as content:
+        with suppress(Exception), np.load(path, allow_pickle=False) as content:
             if "id" in content.files and "N" in content.files:
                 return "qm9"
         return "npz"
@@ -177,12 +178,26 @@ def open_dataset(folder: str | Path, verify: bool = True) -> Dataset:
         names, units, name = meta["arrays"], meta["units"], meta["name"]
         if not {"numbers", "positions", "ptr"} <= names.keys():
             raise ValueError(f"{META} lists no atoms")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        files = {key: (_beside(folder, file), wanted) for key, (file, wanted) in names.items()}
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder} holds no data set of molkern's ({error})") from error
     arrays = {
-        key: _mapped(folder / file, wanted if verify else None)
-        for key, (file, wanted) in names.items()
+        key: _mapped(file, wanted if verify else None) for key, (file, wanted) in files.items()
     }
+    try:
+        return _dataset(arrays, units, name)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{folder} is damaged ({error}): remove it, and make it again") from error
+
+
+def _beside(folder: Path, name: str) -> Path:
+    """A file of the folder and of no other."""
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} is no name of a file in it")
+    return folder / name
+
+
+def _dataset(arrays: dict[str, Any], units: dict[str, str], name: str) -> Dataset:
     return Dataset(
         numbers=arrays["numbers"],
         positions=arrays["positions"],
@@ -202,8 +217,11 @@ def _mapped(path: Path, wanted: str | None) -> Any:
     try:
         if wanted is not None and sha256_of(path) != wanted:
             raise ValueError("another checksum")
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            raise ValueError("it is no array")
+        return found
+    except DAMAGED as error:
         raise ValueError(
             f"{path} is damaged or gone ({error}): remove {path.parent}, and make it again"
         ) from error

@@ -330,12 +330,13 @@ class Potential(nn.Module):
             ValueError: a class that does not remember its arguments, or others than JSON has.
         """
         kind = type(self).__name__
-        if "config" not in self.__dict__:
+        try:
+            description = {"format": FORMAT, "model": kind, "config": self.config}
+        except AttributeError as error:
             raise ValueError(
                 f"{kind} does not keep its arguments, so that nothing could be made of a file: "
                 "call self.remember(...) with them in its constructor"
-            )
-        description = {"format": FORMAT, "model": kind, "config": self.config}
+            ) from error
         try:
             text = json.dumps(description)
         except (TypeError, ValueError, RecursionError) as error:
