@@ -47,6 +47,10 @@ RayAddress = Annotated[
 ]
 
 
+#: Errors whose text says what is wrong.
+_FORESEEN = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
+
+
 @contextmanager
 def _errors_in_one_line() -> Iterator[None]:
     """What is wrong, on stderr, with exit code 1; MOLKERN_TRACEBACK=1 tells where."""
@@ -54,11 +58,13 @@ def _errors_in_one_line() -> Iterator[None]:
         yield
     except typer.Exit:
         raise
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         if os.environ.get("MOLKERN_TRACEBACK") == "1":
             raise
-        text = str(error) or type(error).__name__
-        typer.echo(f"molkern: {text.splitlines()[0]}", err=True)
+        text = next((line for line in str(error).splitlines() if line.strip()), "")
+        if not text or not isinstance(error, _FORESEEN):
+            text = f"{type(error).__name__}: {text} (MOLKERN_TRACEBACK=1 tells where)"
+        typer.echo(f"molkern: {text}", err=True)
         raise typer.Exit(1) from error
 
 
@@ -73,12 +79,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="where the plot goes")] = Path("molkern_demo.png"),
 ) -> None:
     """Molecular dynamics of ethanol with a trained SchNet."""
-    from . import demo as demonstration
+    with _errors_in_one_line():
+        from . import demo as demonstration
 
-    if not out.parent.is_dir():
-        typer.echo(f"{out.parent} is not a folder: make it, or choose another --out", err=True)
-        raise typer.Exit(1)
-    demonstration.run(steps, out, typer.echo)
+        if not out.parent.is_dir():
+            raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
+        demonstration.run(steps, out, typer.echo)
 
 
 @app.command()

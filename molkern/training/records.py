@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import math
 import time
 from collections.abc import Iterable
@@ -16,7 +17,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities import rank_zero_only
 
 from ..appended import AppendedText, require_length
-from ..files import in_one_line, write_whole
+from ..data.reading import sha256_of
+from ..files import in_one_line, read_json, write_whole
+from ..models import Potential, load
 from .checkpoint import RunFileError
 from .module import TrainingModule
 
@@ -76,8 +79,29 @@ class Records(Checkpoint):
         self._table_digest = state.get("table") or self._digest(self._mark)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
         if trainer.is_global_zero:
             self._check_table()
+            self._check_best(pl_module.best)
+
+    def _check_best(self, model: Potential) -> None:
+        """Refuses to go on beside a best model that is damaged or another's.
+
+        Raises:
+            RunFileError: naming it.
+        """
+        if not math.isfinite(self.best):
+            return
+        path = self.folder / BEST
+        try:
+            require_recorded(path, read_facts(self.folder))
+            found = load(path)
+        except (OSError, ValueError) as error:
+            raise RunFileError(f"{path} cannot be gone on with: {in_one_line(error)}") from error
+        if type(found) is not type(model) or _plain(found) != _plain(model):
+            raise RunFileError(
+                f"{path} is of another run: bring back a copy, or start anew with --restart"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Goes on with the table; a checkpoint that did not fit has changed nothing until here."""
@@ -157,6 +181,41 @@ class Records(Checkpoint):
     @rank_zero_only
     def _keep_best(self, module: TrainingModule) -> None:
         write_whole(self.folder / BEST, module.best.to_bytes())
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What a run wrote at its end, empty before.
+
+    Raises:
+        ValueError: a file that is damaged.
+    """
+    path = folder / FACTS
+    facts = read_json(path) if path.is_file() else {}
+    elements, sums = facts.get("elements", []), facts.get("files_sha256", {})
+    if not isinstance(elements, list) or any(type(number) is not int for number in elements):
+        raise ValueError(f"{path} is damaged: elements are no atomic numbers")
+    if not isinstance(sums, dict):
+        raise ValueError(f"{path} is damaged: files_sha256 names no files")
+    return facts
+
+
+def require_recorded(path: Path, facts: dict[str, Any]) -> None:
+    """Refuses a file of a run that is not as it was when the run ended.
+
+    Raises:
+        ValueError: naming it.
+    """
+    wanted = facts.get("files_sha256", {}).get(path.name)
+    if wanted is not None and path.is_file() and sha256_of(path) != wanted:
+        raise ValueError(
+            f"{path} is damaged or of another run: its checksum is not that in {FACTS}; bring it "
+            f"back, or take its name out of {FACTS}"
+        )
+
+
+def _plain(model: Potential) -> Any:
+    """A model's arguments as they are in its file."""
+    return json.loads(json.dumps(model.config))
 
 
 def _line(values: Iterable[str]) -> str:

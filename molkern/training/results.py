@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..data import Dataset
-from ..data.reading import sha256_of
-from ..files import read_json, require_not_inputs, writable_name, write_whole
+from ..files import require_not_inputs, writable_name, write_whole
 from ..models import Potential, load
 from .config import Config, read_config
 from .objective import Labels, evaluate, match_labels, needed
-from .records import BEST, FACTS, METRICS, read_metrics
+from .records import BEST, FACTS, METRICS, read_facts, read_metrics, require_recorded
 from .run import CONFIG, SPLIT, inputs_of, load_data, settings_digest
 from .split import load_split
 
@@ -46,12 +45,7 @@ class Run:
             raise ValueError(f"{folder} holds no run: give a folder that `molkern train` made")
         if not (folder / BEST).is_file():
             raise ValueError(f"{folder} has no model yet: go on with `molkern train --resume`")
-        facts = read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
-        elements, sums = facts.get("elements", []), facts.get("files_sha256", {})
-        if not isinstance(elements, list) or any(type(number) is not int for number in elements):
-            raise ValueError(f"{folder / FACTS} is damaged: elements are no atomic numbers")
-        if not isinstance(sums, dict):
-            raise ValueError(f"{folder / FACTS} is damaged: files_sha256 names no files")
+        facts = read_facts(folder)
         config = read_config(folder / CONFIG)
         if facts.get("settings_sha256") not in (None, settings_digest(config)):
             raise ValueError(
@@ -66,14 +60,8 @@ class Run:
         Raises:
             ValueError: it was changed.
         """
-        path = self.folder / name
-        wanted = self.facts.get("files_sha256", {}).get(name)
-        if wanted is not None and path.is_file() and sha256_of(path) != wanted:
-            raise ValueError(
-                f"{path} is damaged or of another run: its checksum is not that in {FACTS}; bring "
-                f"it back, or take its name out of {FACTS}"
-            )
-        return path
+        require_recorded(self.folder / name, self.facts)
+        return self.folder / name
 
     def model(self, device: torch.device | str = "cpu") -> Potential:
         """The best model of the run.

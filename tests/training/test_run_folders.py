@@ -60,7 +60,7 @@ def content_of(folder):
 
 
 READ = {
-    "resume": ("config.yaml", "split.npz", METRICS, LAST),
+    "resume": ("config.yaml", "split.npz", METRICS, LAST, BEST, FACTS),
     "test": ("config.yaml", "split.npz", METRICS, BEST, FACTS),
     "predict": ("config.yaml", BEST, FACTS),
 }
