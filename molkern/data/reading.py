@@ -27,7 +27,7 @@ def arrays_of(path: Path) -> dict[str, NDArray[Any]]:
         ValueError: a file that is not there, is damaged, or is no npz.
     """
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with np.load(path) as content:
             if not isinstance(content, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array without a name")
             return {name: content[name] for name in content.files}

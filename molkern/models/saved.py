@@ -51,7 +51,7 @@ def load(
     name = "the content" if isinstance(path, bytes) else str(path)
     content = path if isinstance(path, bytes) else read_model(path)
     # What is made under inference mode could not be trained
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.inference_mode(False), torch.device("cpu"):
         tensors = _tensors(content, name)
         saved = _description(content, name)
         made = _class(saved, classes, name)
@@ -168,7 +168,8 @@ def _built(
 ) -> Potential:
     """The model as it is described, whose layers have no memory yet if it is molkern's."""
     if own:
-        return kind(**saved.config)
+        with torch.random.fork_rng(devices=[]):
+            return kind(**saved.config)
     sizes = [size for tensor in tensors.values() for size in tensor.shape]
     most = max([_SMALL, len(tensors), *sizes])
     for key, value in saved.config.items():

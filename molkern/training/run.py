@@ -9,7 +9,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -148,7 +148,7 @@ def open_folder(folder: Path, config: Config, resume: bool, restart: bool) -> bo
     """
     if rank() > 0:  # the first process does that
         return resume and (folder / LAST).exists()
-    there = (folder / CONFIG).exists()
+    there = _holds_run(folder)
     others = [path for path in folder.glob("*") if path.suffix != ".part"]
     if others and not there:
         raise ValueError(f"{folder} is a folder with other files: choose another --out")
@@ -167,6 +167,16 @@ def open_folder(folder: Path, config: Config, resume: bool, restart: bool) -> bo
     return False
 
 
+def _holds_run(folder: Path) -> bool:
+    """Whether there is a run, and not just another program's file of the same name."""
+    path = folder / CONFIG
+    if any((folder / name).exists() for name in (LAST, METRICS, SPLIT)):
+        return path.exists()
+    with suppress(ValueError):
+        return path.exists() and read_config(path) is not None
+    return False
+
+
 def _clear(folder: Path, config: Config) -> None:
     """Takes an earlier run's files away.
 
@@ -174,7 +184,8 @@ def _clear(folder: Path, config: Config) -> None:
         ValueError: one of them is what this run is to be made of.
     """
     ours = (LAST, BEST, METRICS, SPLIT, FACTS, "learning_curve.png")
-    of_parts = (f"{part}{end}" for part in PARTS for end in (".json", ".npz", "_*.png"))
+    ends = (".json", ".npz", "_parity_*.png", "_errors_*.png")
+    of_parts = (f"{part}{end}" for part in PARTS for end in ends)
     found = [path for pattern in (*ours, *of_parts) for path in folder.glob(pattern)]
     require_not_inputs(found, inputs_of(config))
     for path in found:

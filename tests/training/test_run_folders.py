@@ -160,6 +160,22 @@ def test_a_configuration_with_remarks_stays(tiny, tmp_path):
     assert (folder / "config.yaml").read_text() == text
 
 
+def test_another_programs_files_are_no_run(tiny, tmp_path):
+    (tmp_path / "config.yaml").write_text("server: 8080\n")
+    (tmp_path / "test_page.png").touch()
+    before = content_of(tmp_path)
+    for options in (dict(restart=True), dict(resume=True), {}):
+        with pytest.raises(ValueError, match="is a folder with other files"):
+            train(tiny(training__steps=3), tmp_path, **options)
+    assert content_of(tmp_path) == before
+
+
+def test_a_restart_leaves_other_pictures(tiny, folder):
+    (folder / "test_page.png").touch()
+    train(tiny(training__steps=3), folder, restart=True)
+    assert (folder / "test_page.png").exists()
+
+
 @pytest.mark.parametrize("label", ["a/b", "../up", "a,b", 'a"b', "a$b$", "$", "µ x", "l" * 200])
 def test_labels_of_any_name(tiny, tmp_path, label):
     rng = np.random.default_rng(0)
