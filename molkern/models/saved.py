@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -169,7 +170,7 @@ def _built(
     """The model as it is described, whose layers have no memory yet if it is molkern's."""
     if own:
         with torch.random.fork_rng(devices=[]):
-            return kind(**saved.config)
+            return _made(kind, dict(saved.config))
     sizes = [size for tensor in tensors.values() for size in tensor.shape]
     most = max([_SMALL, len(tensors), *sizes])
     for key, value in saved.config.items():
@@ -179,15 +180,28 @@ def _built(
         return kind(**saved.config)
 
 
+def _made(kind: type[Potential], config: dict[str, Any]) -> Potential:
+    """A model of somebody's own class, which may leave the kind of filters to its base."""
+    known = inspect.signature(kind).parameters.values()
+    if any(p.name == "filters" or p.kind is p.VAR_KEYWORD for p in known):
+        return kind(**config)
+    filters = config.pop("filters", "exact")
+    model = kind(**config)
+    model.filters = filters
+    return model
+
+
 def _fill(model: Potential, tensors: dict[str, Tensor]) -> None:
     """Puts tensors into a model, as they are.
 
     Raises:
         ValueError: tensors that are missing, unknown, or of another shape or kind.
     """
-    network = next((t.dtype for key, t in tensors.items() if key.startswith("embedding")), None)
+    floating = {key: t for key, t in tensors.items() if t.is_floating_point()}
+    largest = max(floating.values(), key=Tensor.numel, default=None)
+    network = next((t for key, t in floating.items() if key.startswith("embedding")), largest)
     if network is not None:  # what is in no file takes on the type of the network
-        model.to(dtype=network)
+        model.to(dtype=network.dtype)
     wanted = model.state_dict()
     for what, names in (
         ("lacks", wanted.keys() - tensors.keys()),
@@ -205,7 +219,8 @@ def _fill(model: Potential, tensors: dict[str, Tensor]) -> None:
             raise ValueError(f"{key} is of type {value.dtype}, but should be {wanted[key].dtype}")
     # Copies: what safetensors gives lies in its own memory, as it comes
     copies = {key: tensors[key].clone() for key in wanted}
-    model.load_state_dict(copies, assign=True)
+    # Into memory that there is, which names may share
+    model.load_state_dict(copies, assign=any(tensor.is_meta for tensor in wanted.values()))
     bare = [key for key, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
     if bare:
         raise ValueError(f"{', '.join(bare)} is in no file")

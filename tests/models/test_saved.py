@@ -259,6 +259,27 @@ def test_models_of_ones_own(tmp_path):
     assert isinstance(load(SchNet(8, 8, 1, 8).to_bytes(), classes=[Own]), SchNet)
 
 
+class Tied(Own):
+    """One whose layers share their weights."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.again = self.head.layers[0]
+        self.once_more = nn.ParameterList([self.more])
+        self.remember(width=width)
+
+
+def test_weights_that_are_shared_stay_so(tmp_path):
+    model = Tied(8).double()
+    model.filters = "spline"
+    found = load(model.to_bytes(), classes=[Tied])
+    assert found.filters == "spline"
+    assert found.once_more[0] is found.more
+    assert found.again is found.head.layers[0]
+    assert found.more.dtype == torch.float64
+    assert torch.equal(found.more, model.more)
+
+
 class Careless(Potential):
     """One that does not keep its arguments."""
 

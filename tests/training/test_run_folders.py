@@ -113,6 +113,27 @@ def test_checkpoints_of_another_shape_change_nothing(tiny, folder):
     assert content_of(folder) == before
 
 
+def refusal(config, folder):
+    """Why a run cannot go on; the folder's name where it can."""
+    try:
+        train(config, folder, resume=True)
+    except ValueError as error:
+        return str(error)
+    return str(folder)
+
+
+def test_checkpoints_with_strange_values(tiny, folder):
+    """Whatever they hold, the error is one line with the name."""
+    whole = torch.load(folder / LAST, weights_only=True)
+    for key in whole:
+        for value in (None, "x", [whole[key]]):
+            torch.save({**whole, key: value}, folder / LAST)
+            text = refusal(tiny(training__steps=6), folder)
+            assert str(folder) in text
+            assert "\n" not in text
+            assert len(text) < 600
+
+
 def test_two_processes_do_not_share_a_folder(tiny, folder):
     before = content_of(folder)
     config = tiny(training__steps=6)
