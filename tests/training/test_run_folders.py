@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from planted import CONTENTS, Planted
 
 from molkern.data import ethanol_frames
 from molkern.files import locked_folder
@@ -85,6 +86,19 @@ def test_damaged_files_are_named(tiny, folder, structures, what, name, damage):
         use(what, folder, structures, tiny(training__steps=6))
     assert str(path) in str(error.value)
     assert content_of(folder) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("what", "name"), [(k, n) for k, names in READ.items() for n in names])
+def test_nothing_that_is_planted_is_run(tiny, folder, structures, what, name):
+    marker = folder.parent / "planted"
+    for kind, content in CONTENTS.items():
+        if (kind, name) == ("database", FACTS):
+            continue  # plain JSON, like these
+        (folder / name).write_bytes(content(Planted(marker)))
+        with pytest.raises(ValueError, match=name):
+            use(what, folder, structures, tiny(training__steps=6))
+        assert not marker.exists(), kind
 
 
 @pytest.mark.parametrize(("what", "name"), [(k, n) for k, names in READ.items() for n in names])
