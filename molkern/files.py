@@ -19,9 +19,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
     from ase import Atoms
 
@@ -30,12 +27,7 @@ _UNSAFE = ("py", "gpw", "postgresql", "mysql", "bundletrajectory")
 #: What the readers of NumPy's archives raise for damaged ones.
 DAMAGED = (
     *(OSError, EOFError, KeyError, TypeError, ValueError, AttributeError, RuntimeError),
-    *(
-        zipfile.BadZipFile,
-        zlib.error,
-        SyntaxError,
-        RecursionError,
-    ),  # the header of an array is parsed as Python
+    *(zipfile.BadZipFile, zlib.error, SyntaxError),  # the header of an array is parsed as Python
 )
 _LONGEST = 200
 
@@ -49,6 +41,27 @@ def in_one_line(error: BaseException) -> str:
 # Reading
 
 
+@contextmanager
+def reading(path: str | Path, where: str = "") -> Iterator[None]:
+    """Gives what parsers say about a file that cannot be read the file's name.
+
+    Args:
+        path: the file.
+        where: how far they came.
+
+    Raises:
+        ValueError: in place of anything that a parser raises, but for the system's own errors.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # parsers raise anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{path} cannot be read{where}: {in_one_line(error)}") from error
+
+
 def read_frames(path: str | Path) -> Iterator[Atoms]:
     """All structures of a file in any format of ASE's, one after the other.
 
@@ -56,22 +69,18 @@ def read_frames(path: str | Path) -> Iterator[Atoms]:
         ValueError: no such file, no structures, a file that cannot be read, or in a format whose
             reader would run code or look elsewhere.
     """
-    from ase.io import iread
+    from .structures import structures
 
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file: give one that ASE can read")
-    count = 0
-    try:
-        for atoms in iread(**safe_to_read(path), index=":"):
-            yield atoms
-            count += 1
-    except MemoryError:
-        raise
-    except Exception as error:  # parsers raise anything
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        where = f" after frame {count - 1}" if count else ""
-        raise ValueError(f"{path} cannot be read{where}: {in_one_line(error)}") from error
+    count, source = 0, structures(Path(path))
+    while True:
+        with reading(path, f" after frame {count - 1}" if count else ""):
+            atoms = next(source, None)
+        if atoms is None:
+            break
+        yield atoms
+        count += 1
     if count == 0:
         raise ValueError(f"{path} holds no structures: give a file with at least one frame")
 
@@ -101,23 +110,6 @@ def read_frame(path: str | Path, frame: int = -1) -> Atoms:
     if not -len(frames) <= frame < len(frames):
         raise ValueError(f"{path} has {len(frames)} frame(s), numbered from 0; there is no {frame}")
     return frames[frame]
-
-
-def read_arrays(path: str | Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Arrays of an npz by name, without running code that the file may hold.
-
-    Raises:
-        ValueError: a file that is not there, is damaged or no npz, or lacks a name.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one array without a name")
-            return {name: content[name] for name in names}
-    except DAMAGED as error:
-        raise ValueError(
-            f"{path} is damaged or no npz of this kind: {in_one_line(error)}"
-        ) from error
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from molkern import interop
 from molkern.cli import app
 from molkern.data import ethanol_frames, load_ase, load_dataset, load_npz, load_qm9
 from molkern.data.loading import META, open_dataset
-from molkern.files import read_arrays, read_frames, read_json
+from molkern.files import read_frames, read_json
 from molkern.md.checkpoint import Checkpoint
 from molkern.md.source import ModelSource
 from molkern.models import load
@@ -63,7 +63,6 @@ READERS = {
     "a checkpoint of training": read_checkpoint,
     "a checkpoint of dynamics": Checkpoint.load,
     "read_frames": lambda path: list(read_frames(path)),
-    "read_arrays": lambda path: read_arrays(path, ["z"]),
     "read_json": read_json,
     "molkern md": command("md {} --model ethanol --device cpu"),
     "molkern md with a model": command("md in.xyz --model {} --device cpu"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from ..nn import (
     SphericalRadialBasis,
     SplineFilter,
 )
+from ..ops._arguments import checked
 from ..ops.geometry import edge_norm
 from .checks import check_reference, plain
 from .potential import Potential
@@ -190,6 +192,7 @@ class DimeNet(_Directional):
     (torch.Size([1, 2]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -276,6 +279,7 @@ class DimeNetPlusPlus(_Directional):
     (torch.Size([1]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -365,5 +369,5 @@ def _reference(config: dict[str, Any]) -> AtomicReference | None:
     """Scale, mean and references; None if neutral, as in files from before there were any."""
     scale, mean, reference = config["scale"], config["mean"], config["reference"]
     made = AtomicReference(scale, mean, reference, num_targets=config["num_targets"])
-    neutral = reference is None and bool((made.scale == 1).all() and (made.mean == 0).all())
+    neutral = reference is None and np.all(np.equal(scale, 1)) and np.all(np.equal(mean, 0))
     return None if neutral else made

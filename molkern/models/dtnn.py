@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..graph import AtomicBatch, NeighborList
 from ..nn import AtomicReference, AtomwiseHead, DTNNInteraction, GaussianBasis
 from ..nn.activations import dense
+from ..ops._arguments import checked
 from ..ops._library import is_recorded
 from .checks import check_sizes
 from .potential import Potential
@@ -85,6 +86,7 @@ class DTNN(Potential):
     (torch.Size([1]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 30,

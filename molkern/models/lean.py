@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..graph import AtomicBatch, NeighborList
 from ..nn import ShiftedSoftplus
 from ..ops import segment_sum
+from ..ops._arguments import checked
+from ..ops._derivatives import mapped
 from ..ops._library import operators
 from ..ops.dense import DENSE_ACTIVATIONS
 
@@ -46,6 +48,7 @@ class LeanSchNet(nn.Module):
     >>> program = torch.export.export(lean, inputs, dynamic_shapes=shapes)
     """
 
+    @checked
     def __init__(self, model: SchNet):
         super().__init__()
         if not self.serves(model):
@@ -192,6 +195,9 @@ def _(numbers: Tensor, positions: Tensor, cell: Tensor | None, *rest: Any) -> tu
     systems = 0 if cell is None or not rest[-1] else cell.shape[0]
     values = positions.new_empty(positions.shape[0], 1)
     return values, torch.empty_like(positions), positions.new_empty(systems, 3, 3)
+
+
+mapped("schnet_energy_grad")
 
 
 def _convolutions(model: SchNet) -> list[Any]:

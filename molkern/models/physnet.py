@@ -22,7 +22,8 @@ from ..nn import (
 )
 from ..nn.dispersion import BOHR, HARTREE, HARTREE_FOCK
 from ..nn.electrostatics import COULOMB_CONSTANT
-from ..nn.physnet import nonhierarchicality
+from ..nn.physnet import checked_total_charge, nonhierarchicality
+from ..ops._arguments import checked
 from ..ops._library import is_recorded
 from .checks import plain
 from .potential import Potential
@@ -119,6 +120,7 @@ class PhysNet(Potential):
     tensor(-1., dtype=torch.float64)
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -216,6 +218,7 @@ class PhysNet(Potential):
             )
 
     @classmethod
+    @checked
     def asparagus(
         cls,
         hidden_channels: int = 128,
@@ -273,6 +276,7 @@ class PhysNet(Potential):
         if self.readout.prediction == "electronic_spatial_extent":
             extent = self.readout(charges, structure)
             return {**extent, "charges": charges, "nonhierarchicality": penalty}
+        total_charge = checked_total_charge(total_charge, structure.batch.num_systems, charges)
         excess = structure.sum_atoms(charges) - total_charge
         charges = self.charge_correction(charges, total_charge, structure.batch.system_ptr)
         if self.readout.prediction == "dipole_moment":
@@ -347,7 +351,9 @@ class PhysNet(Potential):
     def _set_scaling(self, scales: tuple[Any, Any], shifts: tuple[Any, Any]) -> None:
         for target, values in ((self.scaling.scale, scales), (self.scaling.shift, shifts)):
             for column, value in enumerate(values):
-                target[:, column] = torch.as_tensor(value, dtype=torch.float64)
+                target[:, column] = torch.as_tensor(
+                    value, dtype=torch.float64, device=target.device
+                )
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"

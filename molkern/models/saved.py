@@ -18,19 +18,23 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..files import in_one_line
+from ..ops._arguments import checked
+from ..ops._modes import ordinary_tensors
 from .potential import FORMAT, Potential
 
+OwnClasses = Sequence[type[Potential]]
 #: Sizes in a configuration that are taken whatever the file's tensors are: a few megabytes.
 _SMALL = 1_000_000
 #: Of a header, as safetensors has it, bytes.
 _LONGEST_HEADER = 100_000_000
 
 
+@checked
 def load(
     path: str | Path | bytes,
     device: torch.device | str = "cpu",
     *,
-    classes: Sequence[type[Potential]] = (),
+    classes: OwnClasses = (),
 ) -> Potential:
     """The model that :meth:`Potential.save` wrote, in evaluation mode.
 
@@ -46,13 +50,13 @@ def load(
     Raises:
         ValueError: naming a file that is not molkern's, is damaged or of a newer format, or holds
             a class that is neither molkern's nor among ``classes``.
+        TypeError: ``classes`` that are no list of classes.
         OSError: naming a file that cannot be read.
         ImportError: a model that needs a package that is not installed.
     """
     name = "the content" if isinstance(path, bytes) else str(path)
     content = path if isinstance(path, bytes) else read_model(path)
-    # What is made under inference mode could not be trained
-    with torch.inference_mode(False), torch.device("cpu"):
+    with ordinary_tensors():
         tensors = _tensors(content, name)
         saved = _description(content, name)
         made = _class(saved, classes, name)
@@ -124,10 +128,12 @@ def _description(content: bytes, name: str) -> _Saved:
     return _Saved(found["model"], found["config"])
 
 
-def _class(saved: _Saved, own: Sequence[type[Potential]], name: str) -> type[Potential]:
+def _class(saved: _Saved, own: OwnClasses, name: str) -> type[Potential]:
     """The class of a name: a name in a file never imports anything."""
     from . import MODELS
 
+    if isinstance(own, type) or not all(isinstance(kind, type) for kind in own):
+        raise TypeError(f"classes must be a list of models' classes, got {own!r}")
     known = MODELS | {kind.__name__: kind for kind in own}
     if saved.model not in known:
         shown = in_one_line(ValueError(saved.model))

@@ -16,6 +16,7 @@ from ..nn import (
     GaussianBasis,
     SchNetInteraction,
 )
+from ..ops._arguments import checked
 from .checks import check_sizes
 from .lean import LeanSchNet
 from .potential import Potential
@@ -81,6 +82,7 @@ class SchNet(Potential):
     (torch.Size([1]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -161,6 +163,7 @@ class SchNet(Potential):
         self.differentiated = prediction
 
     @classmethod
+    @checked
     def official(
         cls,
         hidden_channels: int = 64,

@@ -9,9 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import checked, explained
 from ..ops._library import first_derivatives_only, keeps_first_only
 from ..ops.triplets import ANGLES
-from .activations import Dense
+from .activations import Dense, orthogonal_
 from .activations import activation as activation_layer
 
 OUTPUT_INITS = ("zeros", "glorot_orthogonal")
@@ -23,7 +24,7 @@ def glorot_orthogonal_(weight: Tensor, scale: float = 2.0) -> None:
     The initialisation of DimeNet's published code; ``weight`` is a matrix.
     """
     rows, columns = weight.shape
-    nn.init.orthogonal_(weight, math.sqrt(scale * max(rows, columns) / (rows + columns)))
+    orthogonal_(weight, math.sqrt(scale * max(rows, columns) / (rows + columns)))
 
 
 def dense(inputs: int, outputs: int, bias: bool = True, activation: str = "none") -> Dense:
@@ -62,6 +63,7 @@ class DimeNetEmbedding(nn.Module):
     torch.Size([12, 128])
     """
 
+    @checked
     def __init__(
         self,
         num_radial: int,
@@ -78,6 +80,7 @@ class DimeNetEmbedding(nn.Module):
         nn.init.uniform_(self.emb.weight, -math.sqrt(3.0), math.sqrt(3.0))
         self.activation = activation_layer(activation)
 
+    @explained
     def forward(self, numbers: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
         of_receiver, of_sender, of_basis = self.lin.weight.chunk(3, dim=1)
         h = self.emb(numbers)
@@ -106,6 +109,7 @@ class DimeNetResidual(nn.Module):
     torch.Size([12, 128])
     """
 
+    @checked
     def __init__(self, channels: int, *, activation: str = "silu"):
         super().__init__()
         self.lin1 = dense(channels, channels, activation=activation)
@@ -134,6 +138,7 @@ class _Interaction(nn.Module):
     #: bilinear layer takes most of it.
     saves_memory = False
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -205,6 +210,7 @@ class DimeNetInteraction(_Interaction):
 
     saves_memory = True
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -224,6 +230,7 @@ class DimeNetInteraction(_Interaction):
         self.bilinear = nn.Parameter(torch.empty(hidden_channels, num_bilinear, hidden_channels))
         nn.init.normal_(self.bilinear, std=2.0 / hidden_channels)
 
+    @explained
     def forward(
         self,
         messages: Tensor,
@@ -282,6 +289,7 @@ class DimeNetPlusPlusInteraction(_Interaction):
     torch.Size([12, 128])
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -309,6 +317,7 @@ class DimeNetPlusPlusInteraction(_Interaction):
         self.lin_down = dense(hidden_channels, int_emb_size, bias=False, activation=activation)
         self.lin_up = dense(int_emb_size, hidden_channels, bias=False, activation=activation)
 
+    @explained
     def forward(
         self,
         messages: Tensor,
@@ -339,6 +348,7 @@ class _Output(nn.Module):
     #: Whether the factors of the messages, as large as they are, are computed twice.
     saves_memory = False
 
+    @checked
     def __init__(
         self,
         num_radial: int,
@@ -364,6 +374,7 @@ class _Output(nn.Module):
         if output_init == "zeros":
             nn.init.zeros_(self.lin.weight)
 
+    @explained
     def forward(self, messages: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
         if self.saves_memory and keeps_first_only():
             arguments = self._sum, messages, basis, graph
@@ -411,6 +422,7 @@ class DimeNetOutput(_Output):
 
     saves_memory = True
 
+    @checked
     def __init__(
         self,
         num_radial: int,
@@ -451,6 +463,7 @@ class DimeNetPlusPlusOutput(_Output):
     torch.Size([4, 1])
     """
 
+    @checked
     def __init__(
         self,
         num_radial: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._derivatives import differentiable
+from ..ops._modes import is_transformed, ordinary_tensors, values_of
 from ..ops.splines import SplineGrid, spline_cfconv
 
 #: Distances ``[P]`` → the filters there, some tensors ``[P, F]``.
@@ -54,6 +57,12 @@ class SplineFilter:
     grid: SplineGrid
     distances: Tensor
     bins: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"SplineFilter({self.distances.shape[0]} edges, {self.table.shape[1]} filters, "
+            f"{self.grid}, {self.table.dtype} on {self.table.device})"
+        )
 
     def convolve(self, x: Tensor, neighbors: NeighborList, **options: Any) -> Tensor:
         """``Σ_j x_j ∘ w_ij``, options as for :func:`molkern.ops.cfconv`: ``[N, F]``."""
@@ -107,9 +116,11 @@ class SplineReport:
     @property
     def excess(self) -> float:
         """The largest error over what the tolerance allows for it."""
-        allowed = self.tolerance * torch.tensor([1.0, 1e2, 1e4], dtype=torch.float64)
-        errors = torch.tensor([self.value_error, self.slope_error, self.curvature_error])
-        return float((errors / allowed).max())
+        errors = self.value_error, self.slope_error / 1e2, self.curvature_error / 1e4
+        return max(errors, key=lambda e: math.inf if math.isnan(e) else e) / self.tolerance
+
+    def __repr__(self) -> str:
+        return f"SplineReport({self})"
 
     def __str__(self) -> str:
         grid = self.grid
@@ -121,13 +132,14 @@ class SplineReport:
         )
 
 
-def _points(grid: SplineGrid) -> Tensor:
+def _points(grid: SplineGrid, device: torch.device | str = "cpu") -> Tensor:
     """Where a spline is fitted: at all knots, and between those at either end as often as needed.
 
     The last point lies just below the end, where filters with a hard cutoff have their limit.
     """
-    knots = torch.arange(grid.intervals + 1, dtype=torch.float64)
-    between = torch.arange((grid.degree - 1) // 2, dtype=torch.float64) + 0.5
+    on: Any = {"dtype": torch.float64, "device": device}
+    knots = torch.arange(grid.intervals + 1, **on)
+    between = torch.arange((grid.degree - 1) // 2, **on) + 0.5
     t = torch.cat([knots, between, grid.intervals - between]).sort().values
     points = grid.start + t * ((grid.stop - grid.start) / grid.intervals)
     points[-1] = torch.nextafter(points[-1], points[0])
@@ -179,36 +191,58 @@ def _inverse(grid: SplineGrid, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @lru_cache(maxsize=16)
-def _fit(grid: SplineGrid, device: torch.device) -> tuple[Tensor, ...]:
-    """Points ``[P]``, and the sparse matrix from values there to coefficients and its transpose.
+def _fit(grid: SplineGrid, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Points ``[P]``, and the sparse matrix from values there to coefficients, transposed first.
 
     In float64 for float32 too: at the ends coefficients depend strongly on the values.
     """
-    points = _points(grid)
-    row, column, value = _inverse(grid, points)
-
-    def compressed(indices: list[Tensor]) -> Tensor:
-        size = (len(points), len(points))
-        matrix = torch.sparse_coo_tensor(torch.stack(indices), value, size, check_invariants=False)
-        with warnings.catch_warnings():  # torch calls these matrices a beta, once per process
-            warnings.simplefilter("ignore", UserWarning)
-            return matrix.to(device).coalesce().to_sparse_csr()
-
-    return points.to(device), compressed([row, column]), compressed([column, row])
+    with ordinary_tensors():  # what is kept here serves whatever comes later
+        points = _points(grid)
+        row, column, value = _inverse(grid, points)
+        size = len(points)
+        rows = _compressed([row, column], value, size, device)
+        columns = _compressed([column, row], value, size, device)
+        return points.to(device), columns, rows
 
 
-class _SparseProduct(torch.autograd.Function):
-    """A constant sparse matrix times a dense one, differentiable to any order."""
+def _compressed(indices: list[Tensor], value: Tensor, size: int, device: torch.device) -> Tensor:
+    """A square sparse matrix by rows."""
+    matrix = torch.sparse_coo_tensor(
+        torch.stack(indices), value, (size, size), check_invariants=False
+    )
+    with warnings.catch_warnings():  # torch calls these matrices a beta, once per process
+        warnings.simplefilter("ignore", UserWarning)
+        return matrix.to(device).coalesce().to_sparse_csr()
 
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor, transposed: Tensor, values: Tensor) -> Tensor:
-        ctx.matrices = matrix, transposed
-        return matrix @ values
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
-        matrix, transposed = ctx.matrices
-        return None, None, _SparseProduct.apply(transposed, matrix, g.contiguous())
+_library = torch.library.Library("molkern", "FRAGMENT")
+_library.define(
+    "spline_coefficients(Tensor values, float start, float stop, int intervals, int degree, "
+    "bool transposed) -> Tensor"
+)
+
+
+def _coefficients(
+    values: Tensor, start: float, stop: float, intervals: int, degree: int, transposed: bool
+) -> Tensor:
+    """From values at the points to coefficients, ``[P, F]``, or that transposed: float64."""
+    return _fit(SplineGrid(start, stop, intervals, degree), values.device)[2 - transposed] @ values
+
+
+def _coefficients_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, *ctx.grid, ctx.transposed = inputs
+
+
+def _coefficients_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    back = torch.ops.molkern.spline_coefficients(g.contiguous(), *ctx.grid, not ctx.transposed)
+    return back, *[None] * 5
+
+
+_library.impl("spline_coefficients", _coefficients, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "molkern::spline_coefficients", lambda values, *rest: values.new_empty(values.shape)
+)
+differentiable("spline_coefficients", _coefficients_backward, _coefficients_setup)
 
 
 def spline_tables(function: FilterFunction, grid: SplineGrid, like: Tensor) -> list[Tensor]:
@@ -217,10 +251,15 @@ def spline_tables(function: FilterFunction, grid: SplineGrid, like: Tensor) -> l
     The function is called once, with float64 distances within the knots. Differentiable to any
     order by what the function depends on.
     """
-    points, matrix, transposed = _fit(grid, like.device)
-    values = [value.double() for value in function(points)]
-    joined = _SparseProduct.apply(matrix, transposed, torch.cat(values, 1)).to(like.dtype)
-    return [table.contiguous() for table in joined.split([v.shape[1] for v in values], 1)]
+    if torch.compiler.is_compiling():
+        points = _points(grid, like.device)
+    else:
+        points = _fit(grid, like.device)[0]
+    filters = [value.double() for value in function(points)]
+    widths, values = [f.shape[1] for f in filters], torch.cat(filters, 1)
+    form = float(grid.start), float(grid.stop), grid.intervals, grid.degree
+    joined = torch.ops.molkern.spline_coefficients(values, *form, False).to(like.dtype)
+    return [table.contiguous() for table in joined.split(widths, 1)]
 
 
 def _with_slope(function: FilterFunction, d: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -297,6 +336,7 @@ class _OneEdgeEach:
         return self.receivers
 
 
+@ordinary_tensors()
 def choose_grid(
     function: FilterFunction,
     start: float,
@@ -411,20 +451,22 @@ class SplineTables:
         if self._tables is None or not self.current():
             double = self._renew(model)
             assert self._report is not None
-            with torch.no_grad():
-                tables = spline_tables(double.filter_values, self._report.grid, _first(double))
             like = _first(model)
-            self._tables = [table.to(like.device, like.dtype).contiguous() for table in tables]
+            with ordinary_tensors():
+                tables = spline_tables(double.filter_values, self._report.grid, _first(double))
+                self._tables = [table.to(like.device, like.dtype).contiguous() for table in tables]
         assert self._report is not None
         return self._report.grid, self._tables
 
     def trainable(self, model: Any) -> tuple[SplineGrid, list[Tensor]]:
         """The grid and tables through which gradients flow to the model's parameters."""
-        self._uses += 1
-        if self._report is None or self._uses > self.renew_after:
-            if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            if self._report is None:
                 raise RuntimeError("call model.spline_report() before compiling the model")
-            self._renew(model)
+        else:
+            self._uses += 1
+            if self._report is None or self._uses > self.renew_after:
+                self._renew(model)
         assert self._report is not None
         grid = self._report.grid
         return grid, spline_tables(model.filter_values, grid, _first(model))
@@ -437,7 +479,7 @@ class SplineTables:
                 f"the model's weights are {like.dtype}, for which there are no splines: use "
                 "model.float() or model.double()"
             )
-        double = copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)
+        double = _double(model)
         start, stop, zero_beyond = model.filter_span()
         self._report = choose_grid(
             double.filter_values,
@@ -449,13 +491,38 @@ class SplineTables:
             element=like.element_size(),
             intervals=self._report.grid.intervals if self._report else 128,
         )
-        self._weights, self._tables, self._uses = Fingerprint(model), None, 0
+        wrapped = is_transformed() and any(values_of(p) is not p for p in model.parameters())
+        self._weights = None if wrapped else Fingerprint(model)
+        self._tables, self._uses = None, 0
         return double
 
 
 def _first(model: nn.Module) -> Tensor:
     """A tensor of the type and on the device of the model's network."""
     return next(model.parameters())
+
+
+def _double(model: nn.Module) -> Any:
+    """A copy in float64 on the CPU, of ordinary tensors whatever the model's are, to be kept.
+
+    Raises:
+        RuntimeError: weights that :func:`torch.vmap` hides.
+    """
+    copies: dict[int, Any] = {}
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        values = values_of(tensor)
+        if values is None:
+            raise RuntimeError(
+                f"torch.vmap over {name}: there are no splines of weights that it hides; set "
+                "model.filters = 'exact' for ensembles of weights"
+            )
+        with ordinary_tensors():
+            dtype = torch.float64 if values.is_floating_point() else values.dtype
+            made = values.detach().to("cpu", dtype, copy=True)
+            parameter = isinstance(tensor, nn.Parameter)
+            copies[id(tensor)] = nn.Parameter(made, False) if parameter else made
+    with ordinary_tensors():
+        return copy.deepcopy(model, copies).to("cpu", torch.float64).requires_grad_(False)
 
 
 class Fingerprint:
@@ -480,8 +547,15 @@ class Fingerprint:
 
     def _now(self) -> list[Any]:
         return [
-            (tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
+            (_address(tensor), -1 if tensor.is_inference() else tensor._version)
             for tensors in self._tensors
             for tensor in tensors.values()
             if tensor is not None
         ]
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # one that a transform of torch.func wraps
+        return id(tensor)

@@ -95,7 +95,13 @@ def predict(
     from .predict import predict as predicted
 
     count = predicted(
-        run, structures, out, device=_device(device), batch_size=batch_size, restart=restart
+        run,
+        structures,
+        out,
+        device=_device(device),
+        batch_size=batch_size,
+        restart=restart,
+        say=say,
     )
     say(f"{count:,} structures: {out}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from ..data import Sample
+from ..data.conditions import CONDITIONS, ConditionReader, write_into
 from ..data.dataset import PER_ATOM
 from ..files import locked, read_frames, require_new, require_not_inputs, write_whole
 from ..graph import AtomicBatch
 from ..md.source import check_elements
 from ..models import Potential
+from ..structures import check_frame
 from .objective import evaluate, match_labels
 from .results import Run
 
@@ -37,27 +39,31 @@ def predict(
     batch_size: int = 256,
     progress: bool = True,
     restart: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Predicts what a run's model was trained on for every structure of a file.
 
     Args:
         folder: of the run.
-        structures: any file that ASE reads; ``total_charge`` (or ``charge``) in a frame's ``info``
-            is for models that take one.
+        structures: any file that ASE reads; for models that take a total charge it is what
+            :func:`molkern.data.conditions.stated` finds in a frame, or 0, and is written beside the
+            predictions.
         out: ``.csv`` (one number per structure and label), ``.npz`` (everything, atoms side by
             side) or ``.extxyz``.
         device: where the model is evaluated.
         batch_size: structures at once.
         progress: whether a progress bar is shown.
         restart: whether a file that is there already is written anew.
+        say: takes sentences for the user.
 
     Returns:
         The number of structures.
 
     Raises:
-        ValueError: no finished run, a file that cannot be read, an element that the model was not
-            trained on, or another ending of ``out``; an output that is there already, that is the
-            file of structures or one of the run's, or that another process is at.
+        ValueError: no finished run, a file that cannot be read, a frame that cannot be computed or
+            has an element that the model was not trained on, or another ending of ``out``; an
+            output that is there already, that is the file of structures or one of the run's, or
+            that another process is at.
     """
     if out.suffix not in ENDINGS:
         raise ValueError(f"{out} ends in {out.suffix!r}: choose one of {', '.join(ENDINGS)}")
@@ -66,19 +72,23 @@ def predict(
     run = Run.open(folder)
     files = {f"the run's {path.name}": path for path in folder.iterdir() if path.is_file()}
     require_not_inputs([out], {"the file of structures": structures, **files})
+    model = run.model(device)
+    conditions = ConditionReader(model.conditions, names=run.config.data.labels)
     with locked(out):
         require_new([out], restart)
-        return _write(run, structures, out, run.model(device), batch_size, progress)
+        chunks = _chunks(_checked(structures, run, conditions), batch_size, progress)
+        count = _write(run, model, chunks, out, f"{structures}, frame")
+    for note in conditions.notes():
+        say(note)
+    return count
 
 
-def _write(
-    run: Run, structures: Path, out: Path, model: Potential, batch_size: int, progress: bool
-) -> int:
+def _write(run: Run, model: Potential, chunks: Iterable[list[Atoms]], out: Path, where: str) -> int:
     frames: list[Atoms] = []
     found: list[dict[str, Any]] = []
-    for chunk in _chunks(_checked(structures, run), batch_size, progress):
+    for chunk in chunks:
         results = _predict(model, chunk, run)
-        _require_finite(results, f"{structures} frame", len(frames))
+        _require_finite(results, where, len(frames))
         frames += chunk
         found += results
     writers = dict(zip(ENDINGS, (_csv, _npz, _extxyz), strict=True))
@@ -86,10 +96,14 @@ def _write(
     return len(frames)
 
 
-def _checked(structures: Path, run: Run) -> Iterator[Atoms]:
+def _checked(structures: Path, run: Run, conditions: ConditionReader) -> Iterator[Atoms]:
+    """The structures of a file, with their conditions in ``info``."""
     elements = frozenset(run.facts.get("elements", range(1, 119)))
     for number, atoms in enumerate(read_frames(structures)):
-        check_elements(atoms.numbers, elements, str(run.folder), f"{structures} frame {number}")
+        where = f"{structures}, frame {number}"
+        check_frame(atoms, where)
+        check_elements(atoms.numbers, elements, str(run.folder), where)
+        write_into(atoms, conditions.read(atoms, where))
         yield atoms
 
 
@@ -127,23 +141,24 @@ def _predict(model: Potential, chunk: list[Atoms], run: Run) -> list[dict[str, A
     """What the model predicts for each structure, by label or name of the output."""
     parameter = next(model.parameters())
     batch = AtomicBatch.from_ase(chunk, parameter.dtype, parameter.device)
-    charges = [_charge(atoms) for atoms in chunk]
-    given = {"total_charge": torch.tensor(charges, dtype=torch.float64).to(parameter.device)}
+    device = batch.positions.device
+    given = {
+        name: torch.tensor(
+            [atoms.info[name] for atoms in chunk], dtype=torch.float64, device=device
+        )
+        for name in model.conditions
+    }
     labels = match_labels(run.config)
-    out = evaluate(model, labels, Sample(batch, given, torch.arange(len(chunk))))
+    out = evaluate(model, labels, Sample(batch, given, torch.arange(len(chunk), device="cpu")))
     found = {name: labels.predicted(out, name) for name in run.config.objective}
     found |= {name: out[name] for name in _BESIDE if name in out}
+    found |= given
     values = {name: value.detach().cpu().double().numpy() for name, value in found.items()}
     ends = np.cumsum([0, *(len(atoms) for atoms in chunk)])
     return [
         {k: v[ends[i] : ends[i + 1]] if k in PER_ATOM else v[i] for k, v in values.items()}
         for i in range(len(chunk))
     ]
-
-
-def _charge(atoms: Atoms) -> float:
-    """Of a structure, e: what it says of itself, or 0."""
-    return float(atoms.info.get("total_charge", atoms.info.get("charge", 0.0)))
 
 
 def _csv(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
@@ -180,12 +195,15 @@ def _extxyz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
         atoms = atoms.copy()
         known = {k: values[k] for k in ("energy", "forces", "stress") if k in values}
         for key, value in values.items():
-            if key in known:
+            if key in known or key in CONDITIONS:  # these are in info already
                 continue
             if key in PER_ATOM:
                 atoms.set_array(f"predicted_{key}", value)
             else:
                 atoms.info[f"predicted_{key}"] = value if np.ndim(value) else float(value)
+        for name in known:  # write_xyz refuses what is there already
+            atoms.info.pop(name, None)
+            atoms.arrays.pop(name, None)
         if known:
             atoms.calc = SinglePointCalculator(atoms, **known)
         write_xyz(text, atoms)

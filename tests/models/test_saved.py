@@ -257,6 +257,9 @@ def test_models_of_ones_own(tmp_path):
     assert isinstance(found, Own)
     assert torch.equal(found.more, model.more)
     assert isinstance(load(SchNet(8, 8, 1, 8).to_bytes(), classes=[Own]), SchNet)
+    for wrong in (Own, ["Own"], [model]):
+        with pytest.raises(TypeError, match="classes must be a list of models' classes"):
+            load(path, classes=wrong)
 
 
 class Tied(Own):
