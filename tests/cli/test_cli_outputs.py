@@ -47,14 +47,15 @@ LINKS = ["itself", "symbolic link", "hard link"]
 @pytest.mark.parametrize("end", ["xyz", "csv", "json", "png", "checkpoint"])
 def test_dynamics_over_its_inputs(molkern, ethanol, tmp_path, kind, end, restart):
     """Whichever of its files it is, the structure or the model."""
-    ase.io.write("s.traj", ase.io.read(ethanol))
+    form = "json" if end == "json" else "traj"  # the end of a name says no other
+    ase.io.write(f"s.{form}", ase.io.read(ethanol))
     ethanol_model().save("m.safetensors")
-    for what, source in (("structure", "s.traj"), ("model", "m.safetensors")):
+    for what, source in (("structure", f"s.{form}"), ("model", "m.safetensors")):
         folder = tmp_path / what
         folder.mkdir()
         shutil.copy(source, folder / "in")
         other = as_link(kind, folder / "in", folder / f"S.{end}")
-        names = {"structure": "s.traj", "model": "m.safetensors", what: other}
+        names = {"structure": f"s.{form}", "model": "m.safetensors", what: other}
         before = contents(folder)
         command = MD.format(names["structure"]) + f" --out {folder}/S.xyz{restart}"
         error = molkern(command, code=1, model=str(names["model"]))
