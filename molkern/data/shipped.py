@@ -35,8 +35,7 @@ class Frames:
 
     def __repr__(self) -> str:
         frames, atoms = self.positions.shape[:2]
-        kind = f"{self.positions.dtype} on {self.positions.device}"
-        return f"Frames({frames:,} of {atoms} atoms, {kind})"
+        return f"Frames({frames:,} of {atoms} atoms, {self.positions.dtype})"
 
     def __getitem__(self, index: Index) -> Frames:
         """Some frames; of an integer, the one frame. See :class:`molkern.data.Dataset`."""

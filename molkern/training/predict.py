@@ -141,11 +141,9 @@ def _predict(model: Potential, chunk: list[Atoms], run: Run) -> list[dict[str, A
     """What the model predicts for each structure, by label or name of the output."""
     parameter = next(model.parameters())
     batch = AtomicBatch.from_ase(chunk, parameter.dtype, parameter.device)
-    device = batch.positions.device
+    kind: dict[str, Any] = {"dtype": torch.float64, "device": batch.positions.device}
     given = {
-        name: torch.tensor(
-            [atoms.info[name] for atoms in chunk], dtype=torch.float64, device=device
-        )
+        name: torch.tensor([atoms.info[name] for atoms in chunk], **kind)
         for name in model.conditions
     }
     labels = match_labels(run.config)
