@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 import zipfile
@@ -30,6 +31,8 @@ DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, SyntaxError),  # the header of an array is parsed as Python
 )
 _LONGEST = 200
+#: How names of files end that are to take another's place.
+_PART = re.compile(r"\.[0-9a-f]{16}\.part\Z")
 
 
 def in_one_line(error: BaseException) -> str:
@@ -252,6 +255,16 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.unlink(file.name)
         raise
     _sync_folder(path.parent)
+
+
+def drop_parts(*outputs: Path) -> None:
+    """Removes what processes that were killed left of outputs, which nobody may be writing now."""
+    names = {_hidden(path, "part").name for path in outputs}
+    for folder in {path.parent for path in outputs}:
+        for entry in os.scandir(folder):
+            if names & {_PART.sub(".part", entry.name)} - {entry.name}:
+                with suppress(OSError):
+                    os.unlink(entry.path)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -3,12 +3,21 @@
 import os
 import resource
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from molkern.appended import AppendedText
-from molkern.files import in_one_line, locked, locked_folder, replacing, writable_name, write_whole
+from molkern.files import (
+    drop_parts,
+    in_one_line,
+    locked,
+    locked_folder,
+    replacing,
+    writable_name,
+    write_whole,
+)
 from molkern.md import MLIAPMolkern
 from molkern.md.checkpoint import Checkpoint
 from molkern.models import SchNet, load
@@ -214,6 +223,22 @@ def test_tables_are_nobody_elses(tmp_path):
     with pytest.raises(OSError, match=r"t\.csv is gone"):
         table.flush()
     assert not path.exists()
+
+
+def test_what_was_left_by_killed_processes_goes(tmp_path):
+    outputs = [tmp_path / name for name in NAMES]
+    left = []
+    for path in outputs:
+        with replacing(path) as file:
+            os.link(file.name, f"{tmp_path}/kept")
+            left.append(Path(file.name))
+        os.rename(f"{tmp_path}/kept", left[-1])
+    other = tmp_path / ".theirs.0123456789abcdef.part"
+    other.touch()
+    drop_parts(*outputs)
+    assert not [path for path in left if path.exists()]
+    assert other.exists()
+    assert all(path.exists() for path in outputs)
 
 
 def test_names_of_files():

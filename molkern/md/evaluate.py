@@ -20,6 +20,7 @@ from ..data.frames import entries
 from ..data.labels import choose, of_frame
 from ..extras import require
 from ..files import (
+    drop_parts,
     locked,
     read_frames,
     replacing,
@@ -406,6 +407,7 @@ def evaluate(
     )
     with locked(out):
         require_new([out], restart)
+        drop_parts(out)
         count, lines = _write(out, results, kept, conditions.wanted)
     return count, [*lines, *conditions.notes()]
 

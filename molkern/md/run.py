@@ -16,7 +16,7 @@ from typing import Any
 
 from ..appended import AppendedText
 from ..extras import require
-from ..files import locked, require_not_inputs, writing
+from ..files import drop_parts, locked, require_not_inputs, writing
 from ..structures import check_frame
 from . import report
 from .group import DynamicsWorker, GroupReport
@@ -105,7 +105,9 @@ def prepare_files(plan: Plan, resume: bool, restart: bool, plot: Path | None = N
     for group, replicas in enumerate(plan.groups):
         checkpoint = plan.checkpoint(group)
         files = [plan.trajectory(r) for r in replicas]
-        begun |= _may_begin(checkpoint, [*files, plan.energies(group)], resume)
+        table = plan.energies(group)  # empty: of a run that was killed before it began
+        files += [table] if table.exists() and table.stat().st_size else []
+        begun |= _may_begin(checkpoint, files, resume)
     if not begun:
         _may_begin(None, [plan.summary, plot or plan.picture], resume)
 
@@ -178,6 +180,7 @@ def run(
     # Runs of other replicas have other tables, but this summary and plot too
     with locked(plan.summary, shown=plan.energies(0)):
         prepare_files(plan, resume, restart, plot)
+        drop_parts(*plan.outputs(plot))
         return _run(plan, plot, workers, ray_address)
 
 

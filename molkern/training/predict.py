@@ -14,7 +14,14 @@ import torch
 from ..data import Sample
 from ..data.conditions import CONDITIONS, ConditionReader, write_into
 from ..data.dataset import PER_ATOM
-from ..files import locked, read_frames, require_new, require_not_inputs, write_whole
+from ..files import (
+    drop_parts,
+    locked,
+    read_frames,
+    require_new,
+    require_not_inputs,
+    write_whole,
+)
 from ..graph import AtomicBatch
 from ..md.source import check_elements
 from ..models import Potential
@@ -76,6 +83,7 @@ def predict(
     conditions = ConditionReader(model.conditions, names=run.config.data.labels)
     with locked(out):
         require_new([out], restart)
+        drop_parts(out)
         chunks = _chunks(_checked(structures, run, conditions), batch_size, progress)
         count = _write(run, model, chunks, out, f"{structures}, frame")
     for note in conditions.notes():

@@ -23,7 +23,7 @@ from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Time
 from ..data import Dataset, load_dataset
 from ..data.labels import listed
 from ..data.reading import sha256_of
-from ..files import locked_folder, require_not_inputs, write_whole
+from ..files import drop_parts, locked_folder, require_not_inputs, write_whole
 from ..models import Potential
 from .checkpoint import Checkpoints, RunFileError, does_not_fit
 from .config import Config, data_path, read_config
@@ -240,6 +240,7 @@ def _holding(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder} is a file: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
+        drop_parts(*(folder / name for name in (CONFIG, SPLIT, BEST, LAST, FACTS)))
         yield
 
 

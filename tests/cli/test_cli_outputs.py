@@ -96,6 +96,15 @@ def test_runs_of_other_replicas_with_the_same_names(molkern, ethanol, tmp_path):
     molkern(f"{two} --resume")
 
 
+@pytest.mark.parametrize("option", ["", " --resume"])
+def test_runs_that_were_killed_before_they_began(molkern, ethanol, option):
+    """Their table is empty, and what they were about to write has another name."""
+    Path("S.csv").touch()
+    Path(".S.checkpoint.0123456789abcdef.part").touch()
+    molkern(f"{MD.format(ethanol)} --out S.xyz{option}")
+    assert not list(Path.cwd().glob("*.part"))
+
+
 def test_runs_of_other_replicas_at_once(molkern, ethanol, monkeypatch):
     one, two = (f"{MD.format(ethanol)} --out S.xyz --replicas {k} --group 1" for k in (1, 2))
     plain, errors = group.GroupRun._step, []
