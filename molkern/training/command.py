@@ -64,7 +64,7 @@ def train(
 
 def _places(config: str, out: Path | None) -> tuple[Path, str]:
     """The run's folder, and what its configuration is read from."""
-    from .run import CONFIG
+    from .folder import CONFIG
 
     if (Path(config) / CONFIG).is_file():  # a run's folder, to go on with
         if out is not None and out.resolve() != Path(config).resolve():

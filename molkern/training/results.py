@@ -17,9 +17,10 @@ from ..data import Dataset
 from ..files import require_not_inputs, writable_name, write_whole
 from ..models import Potential, load
 from .config import Config, read_config
+from .folder import CONFIG, SPLIT, inputs_of, settings_digest
 from .objective import Labels, evaluate, match_labels, needed
 from .records import BEST, FACTS, METRICS, read_facts, read_metrics, require_recorded
-from .run import CONFIG, SPLIT, inputs_of, load_data, settings_digest
+from .run import load_data
 from .split import load_split
 
 Array = NDArray[Any]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -23,15 +22,15 @@ from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Time
 from ..data import Dataset, load_dataset
 from ..data.labels import listed
 from ..data.reading import sha256_of
-from ..files import drop_parts, locked_folder, require_not_inputs, write_whole
+from ..files import write_whole
 from ..models import Potential
 from .checkpoint import Checkpoints, RunFileError, does_not_fit
-from .config import Config, data_path, read_config
+from .config import Config, data_path
+from .folder import SPLIT, holding, open_folder, rank, settings_digest
 from .module import TrainingData, TrainingModule
 from .objective import Labels, Objective, check_labels, evaluate, match_labels, needed
 from .records import BEST, FACTS, LAST, METRICS, Records
 from .split import (
-    PARTS,
     Indices,
     check_conditions,
     check_systems,
@@ -42,7 +41,6 @@ from .split import (
 )
 from .standardize import build_model, standards
 
-CONFIG, SPLIT = "config.yaml", "split.npz"
 Say = Callable[[str], None]
 
 
@@ -153,117 +151,6 @@ def _try_out(model: Potential, labels: Labels, data: Dataset, train: Indices) ->
         model.train()
 
 
-def rank() -> int:
-    """This process's number in a distributed run, 0 before it has one."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
-
-
-def open_folder(folder: Path, config: Config, resume: bool, restart: bool) -> bool:
-    """Makes a run's folder; gives back whether the run goes on from a checkpoint.
-
-    Raises:
-        ValueError: a folder with a run, without ``resume`` or ``restart``; a run of another
-            configuration, which cannot go on as this one.
-    """
-    if rank() > 0:  # the first process does that
-        return resume and (folder / LAST).exists()
-    there = _holds_run(folder)
-    others = [path for path in folder.glob("*") if path.suffix != ".part"]
-    if others and not there:
-        raise ValueError(f"{folder} is a folder with other files: choose another --out")
-    if there and not (resume or restart):
-        raise ValueError(
-            f"{folder} holds a run: go on with --resume, start anew with --restart, or choose "
-            "another --out"
-        )
-    if there and not restart:
-        _same(config, folder)
-        return (folder / LAST).exists()
-    _clear(folder, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not _is_there(config, folder):  # as somebody wrote it, perhaps with comments
-        write_whole(folder / CONFIG, config.dump().encode())
-    return False
-
-
-def _holds_run(folder: Path) -> bool:
-    """Whether there is a run, and not just another program's file of the same name."""
-    path = folder / CONFIG
-    if any((folder / name).exists() for name in (LAST, METRICS, SPLIT)):
-        return path.exists()
-    with suppress(ValueError):
-        return path.exists() and read_config(path) is not None
-    return False
-
-
-def _clear(folder: Path, config: Config) -> None:
-    """Takes an earlier run's files away.
-
-    Raises:
-        ValueError: one of them is what this run is to be made of.
-    """
-    ours = (LAST, BEST, METRICS, SPLIT, FACTS, "learning_curve.png")
-    ends = (".json", ".npz", "_parity_*.png", "_errors_*.png")
-    of_parts = (f"{part}{end}" for part in PARTS for end in ends)
-    found = [path for pattern in (*ours, *of_parts) for path in folder.glob(pattern)]
-    require_not_inputs(found, inputs_of(config))
-    for path in found:
-        path.unlink()
-
-
-def inputs_of(config: Config) -> dict[str, str | Path | None]:
-    """The files that a run is made of, by what they are."""
-    return {"the data": data_path(config), "data.split.file": config.data.split.file}
-
-
-def _is_there(config: Config, folder: Path) -> bool:
-    try:
-        return read_config(folder / CONFIG) == config
-    except ValueError:
-        return False
-
-
-@contextmanager
-def _holding(folder: Path) -> Iterator[None]:
-    """Makes a run's folder and keeps other processes from training in it; its own take part.
-
-    Raises:
-        ValueError: a file, or another process that does.
-    """
-    if rank() > 0:
-        yield
-        return
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked_folder(folder):
-        drop_parts(*(folder / name for name in (CONFIG, SPLIT, BEST, LAST, FACTS)))
-        yield
-
-
-def _same(config: Config, folder: Path) -> None:
-    old = _flat(read_config(folder / CONFIG).model_dump(mode="json"))
-    new = _flat(config.model_dump(mode="json"))
-    for key in {**new, **old}:
-        value = new.get(key)
-        if old.get(key) != value:
-            raise ValueError(
-                f"{folder} holds a run with {key}: {old.get(key)}, which cannot go on with "
-                f"{value}: choose another --out, or start anew with --restart"
-            )
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return found
-
-
 def train(
     config: Config,
     folder: Path,
@@ -303,7 +190,7 @@ def train(
     old = folder / SPLIT
     with_split = old if resume and not restart and old.exists() else None
     prepared = prepare(config, with_split, build)
-    with _holding(folder):
+    with holding(folder):
         goes_on = open_folder(folder, config, resume, restart)
         if rank() == 0:
             for note in prepared.notes:
@@ -318,14 +205,6 @@ def train(
         if trainer.is_global_zero:
             facts = _facts(prepared, records, trainer)
             write_whole(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
-
-
-def settings_digest(config: Config) -> str:
-    """Tells configurations apart, but for where files are, and for what is as by default."""
-    settings = config.model_dump(mode="json", exclude_defaults=True)
-    settings["data"].pop("path", None)
-    settings["data"]["split"].pop("file", None)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _identity(prepared: Prepared) -> str:
