@@ -32,7 +32,7 @@ from ..graph import AtomicBatch
 from ..models import Potential
 from ..structures import check_frame
 from .parallel import run_pieces
-from .source import ModelSource, check_elements
+from .source import ModelSource
 from .trajectories import XYZ
 
 if TYPE_CHECKING:
@@ -382,7 +382,6 @@ def evaluate(
     _check_arguments(out, max_atoms, max_edges)
     require_not_inputs([out], {"the file of structures": structures, "the model": source.path})
     model = source.load()
-    known = source.elements(model)
     conditions = ConditionReader(model.conditions, dict(source.conditions))
     kept: dict[int, Atoms] = {}
 
@@ -390,7 +389,7 @@ def evaluate(
         for index, frame in enumerate(read_frames(structures)):
             where = f"{structures}, frame {index}"
             check_frame(frame, where)
-            check_elements(frame.numbers, known, source.name, where)
+            model.check_elements(frame.numbers, where, f"model {source.name}")
             write_into(frame, conditions.read(frame, where))
             kept[index] = frame
             yield frame

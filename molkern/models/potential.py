@@ -12,7 +12,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ..files import write_whole
@@ -28,6 +28,8 @@ from ..ops._library import (
     keeps_weights_constant,
 )
 from ..ops._modes import is_hidden, is_transformed
+from .arguments import KeepsArguments
+from .known import KnowsElements
 from .lean import below_autograd
 from .structure import Structure
 
@@ -40,7 +42,7 @@ _INFERENCE_TENSORS = (
 )
 
 
-class Potential(nn.Module):
+class Potential(KnowsElements, KeepsArguments):
     """Base of all models: differentiates what a model predicts for each system.
 
     A model derives from it, sets ``cutoff`` and ``num_elements``, and defines :meth:`predict`. Its
@@ -55,11 +57,11 @@ class Potential(nn.Module):
     filter, by default 1e-7 in float32 and 1e-9 in float64; :meth:`spline_report` measures it.
     Forces are exactly minus the derivative of the energy with either kind of filters. Beyond the
     cutoff a spline is zero, below the first knot (0 for most models) it is constant.
+
+    A model keeps the elements that it was trained on in :attr:`elements`, and refuses others.
     """
 
     cutoff: float
-    num_elements: int
-    config: dict[str, Any]
     #: Names of what else a prediction depends on, which calls may give.
     conditions: tuple[str, ...] = ()
     #: The prediction, ``[B]`` or ``[B, T]``, whose sum forces and stress are derivatives of.
@@ -67,25 +69,35 @@ class Potential(nn.Module):
 
     def remember(self, **config: Any) -> None:
         """Keeps the constructor's arguments, which must be plain JSON values."""
-        self.config = config
+        self._config = config
         self._splines = SplineTables(config.get("spline_tolerance"))
         self.filters = config.get("filters", "exact")
 
     @property
     def filters(self) -> str:
         """How filters are evaluated, ``"exact"`` by the network or as ``"spline"``."""
-        return self.config["filters"]
+        return str(self._config["filters"])
 
     @filters.setter
     def filters(self, value: str) -> None:
         if value not in ("exact", "spline"):
             raise ValueError(f"filters must be 'exact' or 'spline', got {value!r}")
-        self.config["filters"] = value
+        self._config["filters"] = value
+
+    @property
+    def spline_tolerance(self) -> float | None:
+        """The largest relative error of splines, None for that of the type. Can be set."""
+        return self._splines.tolerance
+
+    @spline_tolerance.setter
+    def spline_tolerance(self, value: float | None) -> None:
+        self._splines.set_tolerance(value)
+        self._config["spline_tolerance"] = value
 
     @property
     def num_targets(self) -> int:
         """How many numbers are predicted for each system, 1 for most models."""
-        return int(self.config.get("num_targets", 1))
+        return int(self._config.get("num_targets", 1))
 
     def filter_values(self, distances: Tensor) -> list[Tensor]:
         """All filters of the model at distances ``[P]``, float64: a list of ``[P, F]``."""
@@ -168,7 +180,8 @@ class Potential(nn.Module):
 
         Raises:
             TypeError: the batch's type is not the model's, or conditions that it does not know.
-            ValueError: atomic numbers outside the model's table, positions that are not finite
+            ValueError: atomic numbers outside the model's table, elements that it was not trained
+                on (see :attr:`elements`; not in training), positions that are not finite
                 (with a list given, on the CPU only), another device, a neighbor list of a shorter
                 cutoff, of other atoms or beyond its capacity, or a stress without cells.
             RuntimeError: forces or stress under ``torch.inference_mode()``.
@@ -355,14 +368,7 @@ class Potential(nn.Module):
                 f"the batch is on {batch.positions.device} but the model is on {weight.device}: "
                 f"use batch.to({str(weight.device)!r}) or model.to(...)"
             )
-        low, high = batch.number_range
-        if low < 0 or high >= self.num_elements:
-            wrong = low if low < 0 else high
-            atom = int((batch.numbers == wrong).nonzero()[0])
-            raise ValueError(
-                f"atom {atom} has number {wrong}, but the model's table goes from 0 to "
-                f"{self.num_elements - 1}"
-            )
+        self._check_numbers(batch)
         if neighbors is not None:
             self._check_list(batch, neighbors)
 
@@ -434,12 +440,14 @@ class Potential(nn.Module):
         """
         kind = type(self).__name__
         try:
-            description = {"format": FORMAT, "model": kind, "config": self.config}
+            description: dict[str, Any] = {"format": FORMAT, "model": kind, "config": self._config}
         except AttributeError as error:
             raise ValueError(
                 f"{kind} does not keep its arguments, so that nothing could be made of a file: "
                 "call self.remember(...) with them in its constructor"
             ) from error
+        if self.elements is not None:
+            description["elements"] = list(self.elements)
         try:
             text = json.dumps(description)
         except (TypeError, ValueError, RecursionError) as error:

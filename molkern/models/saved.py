@@ -63,6 +63,8 @@ def load(
         with _naming(name, f"cannot be made into a {saved.model}"):
             model = _built(made, saved, tensors, own=made in classes)
             _fill(model, tensors)
+        with _naming(name):
+            model.elements = saved.elements
     return model.to(device).eval()
 
 
@@ -83,21 +85,29 @@ def read_model(path: str | Path) -> bytes:
 
 @dataclass(frozen=True)
 class _Saved:
-    """What a file says of its model: name of the class, and arguments of its constructor."""
+    """What a file says of its model.
+
+    Attributes:
+        model: name of the class.
+        config: arguments of its constructor.
+        elements: that it was trained on, if the file says so.
+    """
 
     model: str
     config: dict[str, Any]
+    elements: Any = None
 
 
 @contextmanager
-def _naming(name: str, problem: str) -> Iterator[None]:
+def _naming(name: str, problem: str = "") -> Iterator[None]:
     """Makes one line, with the file's name, of whatever is wrong with what it holds."""
     try:
         yield
     except (ImportError, MemoryError):
         raise
     except Exception as error:
-        raise ValueError(f"{name} {problem}: {in_one_line(error)}") from error
+        where = f"{name} {problem}" if problem else name
+        raise ValueError(f"{where}: {in_one_line(error)}") from error
 
 
 def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
@@ -125,7 +135,7 @@ def _description(content: bytes, name: str) -> _Saved:
             f"{name} holds a {found['model'][:80]} in format {found['format']}; this version of "
             f"molkern reads formats up to {FORMAT}: update molkern"
         )
-    return _Saved(found["model"], found["config"])
+    return _Saved(found["model"], found["config"], found.get("elements"))
 
 
 def _class(saved: _Saved, own: OwnClasses, name: str) -> type[Potential]:

@@ -17,6 +17,7 @@ from ..nn import (
     SchNetInteraction,
 )
 from ..ops._arguments import checked
+from .arguments import arguments_are_fixed
 from .checks import check_sizes
 from .lean import LeanSchNet
 from .potential import Potential
@@ -24,6 +25,7 @@ from .readout import Readout
 from .structure import Structure
 
 
+@arguments_are_fixed
 class SchNet(Potential):
     """SchNet: continuous-filter convolutions over neighbors, energies as sums over atoms.
 
@@ -128,7 +130,7 @@ class SchNet(Potential):
             "num_basis",
             "num_elements",
         )
-        self.cutoff, self.num_elements = cutoff, num_elements
+        self._fix(cutoff=cutoff, num_elements=num_elements)
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         nn.init.normal_(self.embedding.weight, std=hidden_channels**-0.25)
         self.basis = _radial_basis(

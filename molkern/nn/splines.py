@@ -404,9 +404,7 @@ class SplineTables:
     renew_after = 500
 
     def __init__(self, tolerance: float | None = None):
-        if tolerance is not None and not tolerance > 0:
-            raise ValueError(f"the spline tolerance must be positive, got {tolerance}")
-        self.tolerance = tolerance
+        self.tolerance = _checked(tolerance)
         self._report: SplineReport | None = None
         self._weights: Fingerprint | None = None  # those that the report is about
         self._tables: list[Tensor] | None = None
@@ -421,6 +419,11 @@ class SplineTables:
         self._report = self._weights = self._tables = self.lean = None
         self._uses = 0
         self.forgotten += 1
+
+    def set_tolerance(self, tolerance: float | None) -> None:
+        """Takes another tolerance, which the next use makes tables for."""
+        self.tolerance = _checked(tolerance)
+        self.forget()
 
     def __deepcopy__(self, memo: Any) -> SplineTables:
         return SplineTables(self.tolerance)
@@ -495,6 +498,12 @@ class SplineTables:
         self._weights = None if wrapped else Fingerprint(model)
         self._tables, self._uses = None, 0
         return double
+
+
+def _checked(tolerance: float | None) -> float | None:
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"the spline tolerance must be positive, got {tolerance}")
+    return tolerance
 
 
 def _first(model: nn.Module) -> Tensor:

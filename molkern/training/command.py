@@ -89,6 +89,7 @@ def predict(
     batch_size: int,
     say: Say,
     restart: bool = False,
+    allow_unknown_elements: bool = False,
 ) -> None:
     """Predictions of a run for the structures of a file."""
     require("train", *PACKAGES)
@@ -100,8 +101,9 @@ def predict(
         out,
         device=_device(device),
         batch_size=batch_size,
-        restart=restart,
         say=say,
+        restart=restart,
+        allow_unknown_elements=allow_unknown_elements,
     )
     say(f"{count:,} structures: {out}")
 

@@ -23,7 +23,6 @@ from ..files import (
     write_whole,
 )
 from ..graph import AtomicBatch
-from ..md.source import check_elements
 from ..models import Potential
 from ..structures import check_frame
 from .objective import evaluate, match_labels
@@ -46,6 +45,7 @@ def predict(
     batch_size: int = 256,
     progress: bool = True,
     restart: bool = False,
+    allow_unknown_elements: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Predicts what a run's model was trained on for every structure of a file.
@@ -61,6 +61,7 @@ def predict(
         batch_size: structures at once.
         progress: whether a progress bar is shown.
         restart: whether a file that is there already is written anew.
+        allow_unknown_elements: whether elements that the model was not trained on are predicted.
         say: takes sentences for the user.
 
     Returns:
@@ -80,11 +81,14 @@ def predict(
     files = {f"the run's {path.name}": path for path in folder.iterdir() if path.is_file()}
     require_not_inputs([out], {"the file of structures": structures, **files})
     model = run.model(device)
+    if model.elements is None and "elements" in run.facts:  # a run of an earlier version
+        model.elements = run.facts["elements"]
+    model.allow_unknown_elements = allow_unknown_elements
     conditions = ConditionReader(model.conditions, names=run.config.data.labels)
     with locked(out):
         require_new([out], restart)
         drop_parts(out)
-        chunks = _chunks(_checked(structures, run, conditions), batch_size, progress)
+        chunks = _chunks(_checked(structures, model, run, conditions), batch_size, progress)
         count = _write(run, model, chunks, out, f"{structures}, frame")
     for note in conditions.notes():
         say(note)
@@ -104,13 +108,14 @@ def _write(run: Run, model: Potential, chunks: Iterable[list[Atoms]], out: Path,
     return len(frames)
 
 
-def _checked(structures: Path, run: Run, conditions: ConditionReader) -> Iterator[Atoms]:
+def _checked(
+    structures: Path, model: Potential, run: Run, conditions: ConditionReader
+) -> Iterator[Atoms]:
     """The structures of a file, with their conditions in ``info``."""
-    elements = frozenset(run.facts.get("elements", range(1, 119)))
     for number, atoms in enumerate(read_frames(structures)):
         where = f"{structures}, frame {number}"
         check_frame(atoms, where)
-        check_elements(atoms.numbers, elements, str(run.folder), where)
+        model.check_elements(atoms.numbers, where, f"model {run.folder}")
         write_into(atoms, conditions.read(atoms, where))
         yield atoms
 
