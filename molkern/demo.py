@@ -14,12 +14,12 @@ from ase import Atoms
 from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from .data import Frames, ethanol_frames, ethanol_model
 from .md import ASECalculator
 from .models import Potential
 from .plots.figures import new_figure, save
+from .progress import progress_bar
 
 TIME_STEP = 0.5  # fs
 RECORD_EVERY = 10  # steps
@@ -86,15 +86,18 @@ def simulate(model: Potential, frame: Frames, steps: int, temperature: float) ->
     dynamics.attach(record, interval=RECORD_EVERY)
     dynamics.run(RECORD_EVERY)  # warm-up, not timed
     done = 0.0
-    with tqdm(total=steps, desc="NVE dynamics", unit="step") as progress:
-        for _ in range(steps // RECORD_EVERY):
+    with progress_bar(total=steps, desc="NVE dynamics", unit="step") as progress:
+        for first in range(0, steps, RECORD_EVERY):
+            count = min(RECORD_EVERY, steps - first)
             start = time.perf_counter()
-            dynamics.run(RECORD_EVERY)
+            dynamics.run(count)
             done += time.perf_counter() - start
-            progress.update(RECORD_EVERY)
+            progress.update(count)
+    if steps % RECORD_EVERY:  # the last state, too
+        record()
     table = np.array(rows)
-    rate = steps // RECORD_EVERY * RECORD_EVERY / done
-    return Trajectory(table[:, 0], table[:, 1], table[:, 2], rate, calculator.evaluator.builds)
+    builds = calculator.evaluator.builds
+    return Trajectory(table[:, 0], table[:, 1], table[:, 2], steps / done, builds)
 
 
 def plot(accuracy: Accuracy, trajectory: Trajectory, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from ..files import (
 )
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..progress import progress_bar
 from ..structures import check_frame
 from .parallel import run_pieces
 from .source import ModelSource
@@ -367,20 +367,24 @@ def evaluate(
         restart: whether a file that is there already is written anew.
 
     Returns:
-        How many structures there were, and lines about errors where the file has references, and
-        about conditions: models that take a total charge are given what
-        :func:`molkern.data.conditions.stated` finds in a frame, or 0, unless the source has one.
+        How many structures there were, and lines: about structures without the stress that was
+        wanted, about errors where the file has references, and about conditions: models that take a
+        total charge are given what :func:`molkern.data.conditions.stated` finds in a frame, or 0,
+        unless the source has one.
 
     Raises:
         ValueError: files that are missing, empty or cannot be read, elements that the model does
             not know (naming frame and atom), structures that cannot be computed (naming the
-            frame) or that the model refuses, results that are not finite; an output that is there
-            already or that another process is at.
+            frame) or that the model refuses, results that are not finite, stress in a format
+            without; an output that is there already or that another process is at.
         OSError: naming a file that cannot be written.
     """
     require("md", "ase", "tqdm")
     _check_arguments(out, max_atoms, max_edges)
     require_not_inputs([out], {"the file of structures": structures, "the model": source.path})
+    if stress and out.suffix == ".csv":
+        raise ValueError(f"{out} holds energies only: with --stress results end in .extxyz or .npz")
+    without: list[int] = []
     model = source.load()
     conditions = ConditionReader(model.conditions, dict(source.conditions))
     kept: dict[int, Atoms] = {}
@@ -391,6 +395,8 @@ def evaluate(
             check_frame(frame, where)
             model.check_elements(frame.numbers, where, f"model {source.name}")
             write_into(frame, conditions.read(frame, where))
+            if stress and not _has_stress(frame):
+                without.append(index)
             kept[index] = frame
             yield frame
 
@@ -408,7 +414,17 @@ def evaluate(
         require_new([out], restart)
         drop_parts(out)
         count, lines = _write(out, results, kept, conditions.wanted)
-    return count, [*lines, *conditions.notes()]
+    return count, [*_without_stress(without, count), *lines, *conditions.notes()]
+
+
+def _without_stress(frames: list[int], count: int) -> list[str]:
+    if not frames:
+        return []
+    named = ", ".join(map(str, frames[:5])) + (", …" if len(frames) > 5 else "")
+    return [
+        f"no stress of {len(frames)} of {count} structure(s), whose cells are not periodic along "
+        f"three axes: frame(s) {named}"
+    ]
 
 
 def _check_arguments(out: Path, max_atoms: int, max_edges: int) -> None:
@@ -425,19 +441,15 @@ def _check_arguments(out: Path, max_atoms: int, max_edges: int) -> None:
 def _write(
     out: Path, results: Iterator[Results], kept: dict[int, Atoms], conditions: Sequence[str]
 ) -> tuple[int, list[str]]:
-    from tqdm import tqdm
-
     errors, count = Errors(), 0
-    with (
-        replacing(out) as stream,
-        tqdm(desc="evaluating", unit="frame", file=sys.stderr) as bar,
-    ):
+    with replacing(out) as stream, progress_bar(desc="evaluating", unit="frame") as bar:
         file = io.TextIOWrapper(stream, encoding="utf-8")
         output: Output = _OUTPUTS[out.suffix](file, conditions)
         for result in results:
             with writing(out):
-                count += _add(output, result, kept, count, errors)
-            bar.update(count - bar.n)
+                added = _add(output, result, kept, count, errors)
+            count += added
+            bar.update(added)
         with writing(out):
             file.detach().write(output.finish())
     return count, errors.lines()

@@ -43,6 +43,10 @@ class HostSteps:
         both = self._memory, self._list_memory
         return sum(m.reserved for m in both), sum(m.requests for m in both)
 
+    def let_go(self) -> None:
+        """Leaves the results given so far as they are: those that follow are other tensors."""
+        self._results = {}
+
     def __call__(self, stress: bool) -> dict[str, Tensor]:
         with _within(self._memory):
             valid = self.list.valid()
@@ -100,6 +104,10 @@ class GraphSteps:
         self._runs: dict[bool, Callable[[], Any]] = {}
         self._tables: dict[bool, Any] = {}
         self._made_for: tuple[Any, Fingerprint] | None = None
+
+    def let_go(self) -> None:
+        """Leaves the results given so far as they are: those that follow are other tensors."""
+        self._runs.clear()
 
     def __call__(self, stress: bool) -> dict[str, Tensor]:
         while True:

@@ -85,6 +85,11 @@ def is_recorded(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def describe(tensor: Tensor) -> str:
+    """Shape, type and device of a tensor, for error messages."""
+    return f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
+
+
 def full_precision(*names: str) -> None:
     """Lets operators run in float32 under ``torch.autocast``, whose 16-bit types no kernel takes.
 

@@ -24,6 +24,7 @@ from ..files import (
 )
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..progress import progress_bar
 from ..structures import check_frame
 from .objective import evaluate, match_labels
 from .results import Run
@@ -137,9 +138,9 @@ def _require_finite(results: list[dict[str, Any]], where: str, first: int) -> No
 
 def _chunks(frames: Iterable[Atoms], size: int, progress: bool) -> Iterator[list[Atoms]]:
     if progress:
-        from tqdm import tqdm
-
-        frames = tqdm(frames, desc="predicting", unit="structure", disable=None, leave=False)
+        frames = progress_bar(
+            frames, desc="predicting", unit="structure", disable=None, leave=False
+        )
     chunk: list[Atoms] = []
     for atoms in frames:
         chunk.append(atoms)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..data import Dataset
 from ..files import require_not_inputs, writable_name, write_whole
 from ..models import Potential, load
+from ..progress import progress_bar
 from .config import Config, read_config
 from .folder import CONFIG, SPLIT, inputs_of, settings_digest
 from .objective import Labels, evaluate, match_labels, needed
@@ -112,9 +113,7 @@ def predictions(
 def _portions(members: Array, size: int, progress: bool) -> Iterator[Array]:
     starts: Any = range(0, len(members), size)
     if progress:
-        from tqdm import tqdm
-
-        starts = tqdm(starts, desc="evaluating", unit="batch", disable=None, leave=False)
+        starts = progress_bar(starts, desc="evaluating", unit="batch", disable=None, leave=False)
     for first in starts:
         yield members[first : first + size]
 

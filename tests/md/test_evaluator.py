@@ -1,7 +1,10 @@
 """The evaluator: the plain model's numbers, lists that are valid, and no memory per step."""
 
+import copy
+import pickle
 import threading
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -521,3 +524,157 @@ def test_all_that_is_per_atom_comes_back_in_order():
     out = Evaluator(model, batch, reorder=True)()
     for key, value in expected.items():
         torch.testing.assert_close(out[key], value, rtol=1e-8, atol=1e-8)
+
+
+# Threads and copies
+
+
+def at_once(function, count=2):
+    """Runs a function in threads that start together; results and errors."""
+    barrier, found = threading.Barrier(count), [None] * count
+
+    def run(k):
+        barrier.wait()
+        try:
+            found[k] = function(k)
+        except RuntimeError as error:
+            found[k] = error
+
+    workers = [threading.Thread(target=run, args=(k,)) for k in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return found
+
+
+def test_two_threads_at_once_are_refused(monkeypatch):
+    batch = systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch)
+    within, go_on = threading.Event(), threading.Event()
+    plain = Evaluator._take
+
+    def slow(self, *arguments):
+        within.set()
+        assert go_on.wait(60)
+        plain(self, *arguments)
+
+    monkeypatch.setattr(Evaluator, "_take", slow)
+    first = threading.Thread(target=evaluator, args=(batch.positions,))
+    first.start()
+    assert within.wait(60)
+    with pytest.raises(RuntimeError, match="need an evaluator each, but another thread is using"):
+        evaluator(batch.positions)
+    go_on.set()
+    first.join()
+    evaluator(batch.positions)
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+def test_threads_get_right_results_or_an_error(reorder):
+    batch = systems()
+    model = MODELS["SchNet, splines"]().eval()
+    places = [batch.positions + 0.05 * k for k in range(4)]
+    places = [place + 0.3 * torch.rand_like(place) for place in places]
+    expected = [Evaluator(model, batch, reorder=reorder)(place)["forces"] for place in places]
+    evaluator = Evaluator(model, batch, reorder=reorder)
+
+    refused = []
+
+    def run(k):
+        kept = []
+        for _ in range(20):
+            try:
+                kept.append(evaluator(places[k])["forces"])
+            except RuntimeError as error:
+                refused.append(str(error))
+        return kept
+
+    found = at_once(run, 4)
+    assert all("another thread" in error for error in refused)
+    for k, results in enumerate(found):
+        for forces in results:
+            torch.testing.assert_close(forces, expected[k], rtol=1e-4, atol=1e-4)
+
+
+def test_threads_that_take_turns_get_copies():
+    batch = systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch)
+    here = evaluator(batch.positions)
+    before = {name: value.clone() for name, value in here.items()}
+    found = []
+    for _ in range(2):
+        worker = threading.Thread(target=lambda: found.append(evaluator(batch.positions + 0.2)))
+        worker.start()
+        worker.join()
+        kept = {name: value.clone() for name, value in found[-1].items()}
+        evaluator(0.9 * batch.positions)
+        same(found[-1], kept)
+    same(here, before)
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+@pytest.mark.parametrize("name", ["SchNet", "SchNet, splines", "PhysNet"])
+def test_copies_and_pickles(name, reorder):
+    model, batch = MODELS[name](), systems()
+    evaluator = Evaluator(model, batch, stress=True, skin=0.3, reorder=reorder)
+    moved = batch.positions + 0.1
+    out = {k: v.clone() for k, v in evaluator(moved, 1.01 * batch.cell).items()}
+    again = [
+        copy.copy(evaluator),
+        copy.deepcopy(evaluator),
+        pickle.loads(pickle.dumps(evaluator)),
+    ]
+    assert again[0].model is evaluator.model
+    assert again[1].model is not evaluator.model
+    for twin in again:
+        close(twin(), out, 1e-5)
+        twin(batch.positions)
+        close(evaluator(), out, 1e-5)
+
+
+def test_a_model_that_has_moved():
+    model, batch = MODELS["SchNet"](), systems()
+    evaluator = Evaluator(model, batch)
+    evaluator()
+    model.double()
+    with pytest.raises(RuntimeError, match=r"float32 on cpu, .* now torch.float64.*make a new one"):
+        evaluator(batch.positions)
+    model.float()
+    evaluator(batch.positions)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.int64, torch.uint8])
+def test_numbers_that_are_no_positions(dtype):
+    batch = systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch)
+    with pytest.raises(TypeError, match=f"positions must be of a floating type, got {dtype}"):
+        evaluator(torch.ones(17, 3).to(dtype))
+    with pytest.raises(TypeError, match=f"cell must be of a floating type, got {dtype}"):
+        evaluator(None, torch.eye(3).to(dtype))
+    with pytest.raises(TypeError, match="positions must be a tensor, got ndarray"):
+        evaluator(batch.positions.numpy())
+    with pytest.raises(TypeError, match="cell must be a tensor, got list"):
+        evaluator(None, [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+@pytest.mark.parametrize("name", ["SchNet, splines", "PhysNet", "DTNN", "DimeNet++"])
+def test_parts_of_atoms(name, reorder):
+    make = MODELS[name]
+    if name == "DimeNet++":  # of one target, an energy
+        make = partial(
+            DimeNetPlusPlus, 16, 1, 2, 8, 4, 8, 5, 4, cutoff=3.0, output_init="glorot_orthogonal"
+        )
+    model, batch = make().double(), systems(torch.float64)
+    evaluator = Evaluator(model, batch, stress=True, reorder=reorder)
+    out, parts = evaluator(), evaluator.per_atom()
+    owner = batch.batch
+    energies = torch.zeros(2, dtype=torch.float64).index_add(0, owner, parts["atomic_energies"])
+    torch.testing.assert_close(energies, out["energy"])
+    virials = torch.zeros(2, 3, 3, dtype=torch.float64).index_add(0, owner, parts["virials"])
+    volumes = torch.linalg.det(batch.cell).reshape(2, 1, 1)
+    torch.testing.assert_close(virials, -volumes * out["stress"], rtol=1e-7, atol=1e-9)
+    plain = Evaluator(model, batch, reorder=False)
+    plain()
+    torch.testing.assert_close(plain.per_atom(), parts, rtol=1e-8, atol=1e-10)

@@ -1,0 +1,16 @@
+"""Progress bars, which say nothing where nobody could see them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+
+def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> Any:
+    """A bar of tqdm's on stderr, switched off where a process has no stderr."""
+    from tqdm import tqdm
+
+    if sys.stderr is None:
+        options["disable"] = True
+    return tqdm(items, file=sys.stderr, **options)
