@@ -9,13 +9,13 @@ from pathlib import Path
 
 import ase.units
 import numpy as np
-import torch
 from ase import Atoms
 from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
 
 from .data import Frames, ethanol_frames, ethanol_model
+from .host import threads_of_torch
 from .md import ASECalculator
 from .models import Potential
 from .plots.figures import new_figure, save
@@ -122,12 +122,12 @@ def plot(accuracy: Accuracy, trajectory: Trajectory, path: Path) -> None:
     save(figure, path)
 
 
+@threads_of_torch(1)  # one molecule is too little work for more
 def run(steps: int, path: Path, say: Callable[[str], None] = print) -> None:
     """The whole demonstration, on one thread: prints figures and writes the plot."""
     model = ethanol_model()
     model.filters = "spline"
     frames = ethanol_frames()["test"]
-    torch.set_num_threads(1)  # one molecule is too little work for more
     say("SchNet for ethanol, trained on GFN2-xTB energies and forces; one CPU thread")
     say(f"filters as splines: {model.spline_report()}")
     accuracy = evaluate(model, frames)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from .host import start_of_processes_kept
+
 
 def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> Any:
     """A bar of tqdm's on stderr, switched off where a process has no stderr."""
@@ -13,4 +15,5 @@ def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> Any:
 
     if sys.stderr is None:
         options["disable"] = True
-    return tqdm(items, file=sys.stderr, **options)
+    with start_of_processes_kept():  # the first bar makes a lock between processes
+        return tqdm(items, file=sys.stderr, **options)

@@ -94,7 +94,7 @@ Tensor spherical_radial_grad(const Tensor& cotangent, const Tensor& distances, c
   const Arguments in("spherical_radial_grad", distances, zeros, norms, cutoff, exponent);
   const Tensor g_in = in.checked_cotangent(cotangent);
   const c10::DeviceGuard guard(in.d.device());
-  const Tensor gd = at::empty({in.edges}, in.d.options());
+  const Tensor gd = empty_result({in.edges}, in.d.options());
   with_real(in.d, [&](auto zero) {
     using T = decltype(zero);
     const T *g = g_in.const_data_ptr<T>(), *d = in.d.const_data_ptr<T>();
@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor> spherical_radial_hvp(const Tensor& direction, const T
   check_size(in.op, "hd", hd_in, 0, in.edges);
   const c10::DeviceGuard guard(in.d.device());
   const Tensor tg = empty_result({in.edges, in.functions}, in.d.options());
-  const Tensor td = at::empty({in.edges}, in.d.options());
+  const Tensor td = empty_result({in.edges}, in.d.options());
   with_real(in.d, [&](auto zero) {
     using T = decltype(zero);
     const T *hd = hd_in.const_data_ptr<T>(), *g = g_in.const_data_ptr<T>();

@@ -108,7 +108,6 @@ class EvaluateWorker:
     Args:
         source: the model.
         device: where.
-        threads: of the CPU.
         energy_unit: the model's unit of energy in eV.
         max_edges: with more of them than this a chunk is halved, again and again.
     """
@@ -117,11 +116,9 @@ class EvaluateWorker:
         self,
         source: ModelSource,
         device: str = "cpu",
-        threads: int = 1,
         energy_unit: float = 1.0,
         max_edges: int = 2_000_000,
     ):
-        torch.set_num_threads(threads)
         self._model: Potential = source.load(device)
         self._unit, self._max_edges = energy_unit, max_edges
         self._conditions: dict[str, Any] = dict(source.conditions)
@@ -400,7 +397,7 @@ def evaluate(
             kept[index] = frame
             yield frame
 
-    factory = functools.partial(EvaluateWorker, source, device, threads, energy_unit, max_edges)
+    factory = functools.partial(EvaluateWorker, source, device, energy_unit, max_edges)
     results = run_pieces(
         factory,
         chunks(frames(), max_atoms, stress),

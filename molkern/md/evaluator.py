@@ -31,9 +31,9 @@ class Evaluator:
 
     Made once for a batch, whose atoms, systems and periodicity stay; positions and cells change
     from call to call. The neighbor list reaches ``skin`` farther than the model and is reused until
-    an atom has moved half of that (Verlet, Phys. Rev. 159, 98 (1967)). After the first steps none
-    allocates memory. On a GPU the step is captured as a CUDA graph and replayed; a step whose
-    list turns out not to be valid, or too small, is done again before anything is given back.
+    an atom has moved half of that (Verlet, Phys. Rev. 159, 98 (1967)). On a GPU the step is
+    captured as a CUDA graph and replayed; a step whose list turns out not to be valid, or too
+    small, is done again before anything is given back.
 
     Results are those of ``model(batch, forces=True, neighbors=evaluator.neighbors)`` to the bit,
     but for large systems, whose atoms are reordered, and those far from the origin: then up to
@@ -132,11 +132,6 @@ class Evaluator:
     def builds(self) -> int:
         """How often a neighbor list was made."""
         return self._steps.list.builds
-
-    @property
-    def memory(self) -> tuple[int, int] | None:
-        """On the CPU: bytes held for steps, and how often the system was asked for memory."""
-        return self._steps.memory if isinstance(self._steps, HostSteps) else None
 
     @explained
     def __call__(

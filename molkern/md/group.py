@@ -387,7 +387,6 @@ class DynamicsWorker:
     """Advances groups of a plan, one at a time, a slice of time per call."""
 
     def __init__(self, plan: Plan, slice_seconds: float = 0.3):
-        torch.set_num_threads(plan.threads)
         self.plan, self.slice = plan, slice_seconds
         self._model = plan.source.load(plan.device)
         self._run: GroupRun | None = None

@@ -223,13 +223,12 @@ class Potential(KnowsElements, KeepsArguments):
             if stress:
                 positions, cell, strain = _strained(batch, positions)
             out = self.predict(Structure(batch, neighbors, positions, cell), **conditions)
-        if not differentiate:
-            return out
-        target = out[self.differentiated]
+            if not differentiate:
+                return out
+            # Summed: for gradients of several values torch loads sympy, which filters warnings
+            target = out[self.differentiated].sum()
         inputs = [unstrained] if strain is None else [unstrained, strain]
-        grads = torch.autograd.grad(
-            target, inputs, torch.ones_like(target), create_graph=keep, materialize_grads=True
-        )
+        grads = torch.autograd.grad(target, inputs, create_graph=keep, materialize_grads=True)
         if not keep:
             out = {name: value.detach() for name, value in out.items()}
         if forces:
@@ -482,8 +481,10 @@ def _hessians(gradient: Tensor, positions: Tensor, first_atoms: list[int]) -> li
         for axis in range(3):
             direction = torch.zeros_like(positions)
             direction[[start + atom for _, start, _ in rows], axis] = 1.0
+            with torch.enable_grad():  # as one number, see Potential.compute
+                along = (gradient * direction).sum()
             (row,) = torch.autograd.grad(
-                gradient, positions, direction, retain_graph=True, materialize_grads=True
+                along, positions, retain_graph=True, materialize_grads=True
             )
             for k, start, stop in rows:
                 made[k][atom, axis] = row[start:stop]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..files import in_one_line
+from ..host import random_states_kept
 from ..ops._arguments import checked
 from ..ops._modes import ordinary_tensors
 from .potential import FORMAT, Potential
@@ -185,7 +186,7 @@ def _built(
 ) -> Potential:
     """The model as it is described, whose layers have no memory yet if it is molkern's."""
     if own:
-        with torch.random.fork_rng(devices=[]):
+        with random_states_kept():
             return _made(kind, dict(saved.config))
     sizes = [size for tensor in tensors.values() for size in tensor.shape]
     most = max([_SMALL, len(tensors), *sizes])

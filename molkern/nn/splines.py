@@ -271,7 +271,8 @@ def _with_slope(function: FilterFunction, d: Tensor) -> Iterator[tuple[Tensor, T
         d = d.detach().requires_grad_(True)
         for y in function(d):
             v = torch.zeros_like(y).requires_grad_(True)
-            (g,) = torch.autograd.grad(y, d, v, create_graph=True, retain_graph=True)
+            # As one number, see Potential.compute
+            (g,) = torch.autograd.grad((y * v).sum(), d, create_graph=True, retain_graph=True)
             (slope,) = torch.autograd.grad(g.sum(), v, retain_graph=True)
             yield y.detach(), slope
 

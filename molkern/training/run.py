@@ -24,6 +24,7 @@ from ..data.labels import listed
 from ..data.reading import sha256_of
 from ..elements import symbols
 from ..files import write_whole
+from ..host import everything_kept, random_states_kept
 from ..models import Potential
 from .checkpoint import Checkpoints, RunFileError, does_not_fit
 from .config import Config, data_path
@@ -86,6 +87,7 @@ def load_data(config: Config) -> Dataset:
     )
 
 
+@random_states_kept()
 def prepare(
     config: Config, split: Path | None = None, build: Callable[..., Potential] = build_model
 ) -> Prepared:
@@ -178,6 +180,7 @@ def _try_out(model: Potential, labels: Labels, data: Dataset, train: Indices) ->
         model.train()
 
 
+@everything_kept()
 def train(
     config: Config,
     folder: Path,
@@ -217,6 +220,7 @@ def train(
     old = folder / SPLIT
     with_split = old if resume and not restart and old.exists() else None
     prepared = prepare(config, with_split, build)
+    torch.manual_seed(config.training.seed)  # for models that draw in training
     with holding(folder):
         goes_on = open_folder(folder, config, resume, restart)
         if rank() == 0:
