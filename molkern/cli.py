@@ -50,9 +50,14 @@ UnknownElements = Annotated[
 Workers = Annotated[
     int, typer.Option(min=0, help="workers of Ray that share the work; 0: this process does all")
 ]
+Restart = Annotated[bool, typer.Option("--restart", help="write an output anew that exists")]
 RayAddress = Annotated[
     str | None, typer.Option(help="of a Ray cluster ('auto': this machine's); else Ray starts here")
 ]
+
+
+#: Errors whose text says what is wrong.
+_FORESEEN = (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError)
 
 
 @contextmanager
@@ -62,11 +67,13 @@ def _errors_in_one_line() -> Iterator[None]:
         yield
     except typer.Exit:
         raise
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         if os.environ.get("MOLKERN_TRACEBACK") == "1":
             raise
-        text = str(error) or type(error).__name__
-        typer.echo(f"molkern: {text.splitlines()[0]}", err=True)
+        text = next((line for line in str(error).splitlines() if line.strip()), "")
+        if not text or not isinstance(error, _FORESEEN):
+            text = f"{type(error).__name__}: {text} (MOLKERN_TRACEBACK=1 tells where)"
+        typer.echo(f"molkern: {text}", err=True)
         raise typer.Exit(1) from error
 
 
@@ -81,12 +88,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="where the plot goes")] = Path("molkern_demo.png"),
 ) -> None:
     """Molecular dynamics of ethanol with a trained SchNet."""
-    from . import demo as demonstration
+    with _errors_in_one_line():
+        from . import demo as demonstration
 
-    if not out.parent.is_dir():
-        typer.echo(f"{out.parent} is not a folder: make it, or choose another --out", err=True)
-        raise typer.Exit(1)
-    demonstration.run(steps, out, typer.echo)
+        if not out.parent.is_dir():
+            raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
+        demonstration.run(steps, out, typer.echo)
 
 
 @app.command()
@@ -197,6 +204,7 @@ def evaluate(
     threads: Threads = None,
     workers: Workers = 0,
     ray_address: RayAddress = None,
+    restart: Restart = False,
 ) -> None:
     """Energies and forces of all structures of a file, in eV and Å."""
     from .md import command
@@ -215,6 +223,7 @@ def evaluate(
             workers=workers,
             ray_address=ray_address,
             say=typer.echo,
+            restart=restart,
         )
 
 
@@ -293,6 +302,7 @@ def predict(
     out: Annotated[Path, typer.Option(help=".csv, .npz or .extxyz")] = Path("predictions.csv"),
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="structures at once")] = 256,
+    restart: Restart = False,
     allow_unknown_elements: UnknownElements = False,
 ) -> None:
     """What a trained model predicts for the structures of a file."""
@@ -300,7 +310,14 @@ def predict(
 
     with _errors_in_one_line():
         command.predict(
-            run, structures, out, device, batch_size, typer.echo, allow_unknown_elements
+            run,
+            structures,
+            out,
+            device,
+            batch_size,
+            typer.echo,
+            restart=restart,
+            allow_unknown_elements=allow_unknown_elements,
         )
 
 

@@ -18,6 +18,7 @@ from .data import Frames, ethanol_frames, ethanol_model
 from .host import threads_of_torch
 from .md import ASECalculator
 from .models import Potential
+from .plots.figures import new_figure, save
 from .progress import progress_bar
 
 TIME_STEP = 0.5  # fs
@@ -101,11 +102,7 @@ def simulate(model: Potential, frame: Frames, steps: int, temperature: float) ->
 
 def plot(accuracy: Accuracy, trajectory: Trajectory, path: Path) -> None:
     """Energy conservation beside predicted against true forces, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.5)
     energies, forces = figure.subplots(1, 2)
     start = trajectory.total[0]
     times = trajectory.times * 1e-3
@@ -122,7 +119,7 @@ def plot(accuracy: Accuracy, trajectory: Trajectory, path: Path) -> None:
         title=f"Forces on unseen frames: mean error {accuracy.force_error * 1e3:.1f} meV/Å",
         aspect="equal",
     )
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 @threads_of_torch(1)  # one molecule is too little work for more

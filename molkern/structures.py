@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .files import safe_to_read
+
 if TYPE_CHECKING:
     from ase import Atoms
 
@@ -36,7 +38,7 @@ def structures(path: Path) -> Iterator[Atoms]:
 
         if path.suffix in _XYZ:
             _require_whole_numbers(path)
-        yield from iread(str(path), index=":", do_not_split_by_at_sign=True)
+        yield from iread(**safe_to_read(path), index=":")
 
 
 def _require_whole_numbers(path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import DAMAGED
 from .dataset import Dataset
 from .frames import load_ase
 from .labels import checked_names
@@ -198,12 +199,28 @@ def open_dataset(folder: str | Path, verify: bool = True) -> Dataset:
         about = {key: meta[key] for key in ("sources", "unused", "notes") if key in meta}
         if not {"numbers", "positions", "ptr"} <= names.keys():
             raise ValueError(f"{META} lists no atoms")
-        places = {key: (folder / str(file), str(wanted)) for key, (file, wanted) in names.items()}
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        places = {key: (_beside(folder, file), wanted) for key, (file, wanted) in names.items()}
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder} holds no data set of molkern's ({error})") from error
     arrays = {
         key: _mapped(file, wanted if verify else None) for key, (file, wanted) in places.items()
     }
+    try:
+        return _dataset(arrays, units, name, about)
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{folder} is damaged ({error}): remove it, and make it again") from error
+
+
+def _beside(folder: Path, name: str) -> Path:
+    """A file of the folder and of no other."""
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} is no name of a file in it")
+    return folder / name
+
+
+def _dataset(
+    arrays: dict[str, Any], units: dict[str, str], name: str, about: dict[str, Any]
+) -> Dataset:
     return Dataset(
         numbers=arrays["numbers"],
         positions=arrays["positions"],
@@ -224,8 +241,11 @@ def _mapped(path: Path, wanted: str | None) -> Any:
     try:
         if wanted is not None and sha256_of(path) != wanted:
             raise ValueError("another checksum")
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            raise ValueError("it is no array")
+        return found
+    except DAMAGED as error:
         raise ValueError(
             f"{path} is damaged or gone ({error}): remove {path.parent}, and make it again"
         ) from error

@@ -64,7 +64,10 @@ def ethanol_frames() -> dict[str, Frames]:
     ``"validation"`` (200) and ``"test"`` (800), as is the custom for such sets: a test frame may
     lie between two training frames.
     """
-    with as_file(files("molkern.data") / "ethanol_gfn2_500K.npz") as path, np.load(path) as data:
+    with (
+        as_file(files("molkern.data") / "ethanol_gfn2_500K.npz") as path,
+        np.load(path, allow_pickle=False) as data,
+    ):
         frames = Frames(
             torch.as_tensor(data["z"], dtype=torch.int64, device="cpu"),
             torch.as_tensor(data["R"], dtype=torch.float64, device="cpu"),

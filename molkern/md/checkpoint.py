@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import write_whole
+from ..files import DAMAGED, in_one_line, write_whole
 
 _HEAD = b"molkern checkpoint 1 "
 
@@ -63,9 +63,17 @@ class Checkpoint:
                 f"{path} is damaged (its checksum is wrong): bring back a copy, or start anew "
                 "with --restart"
             )
-        with np.load(io.BytesIO(body), allow_pickle=False) as data:
-            arrays = {k[6:]: data[k] for k in data.files if k.startswith("array_")}
-            settings, state = json.loads(str(data["settings"])), json.loads(str(data["state"]))
+        try:
+            with np.load(io.BytesIO(body), allow_pickle=False) as data:
+                arrays = {k[6:]: data[k] for k in data.files if k.startswith("array_")}
+                settings, state = json.loads(str(data["settings"])), json.loads(str(data["state"]))
+            if not isinstance(settings, dict) or not isinstance(state, dict):
+                raise ValueError("settings and state have no keys")
+        except DAMAGED as error:
+            raise ValueError(
+                f"{path} is no checkpoint of molkern's ({in_one_line(error)}): start anew with "
+                "--restart"
+            ) from error
         return cls(settings, arrays, state)
 
     def require(self, settings: Mapping[str, Any], path: Path) -> None:

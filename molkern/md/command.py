@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..extras import require
-from ..files import read_frame
+from ..files import read_frame, require_not_inputs
 from ..ops._library import build_info
 from ..units import energy_unit as unit_of_energy
 from .evaluate import evaluate
@@ -107,8 +107,8 @@ def dynamics(
         device,
         chosen_threads(threads, workers, together),
     )
-    _check_not_input(structure, plan)
     _check_plot(plot)
+    require_not_inputs(plan.outputs(plot), {"the structure": structure})
     _check_address(ray_address, workers)
     summary, signal = run(
         plan,
@@ -127,13 +127,6 @@ def dynamics(
     for line in [*lines(summary), f"trajectory: {_trajectories(plan)}", f"summary: {plan.summary}"]:
         say(line)
     return 0
-
-
-def _check_not_input(structure: Path, plan: Plan) -> None:
-    for replica in range(plan.settings.replicas):
-        path = plan.trajectory(replica)
-        if path.exists() and path.samefile(structure):
-            raise ValueError(f"{path} is the structure itself: choose another --out")
 
 
 def _check_address(address: str | None, workers: int) -> None:
@@ -173,6 +166,7 @@ def energies(
     workers: int,
     ray_address: str | None,
     say: Say,
+    restart: bool = False,
 ) -> None:
     """``molkern evaluate``."""
     require("md", "ase", "tqdm")
@@ -189,6 +183,7 @@ def energies(
         stress=stress,
         workers=workers,
         ray_address=ray_address,
+        restart=restart,
     )
     for line in [*errors, f"{count} structure(s): {out}"]:
         say(line)

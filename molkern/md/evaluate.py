@@ -18,7 +18,15 @@ from ..data.conditions import CONDITIONS, ConditionReader, write_into
 from ..data.frames import entries
 from ..data.labels import choose, of_frame
 from ..extras import require
-from ..files import read_frames, writing
+from ..files import (
+    drop_parts,
+    locked,
+    read_frames,
+    replacing,
+    require_new,
+    require_not_inputs,
+    writing,
+)
 from ..graph import AtomicBatch
 from ..models import Potential
 from ..progress import progress_bar
@@ -123,10 +131,25 @@ class EvaluateWorker:
         """
         last = chunk.first + len(chunk.systems) - 1
         try:
-            return True, self._compute(chunk)
+            found = self._compute(chunk)
         except ValueError as error:
             frames = f"frame {last}" if last == chunk.first else f"frames {chunk.first} to {last}"
             raise ValueError(f"{frames}: {error}") from error
+        self._require_finite(chunk, found)
+        return True, found
+
+    def _require_finite(self, chunk: Chunk, found: Results) -> None:
+        """Refuses results that are no numbers, naming the frame."""
+        owners = np.repeat(np.arange(len(chunk.systems)), [len(atoms) for atoms in chunk.systems])
+        bad = ~np.isfinite(found.energies)
+        bad[owners[~np.isfinite(found.forces).all(1)]] = True
+        if not bad.any():
+            return
+        broken = any(not bool(p.isfinite().all()) for p in self._model.parameters())
+        why = "weights of the model are NaN or infinite" if broken else "its atoms may be too close"
+        raise ValueError(
+            f"frame {chunk.first + int(bad.argmax())}: the energy or forces are not finite: {why}"
+        )
 
     def pause(self) -> None:
         """Nothing is under way between chunks."""
@@ -323,6 +346,7 @@ def evaluate(
     stress: bool = False,
     workers: int = 0,
     ray_address: str | None = None,
+    restart: bool = False,
 ) -> tuple[int, list[str]]:
     """Evaluates all structures of a file and writes results in their order.
 
@@ -337,6 +361,7 @@ def evaluate(
         stress: whether stress is wanted, of structures that are periodic along all axes.
         workers: Ray's workers that share the batches; 0: this process does all.
         ray_address: of a cluster.
+        restart: whether a file that is there already is written anew.
 
     Returns:
         How many structures there were, and lines: about structures without the stress that was
@@ -347,11 +372,13 @@ def evaluate(
     Raises:
         ValueError: files that are missing, empty or cannot be read, elements that the model does
             not know (naming frame and atom), structures that cannot be computed (naming the
-            frame) or that the model refuses, stress in a format without.
+            frame) or that the model refuses, results that are not finite, stress in a format
+            without; an output that is there already or that another process is at.
         OSError: naming a file that cannot be written.
     """
     require("md", "ase", "tqdm")
-    _check_arguments(structures, out, max_atoms, max_edges)
+    _check_arguments(out, max_atoms, max_edges)
+    require_not_inputs([out], {"the file of structures": structures, "the model": source.path})
     if stress and out.suffix == ".csv":
         raise ValueError(f"{out} holds energies only: with --stress results end in .extxyz or .npz")
     without: list[int] = []
@@ -380,7 +407,10 @@ def evaluate(
         gpus=int(device.startswith("cuda")),
         address=ray_address,
     )
-    count, lines = _write(out, results, kept, conditions.wanted)
+    with locked(out):
+        require_new([out], restart)
+        drop_parts(out)
+        count, lines = _write(out, results, kept, conditions.wanted)
     return count, [*_without_stress(without, count), *lines, *conditions.notes()]
 
 
@@ -394,7 +424,7 @@ def _without_stress(frames: list[int], count: int) -> list[str]:
     ]
 
 
-def _check_arguments(structures: Path, out: Path, max_atoms: int, max_edges: int) -> None:
+def _check_arguments(out: Path, max_atoms: int, max_edges: int) -> None:
     for name, value in (("batch size", max_atoms), ("max edges", max_edges)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -403,34 +433,22 @@ def _check_arguments(structures: Path, out: Path, max_atoms: int, max_edges: int
         raise ValueError(f"{out} ends in {out.suffix!r}: results end in one of {endings}")
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
-    if out.exists() and structures.exists() and out.samefile(structures):
-        raise ValueError(f"{out} is the file of structures itself: choose another --out")
 
 
 def _write(
     out: Path, results: Iterator[Results], kept: dict[int, Atoms], conditions: Sequence[str]
 ) -> tuple[int, list[str]]:
     errors, count = Errors(), 0
-    part = out.with_name(out.name + ".part")
-    try:
-        with writing(out):
-            file = part.open("w", encoding="utf-8")
-        with file, progress_bar(desc="evaluating", unit="frame") as bar:
-            output: Output = _OUTPUTS[out.suffix](file, conditions)
-            for result in results:
-                with writing(out):
-                    added = _add(output, result, kept, count, errors)
-                count += added
-                bar.update(added)
+    with replacing(out) as stream, progress_bar(desc="evaluating", unit="frame") as bar:
+        file = io.TextIOWrapper(stream, encoding="utf-8")
+        output: Output = _OUTPUTS[out.suffix](file, conditions)
+        for result in results:
             with writing(out):
-                file.buffer.write(output.finish())
-                file.flush()
+                added = _add(output, result, kept, count, errors)
+            count += added
+            bar.update(added)
         with writing(out):
-            part.replace(out)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
+            file.detach().write(output.finish())
     return count, errors.lines()
 
 

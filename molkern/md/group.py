@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..files import AppendedText
+from ..appended import AppendedText
 from ..graph import AtomicBatch, neighbor_list
 from ..models import Potential
 from .checkpoint import Checkpoint

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..elements import atomic_numbers
+from ..files import write_whole
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
 from ..ops._arguments import checked
@@ -90,16 +91,19 @@ class MLIAPMolkern:
     def save(self, path: str | Path) -> None:
         """Writes the file that ``pair_style mliap unified`` reads: a pickle with the weights.
 
+        LAMMPS runs whatever code such a file holds: take them from people you trust. molkern
+        itself reads none.
+
         Raises:
             ValueError: a name that ends in .pt or .pth, which LAMMPS reads in another way.
+            OSError: naming a file that cannot be written; an old one is as it was.
         """
         if Path(path).suffix in (".pt", ".pth"):
             raise ValueError(
                 f"LAMMPS reads {path} with torch.load, which refuses objects: name it "
                 f"{Path(path).with_suffix('.pickle')}"
             )
-        with open(path, "wb") as file:
-            pickle.dump(self, file)
+        write_whole(Path(path), pickle.dumps(self))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "interface": None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,25 @@ class Plan:
     @property
     def summary(self) -> Path:
         return self.out.with_name(f"{self.out.stem}.json")
+
+    @property
+    def picture(self) -> Path:
+        """Where the plot goes, if nothing else is said."""
+        return self.summary.with_suffix(".png")
+
+    def outputs(self, plot: Path | None = None) -> list[Path]:
+        """All files that the run writes."""
+        files = [self.trajectory(replica) for replica in range(self.settings.replicas)]
+        for group in range(len(self.groups)):
+            files += [self.energies(group), self.checkpoint(group)]
+        return [*files, self.summary, plot or self.picture]
+
+    def other_checkpoints(self) -> list[Path]:
+        """Those of runs with other replicas whose other files go by the same names."""
+        own = {self.checkpoint(group) for group in range(len(self.groups))}
+        pattern = re.compile(re.escape(self.out.stem) + r"(\.group\d+)?\.checkpoint")
+        beside = self.out.parent.iterdir()
+        return sorted(p for p in beside if pattern.fullmatch(p.name) and p not in own)
 
     def _beside(self, group: int, ending: str) -> Path:
         middle = f".group{group}" if len(self.groups) > 1 else ""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..files import write_whole, writing
+from ..files import in_one_line, write_whole
 from .plan import Plan
 
 Array = NDArray[np.float64]
@@ -23,15 +23,22 @@ _STEP, _TIME, _REPLICA, _POTENTIAL, _KINETIC, _CONSERVED, _TEMPERATURE = range(7
 
 
 def energies(plan: Plan) -> Array:
-    """The tables of all groups: ``[replicas, frames, 7]``, columns as in the files."""
-    tables = [
-        np.loadtxt(plan.energies(group), delimiter=",", skiprows=1, ndmin=2).reshape(
-            -1, len(replicas), 7
-        )
-        for group, replicas in enumerate(plan.groups)
-    ]
+    """The tables of all groups: ``[replicas, frames, 7]``, columns as in the files.
+
+    Raises:
+        ValueError: naming a table that is damaged.
+    """
+    tables = [_table(plan.energies(group), len(r)) for group, r in enumerate(plan.groups)]
     frames = min(len(table) for table in tables)
     return np.concatenate([table[:frames] for table in tables], axis=1).transpose(1, 0, 2)
+
+
+def _table(path: Path, replicas: int) -> Array:
+    try:
+        rows = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
+        return rows.reshape(-1, replicas, 7)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {in_one_line(error)}") from error
 
 
 def drifts(table: Array) -> Array:
@@ -153,11 +160,9 @@ def plot(table: Array, path: Path, names: Sequence[str] = ("energy", "temperatur
         OSError: naming a file that cannot be written.
         ValueError: an ending that matplotlib has no format for.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from ..plots.figures import new_figure, save
 
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 6)
     above, below = figure.subplots(2, 1, sharex=True)
     for k, rows in enumerate(table[:8]):
         times = rows[:, _TIME] * 1e-3
@@ -172,5 +177,4 @@ def plot(table: Array, path: Path, names: Sequence[str] = ("energy", "temperatur
     below.set(ylabel="K", xlabel="time, ps", title=names[1])
     above.legend(loc="upper right")
     below.legend(loc="upper right")
-    with writing(path):
-        figure.savefig(path, dpi=150)
+    save(figure, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..appended import AppendedText
 from ..extras import require
-from ..files import AppendedText, writing
+from ..files import drop_parts, locked, require_not_inputs, writing
 from ..progress import progress_bar
 from ..structures import check_frame
 from . import report
@@ -79,44 +81,62 @@ def check_structure(plan: Plan, name: str) -> None:
     plan.source.load().check_elements(atoms.numbers, name, f"model {plan.source.name}")
 
 
-def prepare_files(plan: Plan, resume: bool, restart: bool) -> None:
+def prepare_files(plan: Plan, resume: bool, restart: bool, plot: Path | None = None) -> None:
     """Sees to the files of an earlier run: goes on with them, takes them away, or refuses.
 
     Raises:
         ValueError: there are some and neither was asked for; both were; a trajectory to go on
-            with that has no checkpoint; a run under way that was to be started anew.
+            with that has no checkpoint; a run under way that was to be started anew; files of a
+            run with other replicas.
     """
     if resume and restart:
         raise ValueError("--resume goes on and --restart starts anew: give one of them")
     if restart:
         _remove_checkpoints(plan)
         return
+    for other in plan.other_checkpoints():
+        raise ValueError(
+            f"{other} is of a run with other replicas and the same --out: choose another --out, or "
+            "start anew with --restart"
+        )
+    begun = False
     for group, replicas in enumerate(plan.groups):
         checkpoint = plan.checkpoint(group)
         files = [plan.trajectory(r) for r in replicas]
-        found = next((path for path in (checkpoint, *files) if path.exists()), None)
-        if found is not None and not resume:
-            raise ValueError(
-                f"{found} exists: --resume goes on with it, --restart starts anew, or choose "
-                "another --out"
-            )
-        elif found is not None and not checkpoint.exists():
-            raise ValueError(
-                f"{found} has no checkpoint ({checkpoint}) to go on from: bring it back, or start "
-                "anew with --restart"
-            )
+        table = plan.energies(group)  # empty: of a run that was killed before it began
+        files += [table] if table.exists() and table.stat().st_size else []
+        begun |= _may_begin(checkpoint, files, resume)
+    if not begun:
+        _may_begin(None, [plan.summary, plot or plan.picture], resume)
+
+
+def _may_begin(checkpoint: Path | None, files: list[Path], resume: bool) -> bool:
+    """Whether there is a checkpoint to go on from; refuses files that were not asked for."""
+    there = [path for path in (checkpoint, *files) if path is not None and os.path.lexists(path)]
+    if there and not resume:
+        raise ValueError(
+            f"{there[0]} exists: --resume goes on with it, --restart starts anew, or choose "
+            "another --out"
+        )
+    if there and (checkpoint is None or not checkpoint.exists()):
+        which = "" if checkpoint is None else f" ({checkpoint})"
+        raise ValueError(
+            f"{there[0]} has no checkpoint{which} to go on from: bring it back, or start anew with "
+            "--restart"
+        )
+    return bool(there)
 
 
 def _remove_checkpoints(plan: Plan) -> None:
     """Takes them away, but for those of a run that is under way, which is refused."""
-    groups = [k for k in range(len(plan.groups)) if plan.checkpoint(k).exists()]
+    own = [plan.checkpoint(group) for group in range(len(plan.groups))]
+    found = [path for path in (*own, *plan.other_checkpoints()) if path.exists()]
     with ExitStack() as held:
-        for group in groups:
-            table = AppendedText(plan.energies(group))
+        for checkpoint in found:
+            table = AppendedText(checkpoint.with_suffix(".csv"))
             table.lock()
             held.callback(table.close)
-        for group in groups:
-            checkpoint = plan.checkpoint(group)
+        for checkpoint in found:
             with writing(checkpoint):
                 checkpoint.unlink(missing_ok=True)
 
@@ -154,7 +174,17 @@ def run(
     require("md", "ase", "tqdm", "matplotlib")
     plan.settings.check()
     check_structure(plan, name)
-    prepare_files(plan, resume, restart)
+    require_not_inputs(plan.outputs(plot), {"the model": plan.source.path})
+    # Runs of other replicas have other tables, but this summary and plot too
+    with locked(plan.summary, shown=plan.energies(0)):
+        prepare_files(plan, resume, restart, plot)
+        drop_parts(*plan.outputs(plot))
+        return _run(plan, plot, workers, ray_address)
+
+
+def _run(
+    plan: Plan, plot: Path | None, workers: int, ray_address: str | None
+) -> tuple[dict[str, Any] | None, int | None]:
     factory = functools.partial(DynamicsWorker, plan)
     options: dict[str, Any] = {"workers": workers, "threads": plan.threads, "address": ray_address}
     options["gpus"] = int(plan.device.startswith("cuda"))
@@ -210,5 +240,5 @@ def _finish(
         (max(r.host_memory for r in reports), max(r.device_memory for r in reports)),
     )
     report.save_json(summary, plan.summary)
-    report.plot(table, plot or plan.summary.with_suffix(".png"))
+    report.plot(table, plot or plan.picture)
     return summary

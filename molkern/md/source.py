@@ -14,6 +14,7 @@ import torch
 from ..data.conditions import ConditionReader
 from ..elements import referenced, symbols
 from ..models import Potential, load
+from ..models.saved import read_model
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -57,7 +58,9 @@ class ModelSource:
             content = (files("molkern.data") / "ethanol_schnet.safetensors").read_bytes()
         else:
             try:
-                content = Path(name).read_bytes()
+                content = read_model(name)
+            except ValueError as error:
+                raise ValueError(f"model {error}") from error
             except OSError as error:
                 raise ValueError(
                     f"model {name} cannot be read ({error.strerror}): give a file written by "
@@ -65,6 +68,11 @@ class ModelSource:
                 ) from error
         given = tuple(sorted(conditions.items()))
         return cls(name, content, filters, given, allow_unknown_elements)
+
+    @property
+    def path(self) -> Path | None:
+        """The file, where it is not the shipped model's."""
+        return None if self.name == SHIPPED else Path(self.name)
 
     @cached_property
     def digest(self) -> str:
@@ -86,6 +94,12 @@ class ModelSource:
         except ValueError as error:
             text = str(error).replace("the content", self.name, 1)
             raise ValueError(f"model {text}") from error
+        weight = next(model.parameters()).dtype
+        if weight not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"model {self.name} has weights of {weight}, for which there are no kernels: load "
+                "it, call model.float() and save it again"
+            )
         if self._prediction(model) != "energy":
             raise ValueError(
                 f"model {self.name} predicts {self._prediction(model)}, not an energy, so there "

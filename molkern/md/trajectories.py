@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import AppendedText, require_length, writing
+from ..appended import AppendedText, Stands, require_length
+from ..files import replacing, writing
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -35,6 +36,7 @@ class TrajFrames:
     def __init__(self, path: Path):
         self.path, self.pending, self._count = path, 0, 0
         self._frames: list[Atoms] = []
+        self._stands: Stands | None = None  # once it is begun
 
     def add_frame(self, atoms: Atoms) -> None:
         self._frames.append(atoms)
@@ -43,6 +45,8 @@ class TrajFrames:
     def flush(self, sync: bool = False) -> None:
         from ase.io.trajectory import Trajectory
 
+        if self._stands is not None:
+            self._stands.check(self.path)
         with writing(self.path):
             if self._frames:
                 mode = "a" if self._count else "w"
@@ -50,12 +54,15 @@ class TrajFrames:
                     for atoms in self._frames:
                         file.write(atoms)
                 self._count += len(self._frames)
+                self._stands = Stands.of(self.path)
             if sync and self.path.exists():
                 with self.path.open("rb") as file:
                     os.fsync(file.fileno())
         self._frames, self.pending = [], 0
 
     def mark(self) -> int:
+        if self._stands is not None:
+            self._stands.check(self.path)
         return self._count
 
     def cut(self, mark: int) -> None:
@@ -65,15 +72,17 @@ class TrajFrames:
             with writing(self.path):
                 self.path.unlink(missing_ok=True)
             return
-        part = self.path.with_name(self.path.name + ".part")
-        with writing(self.path):
-            with _reading(self.path), Trajectory(str(self.path)) as old:
-                require_length(self.path, len(old), mark, "frames")
-                with Trajectory(str(part), "w") as new:
-                    for k in range(mark):
-                        new.write(old[k])
-            part.replace(self.path)
-        self._count = mark
+        with (
+            replacing(self.path) as part,
+            writing(self.path),
+            _reading(self.path),
+            Trajectory(str(self.path)) as old,
+        ):
+            require_length(self.path, len(old), mark, "frames")
+            with Trajectory(part.name, "w") as new:
+                for k in range(mark):
+                    new.write(old[k])
+        self._count, self._stands = mark, Stands.of(self.path)
 
 
 @contextmanager

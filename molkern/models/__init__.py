@@ -4,7 +4,8 @@ from .dimenet import DimeNet, DimeNetPlusPlus
 from .dtnn import DTNN
 from .lean import LeanSchNet
 from .physnet import PhysNet
-from .potential import Potential, load
+from .potential import Potential
+from .saved import load
 from .schnet import SchNet
 from .structure import Structure
 

@@ -1,4 +1,4 @@
-"""From predictions to forces and stress; saving and loading of models."""
+"""From predictions to forces and stress."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from ..files import write_whole
 from ..graph import AtomicBatch, NeighborList
-from ..host import random_states_kept
-from ..nn.splines import SplineFilter, SplineReport, SplineTables
+from ..nn.splines import TOLERANCES, SplineFilter, SplineReport, SplineTables
 from ..ops import segment_sum
 from ..ops._arguments import checked, explained
 from ..ops._derivatives import in_forward_mode, refuse_forward_mode
@@ -28,7 +27,7 @@ from ..ops._library import (
     is_recorded,
     keeps_weights_constant,
 )
-from ..ops._modes import is_hidden, is_transformed, ordinary_tensors
+from ..ops._modes import is_hidden, is_transformed
 from .arguments import KeepsArguments
 from .known import KnowsElements
 from .lean import below_autograd
@@ -42,7 +41,7 @@ class Potential(KnowsElements, KeepsArguments):
 
     A model derives from it, sets ``cutoff`` and ``num_elements``, and defines :meth:`predict`. Its
     constructor arguments are kept by :meth:`remember`, so that :meth:`save` writes a file that
-    :func:`load` can rebuild the model from.
+    :func:`molkern.models.load` can rebuild the model from.
 
     Filters depend on a distance alone. With ``filters="spline"`` they are splines through what the
     network gives for distances up to the cutoff, so that an edge costs a few hundred operations
@@ -344,6 +343,11 @@ class Potential(KnowsElements, KeepsArguments):
         weight = next(self.parameters())
         if not isinstance(batch, AtomicBatch):
             raise TypeError("batch must be a molkern.AtomicBatch")  # explained by its kind
+        if weight.dtype not in TOLERANCES:
+            raise TypeError(
+                f"the model's weights are {weight.dtype}, for which there are no kernels: use "
+                "model.float() or model.double()"
+            )
         if batch.positions.dtype != weight.dtype:
             raise TypeError(
                 f"positions are {batch.positions.dtype} but the model is {weight.dtype}: use "
@@ -427,20 +431,39 @@ class Potential(KnowsElements, KeepsArguments):
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Writes weights and configuration to one safetensors file, for :func:`load`."""
-        Path(path).write_bytes(self.to_bytes())
+        """Writes weights and configuration to a safetensors file for :func:`molkern.models.load`.
+
+        Raises:
+            OSError: naming a file that cannot be written; an old one is as it was.
+        """
+        write_whole(Path(path), self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """What :meth:`save` writes."""
-        description: dict[str, Any] = {
-            "format": FORMAT,
-            "model": type(self).__name__,
-            "config": self._config,
-        }
+        """What :meth:`save` writes.
+
+        Raises:
+            ValueError: a class that does not remember its arguments, or others than JSON has.
+        """
+        kind = type(self).__name__
+        try:
+            description: dict[str, Any] = {"format": FORMAT, "model": kind, "config": self._config}
+        except AttributeError as error:
+            raise ValueError(
+                f"{kind} does not keep its arguments, so that nothing could be made of a file: "
+                "call self.remember(...) with them in its constructor"
+            ) from error
         if self.elements is not None:
             description["elements"] = list(self.elements)
-        tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
-        metadata = {"molkern": json.dumps(description)}
+        try:
+            text = json.dumps(description)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{kind} was made with arguments other than plain JSON values: {error}"
+            ) from error
+        # Copies: weights that are shared are written for each of their names
+        plain = torch.contiguous_format
+        tensors = {k: v.detach().clone(memory_format=plain) for k, v in self.state_dict().items()}
+        metadata = {"molkern": text}
         return safetensors.torch.save(tensors, metadata=metadata)
 
 
@@ -538,56 +561,3 @@ def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Te
         else:
             moved = positions + torch.einsum("na,nab->nb", arms, strain[batch.batch])
         return moved, batch.cell @ deformation, strain
-
-
-@random_states_kept()  # the model's first weights are drawn
-@checked
-@ordinary_tensors()
-def load(path: str | Path | bytes, device: torch.device | str = "cpu") -> Potential:
-    """The model that :meth:`Potential.save` wrote, in evaluation mode.
-
-    Args:
-        path: the file, or its content.
-        device: where the model is to be.
-
-    Raises:
-        ValueError: not a file of molkern's, or one of a newer format.
-    """
-    from . import MODELS
-
-    content = path if isinstance(path, bytes) else Path(path).read_bytes()
-    name = "the content" if isinstance(path, bytes) else path
-    try:
-        tensors = safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{name} is not a safetensors file: {error}") from error
-    metadata = _metadata(content)
-    if "molkern" not in metadata:
-        raise ValueError(
-            f"{name} holds no molkern model; for other packages' weights see molkern.interop"
-        )
-    description = json.loads(metadata["molkern"])
-    if description["format"] > FORMAT or description["model"] not in MODELS:
-        raise ValueError(
-            f"{name} holds a {description['model']} in format {description['format']}; this "
-            f"version of molkern reads {sorted(MODELS)} up to format {FORMAT}: update molkern"
-        )
-    model = MODELS[description["model"]](**description["config"])
-    model.to(device=device, dtype=_network_type(tensors))
-    model.load_state_dict(tensors)
-    try:
-        model.elements = description.get("elements")
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    return model.eval()
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """Of a safetensors file: it starts with the length of a header in JSON, eight bytes."""
-    length = int.from_bytes(content[:8], "little")
-    return dict(json.loads(content[8 : 8 + length]).get("__metadata__") or {})
-
-
-def _network_type(tensors: dict[str, Tensor]) -> torch.dtype:
-    """The type of the embedding: references are float64 in every model."""
-    return next(value.dtype for key, value in tensors.items() if key.startswith("embedding"))

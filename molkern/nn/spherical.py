@@ -11,6 +11,7 @@ from ..ops._arguments import checked, explained
 from .precision import Float64Module
 
 MOST_ORDERS = 16  # of the kernels
+MOST_RADIAL = 1000  # functions of an order, whose zeros are found one by one
 
 
 @checked
@@ -73,7 +74,8 @@ class SphericalRadialBasis(Float64Module):
     Shape: distances ``[E]`` → ``[E, L, R]``, of the type of the distances.
 
     Raises:
-        ValueError: no functions, too many orders, or a cutoff that is not positive and finite.
+        ValueError: no functions, too many orders or functions, or a cutoff that is not positive
+            and finite.
         TypeError: ``zeros_dtype`` is not float32 or float64.
 
     >>> import torch, molkern
@@ -107,6 +109,8 @@ class SphericalRadialBasis(Float64Module):
         _check("num_radial", num_radial)
         if num_spherical > MOST_ORDERS:
             raise ValueError(f"num_spherical must be at most {MOST_ORDERS}, got {num_spherical}")
+        if num_radial > MOST_RADIAL:
+            raise ValueError(f"num_radial must be at most {MOST_RADIAL}, got {num_radial}")
         if not 0 < cutoff < math.inf:
             raise ValueError(f"cutoff must be positive and finite, got {cutoff}")
         if not 1 <= exponent <= 100:

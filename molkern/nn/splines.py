@@ -373,6 +373,11 @@ def choose_grid(
         report = _measure(function, grid, tolerance, element)
         if report.excess <= 1.0:
             return report
+        if not math.isfinite(report.excess):
+            raise ValueError(
+                f"no splines: the filters are not finite between {start:g} and {stop:g}, because "
+                "weights of the model are NaN, infinite or very large"
+            )
         if intervals == MAX_INTERVALS or report.excess > 0.7 * before:  # it does not converge
             raise ValueError(
                 f"no splines hold the tolerance {tolerance:g}, {intervals} intervals do not "
@@ -474,6 +479,11 @@ class SplineTables:
     def _renew(self, model: Any) -> Any:
         """Chooses the grid for the present weights; gives back the model in float64."""
         like = _first(model)
+        if like.dtype not in TOLERANCES:
+            raise TypeError(
+                f"the model's weights are {like.dtype}, for which there are no splines: use "
+                "model.float() or model.double()"
+            )
         double = _double(model)
         start, stop, zero_beyond = model.filter_span()
         self._report = choose_grid(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..extras import require
-from ..files import writing
+from ..files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,9 +50,19 @@ def save(figure: Figure, path: str | Path) -> Figure:
         OSError: naming a file that cannot be written.
         ValueError: an ending that matplotlib has no format for.
     """
-    with writing(Path(path)):
-        figure.savefig(path, dpi=DPI)
+    path = Path(path)
+    kind = path.suffix[1:] or figure.canvas.get_default_filetype()
+    if not path.suffix:
+        path = path.with_name(f"{path.name}.{kind}")
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=DPI)
+    write_whole(path, content.getvalue())
     return figure
+
+
+def as_it_is(text: str) -> str:
+    """A text of somebody's that matplotlib takes for no formula."""
+    return text.replace("$", r"\$")
 
 
 def ordered_colors(count: int) -> list[Any]:

@@ -9,6 +9,7 @@ import torch
 
 from ..data import ethanol_model
 from ..extras import require
+from ..files import require_not_inputs
 from ..host import everything_kept
 from ..md.source import SHIPPED
 from ..models import Potential, load
@@ -65,7 +66,7 @@ def train(
 
 def _places(config: str, out: Path | None) -> tuple[Path, str]:
     """The run's folder, and what its configuration is read from."""
-    from .run import CONFIG
+    from .folder import CONFIG
 
     if (Path(config) / CONFIG).is_file():  # a run's folder, to go on with
         if out is not None and out.resolve() != Path(config).resolve():
@@ -91,6 +92,7 @@ def predict(
     device: str,
     batch_size: int,
     say: Say,
+    restart: bool = False,
     allow_unknown_elements: bool = False,
 ) -> None:
     """Predictions of a run for the structures of a file."""
@@ -104,6 +106,7 @@ def predict(
         device=_device(device),
         batch_size=batch_size,
         say=say,
+        restart=restart,
         allow_unknown_elements=allow_unknown_elements,
     )
     say(f"{count:,} structures: {out}")
@@ -136,6 +139,7 @@ def draw_filters(
     """A picture of a model's filters."""
     from ..plots import draw_filters as draw
 
+    require_not_inputs([out], _files_of(source))
     draw(_model(source), out, periodic_cell=cell, block=block, count=count)
     say(str(out))
 
@@ -148,8 +152,16 @@ def draw_basis(source: str | None, out: Path, cutoff: float, say: Say) -> None:
     if source is None:
         draw(out, cutoff=cutoff)
     else:
+        require_not_inputs([out], _files_of(source))
         draw(out, _model(source))
     say(str(out))
+
+
+def _files_of(source: str) -> dict[str, str | Path | None]:
+    """What a picture must not take the place of."""
+    if Path(source).is_dir():
+        return {f"the run's {path.name}": path for path in Path(source).iterdir()}
+    return {"the model": source}
 
 
 def _model(source: str) -> Potential:

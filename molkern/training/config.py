@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..files import in_one_line
 from ..models import MODELS
 
 #: Arguments of models that a run sets itself, from its data.
@@ -268,8 +269,8 @@ def read_config(path: str | Path, changes: Sequence[str] = ()) -> Config:
     found = find_config(path)
     try:
         content = yaml.safe_load(found.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{found} cannot be read: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{found} cannot be read: {in_one_line(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{found} must hold keys and values: see `molkern configs`")
     for change in changes:
@@ -302,8 +303,8 @@ def _change(content: dict[str, Any], change: str) -> None:
             raise ValueError(f"--set {change}: {parent} holds no keys")
     try:
         section[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {change}: the value is no YAML") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"--set {change[:80]}: the value is no YAML") from error
 
 
 def _problem(item: Any) -> str:

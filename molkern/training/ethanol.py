@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ..data import Frames, ethanol_frames
+from ..files import write_whole
 from ..host import random_states_kept
 from ..models import SchNet
 from ..progress import progress_bar
@@ -121,7 +122,7 @@ def main() -> None:
     minutes = (time.monotonic() - start) / 60
     model.save(options.out)
     text = card(results, options.steps, minutes)
-    options.out.with_suffix(".md").write_text(text)
+    write_whole(options.out.with_suffix(".md"), text.encode())
     print(text)
 
 

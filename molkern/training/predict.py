@@ -14,7 +14,14 @@ import torch
 from ..data import Sample
 from ..data.conditions import CONDITIONS, ConditionReader, write_into
 from ..data.dataset import PER_ATOM
-from ..files import read_frames, write_whole
+from ..files import (
+    drop_parts,
+    locked,
+    read_frames,
+    require_new,
+    require_not_inputs,
+    write_whole,
+)
 from ..graph import AtomicBatch
 from ..models import Potential
 from ..progress import progress_bar
@@ -38,6 +45,7 @@ def predict(
     device: torch.device | str = "cpu",
     batch_size: int = 256,
     progress: bool = True,
+    restart: bool = False,
     allow_unknown_elements: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> int:
@@ -53,6 +61,7 @@ def predict(
         device: where the model is evaluated.
         batch_size: structures at once.
         progress: whether a progress bar is shown.
+        restart: whether a file that is there already is written anew.
         allow_unknown_elements: whether elements that the model was not trained on are predicted.
         say: takes sentences for the user.
 
@@ -61,26 +70,42 @@ def predict(
 
     Raises:
         ValueError: no finished run, a file that cannot be read, a frame that cannot be computed or
-            has an element that the model was not trained on, or another ending of ``out``.
+            has an element that the model was not trained on, or another ending of ``out``; an
+            output that is there already, that is the file of structures or one of the run's, or
+            that another process is at.
     """
     if out.suffix not in ENDINGS:
         raise ValueError(f"{out} ends in {out.suffix!r}: choose one of {', '.join(ENDINGS)}")
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
     run = Run.open(folder)
+    files = {f"the run's {path.name}": path for path in folder.iterdir() if path.is_file()}
+    require_not_inputs([out], {"the file of structures": structures, **files})
     model = run.model(device)
     if model.elements is None and "elements" in run.facts:  # a run of an earlier version
         model.elements = run.facts["elements"]
     model.allow_unknown_elements = allow_unknown_elements
-    frames, found = [], []
     conditions = ConditionReader(model.conditions, names=run.config.data.labels)
-    for chunk in _chunks(_checked(structures, model, run, conditions), batch_size, progress):
-        frames += chunk
-        found += _predict(model, chunk, run)
-    writers = dict(zip(ENDINGS, (_csv, _npz, _extxyz), strict=True))
-    write_whole(out, writers[out.suffix](frames, found))
+    with locked(out):
+        require_new([out], restart)
+        drop_parts(out)
+        chunks = _chunks(_checked(structures, model, run, conditions), batch_size, progress)
+        count = _write(run, model, chunks, out, f"{structures}, frame")
     for note in conditions.notes():
         say(note)
+    return count
+
+
+def _write(run: Run, model: Potential, chunks: Iterable[list[Atoms]], out: Path, where: str) -> int:
+    frames: list[Atoms] = []
+    found: list[dict[str, Any]] = []
+    for chunk in chunks:
+        results = _predict(model, chunk, run)
+        _require_finite(results, where, len(frames))
+        frames += chunk
+        found += results
+    writers = dict(zip(ENDINGS, (_csv, _npz, _extxyz), strict=True))
+    write_whole(out, writers[out.suffix](frames, found))
     return len(frames)
 
 
@@ -94,6 +119,21 @@ def _checked(
         model.check_elements(atoms.numbers, where, f"model {run.folder}")
         write_into(atoms, conditions.read(atoms, where))
         yield atoms
+
+
+def _require_finite(results: list[dict[str, Any]], where: str, first: int) -> None:
+    """Refuses predictions that are no numbers.
+
+    Raises:
+        ValueError: naming the frame and the label.
+    """
+    for k, values in enumerate(results):
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                raise ValueError(
+                    f"{where} {first + k}: the predicted {name} is not finite: the model's weights "
+                    "are damaged, or its atoms are too close"
+                )
 
 
 def _chunks(frames: Iterable[Atoms], size: int, progress: bool) -> Iterator[list[Atoms]]:

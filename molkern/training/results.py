@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from ..data import Dataset
+from ..files import require_not_inputs, writable_name, write_whole
 from ..models import Potential, load
 from ..progress import progress_bar
 from .config import Config, read_config
+from .folder import CONFIG, SPLIT, inputs_of, settings_digest
 from .objective import Labels, evaluate, match_labels, needed
-from .records import BEST, METRICS
-from .run import CONFIG, FACTS, SPLIT, load_data
+from .records import BEST, FACTS, METRICS, read_facts, read_metrics, require_recorded
+from .run import load_data
 from .split import load_split
 
 Array = NDArray[Any]
@@ -45,21 +47,41 @@ class Run:
             raise ValueError(f"{folder} holds no run: give a folder that `molkern train` made")
         if not (folder / BEST).is_file():
             raise ValueError(f"{folder} has no model yet: go on with `molkern train --resume`")
+        facts = read_facts(folder)
         config = read_config(folder / CONFIG)
-        facts = {}
-        if (folder / FACTS).is_file():
-            facts = json.loads((folder / FACTS).read_text())
+        if facts.get("settings_sha256") not in (None, settings_digest(config)):
+            raise ValueError(
+                f"{folder / CONFIG} was changed after the run or is of another one, as {FACTS} "
+                "says: bring it back"
+            )
         return cls(folder, config, facts)
 
+    def path(self, name: str) -> Path:
+        """A file of the run, as it was when the run ended.
+
+        Raises:
+            ValueError: it was changed.
+        """
+        require_recorded(self.folder / name, self.facts)
+        return self.folder / name
+
     def model(self, device: torch.device | str = "cpu") -> Potential:
-        """The best model of the run."""
-        return load(self.folder / BEST, device)
+        """The best model of the run.
+
+        Raises:
+            ValueError: a file that is damaged or of another run.
+        """
+        path = self.path(BEST)
+        model = load(path, device)
+        settings = {k: v for k, v in self.config.model.items() if k != "name"}
+        there = {k: model.config.get(k) for k in settings}
+        if type(model).__name__ != self.config.model["name"] or there != settings:
+            raise ValueError(f"{path} is of another run: {CONFIG} describes another model")
+        return model
 
     def metrics(self) -> dict[str, Array]:
         """The table of metrics by column."""
-        with (self.folder / METRICS).open() as file:
-            rows = list(csv.DictReader(file))
-        return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+        return {k: np.array(v) for k, v in read_metrics(self.path(METRICS)).items()}
 
 
 def predictions(
@@ -128,7 +150,7 @@ def score(
     """
     run = Run.open(folder)
     data = load_data(run.config)
-    split = load_split(folder / SPLIT, data.digest)
+    split = load_split(run.path(SPLIT), data.digest, len(data))
     if part not in split:
         raise ValueError(f"part must be one of {', '.join(split)}, got {part!r}")
     members = np.sort(split[part])
@@ -136,9 +158,16 @@ def score(
         raise ValueError(f"the run's {part} part is empty: choose another with --part")
     labels = match_labels(run.config)
     names = list(run.config.objective)
+    table = run.metrics()
+    require_not_inputs(_outputs(folder, part, names), inputs_of(run.config))
     model = run.model(device)
     model.allow_unknown_elements = True  # the data are the run's own; it noted them
     found = predictions(model, labels, data, members, names, progress=progress)
+    for name, (predicted, _) in found.items():
+        if not np.isfinite(predicted).all():
+            raise ValueError(
+                f"{folder / BEST} predicts {name} that is not finite: its weights are damaged"
+            )
     errors = {name: errors_of(*pair) for name, pair in found.items()}
     units = {name: data.units.get(name, "") for name in names}
     for name, values in errors.items():
@@ -147,27 +176,52 @@ def score(
             f"({len(members):,} systems)"
         )
     report = dict(part=part, systems=len(members), units=units, errors=errors)
-    (folder / f"{part}.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_whole(folder / f"{part}.json", (json.dumps(report, indent=1) + "\n").encode())
     arrays: dict[str, Any] = {"ids": members if data.ids is None else data.ids[members]}
     for name, (predicted, true) in found.items():
         arrays |= {f"{name}_predicted": predicted, f"{name}_true": true}
-    np.savez(folder / f"{part}.npz", **arrays)
-    draw(run, found, units, part)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_whole(folder / f"{part}.npz", content.getvalue())
+    draw(folder, table, found, units, part)
     return errors
 
 
-def draw(run: Run, found: dict[str, tuple[Array, Array]], units: dict[str, str], part: str) -> None:
+CURVES = "learning_curve.png"
+
+
+def _pictures(folder: Path, part: str, name: str) -> tuple[Path, Path]:
+    """Of a label: its parity and its errors."""
+    end = f"{writable_name(name)}.png"
+    return folder / f"{part}_parity_{end}", folder / f"{part}_errors_{end}"
+
+
+def _outputs(folder: Path, part: str, names: list[str]) -> list[Path]:
+    pictures = [place for name in names for place in _pictures(folder, part, name)]
+    return [folder / f"{part}.json", folder / f"{part}.npz", folder / CURVES, *pictures]
+
+
+def draw(
+    folder: Path,
+    table: dict[str, Array],
+    found: dict[str, tuple[Array, Array]],
+    units: dict[str, str],
+    part: str,
+) -> None:
     """The run's pictures: learning curves, and for each label its parity and its errors."""
     from ..plots import training as plots
+    from ..plots.figures import as_it_is
 
     columns = {
-        f"val_{name}_{kind}": unit for name, unit in units.items() for kind in ("mae", "rmse")
+        as_it_is(f"val_{name}_{kind}"): as_it_is(unit)
+        for name, unit in units.items()
+        for kind in ("mae", "rmse")
     }
-    plots.learning_curves(
-        run.folder / "learning_curve.png", run.metrics(), title=run.folder.name, units=columns
-    )
+    shown = {as_it_is(name): values for name, values in table.items()}
+    title = as_it_is(folder.name)
+    plots.learning_curves(folder / CURVES, shown, title=title, units=columns)
     for name, (predicted, true) in found.items():
-        place, what = run.folder / f"{part}_parity_{name}.png", dict(name=name, unit=units[name])
-        plots.parity(place, predicted, true, split=part, **what)
-        place = run.folder / f"{part}_errors_{name}.png"
-        plots.error_histogram(place, predicted - true, **what)
+        parity, errors = _pictures(folder, part, name)
+        what = dict(name=as_it_is(name), unit=as_it_is(units[name]))
+        plots.parity(parity, predicted, true, split=part, **what)
+        plots.error_histogram(errors, predicted - true, **what)

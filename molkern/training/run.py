@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,16 +21,18 @@ from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Time
 
 from ..data import Dataset, load_dataset
 from ..data.labels import listed
+from ..data.reading import sha256_of
 from ..elements import symbols
 from ..files import write_whole
 from ..host import everything_kept, random_states_kept
 from ..models import Potential
-from .config import Config, data_path, read_config
+from .checkpoint import Checkpoints, RunFileError, does_not_fit
+from .config import Config, data_path
+from .folder import SPLIT, holding, open_folder, rank, settings_digest
 from .module import TrainingData, TrainingModule
 from .objective import Labels, Objective, check_labels, evaluate, match_labels, needed
-from .records import BEST, LAST, METRICS, Records
+from .records import BEST, FACTS, LAST, METRICS, Records
 from .split import (
-    PARTS,
     Indices,
     check_conditions,
     check_systems,
@@ -41,7 +43,6 @@ from .split import (
 )
 from .standardize import build_model, standards
 
-CONFIG, SPLIT, FACTS = "config.yaml", "split.npz", "run.json"
 Say = Callable[[str], None]
 
 
@@ -179,67 +180,6 @@ def _try_out(model: Potential, labels: Labels, data: Dataset, train: Indices) ->
         model.train()
 
 
-def rank() -> int:
-    """This process's number in a distributed run, 0 before it has one."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
-
-
-def open_folder(folder: Path, config: Config, resume: bool, restart: bool) -> bool:
-    """Makes a run's folder; gives back whether the run goes on from a checkpoint.
-
-    Raises:
-        ValueError: a folder with a run, without ``resume`` or ``restart``; a run of another
-            configuration, which cannot go on as this one.
-    """
-    if rank() > 0:  # the first process does that
-        return resume and (folder / LAST).exists()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose another --out")
-    there = (folder / CONFIG).exists()
-    others = [path for path in folder.glob("*") if path.suffix != ".part"]
-    if others and not there:
-        raise ValueError(f"{folder} is a folder with other files: choose another --out")
-    if there and not (resume or restart):
-        raise ValueError(
-            f"{folder} holds a run: go on with --resume, start anew with --restart, or choose "
-            "another --out"
-        )
-    if there and not restart:
-        _same(config, folder)
-        return (folder / LAST).exists()
-    ours = (LAST, BEST, METRICS, SPLIT, FACTS, "learning_curve.png")
-    of_parts = (f"{part}{end}" for part in PARTS for end in (".json", ".npz", "_*.png"))
-    for pattern in (*ours, *of_parts):
-        for path in folder.glob(pattern):
-            path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / CONFIG, config.dump().encode())
-    return False
-
-
-def _same(config: Config, folder: Path) -> None:
-    old = _flat(read_config(folder / CONFIG).model_dump(mode="json"))
-    new = _flat(config.model_dump(mode="json"))
-    for key in {**new, **old}:
-        value = new.get(key)
-        if old.get(key) != value:
-            raise ValueError(
-                f"{folder} holds a run with {key}: {old.get(key)}, which cannot go on with "
-                f"{value}: choose another --out, or start anew with --restart"
-            )
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return found
-
-
 @everything_kept()
 def train(
     config: Config,
@@ -281,28 +221,57 @@ def train(
     with_split = old if resume and not restart and old.exists() else None
     prepared = prepare(config, with_split, build)
     torch.manual_seed(config.training.seed)  # for models that draw in training
-    goes_on = open_folder(folder, config, resume, restart)
-    if rank() == 0:
-        for note in prepared.notes:
-            say(note)
-        if not (folder / SPLIT).exists():
-            save_split(folder / SPLIT, prepared.split, prepared.data.digest)
-        say(_summary(prepared))
+    with holding(folder):
+        goes_on = open_folder(folder, config, resume, restart)
+        if rank() == 0:
+            for note in prepared.notes:
+                say(note)
+            if not (folder / SPLIT).exists():
+                save_split(folder / SPLIT, prepared.split, prepared.data.digest)
+            say(_summary(prepared))
+        records = Records(folder, len(prepared.split["train"]), _identity(prepared))
+        with _quiet():
+            trainer = _trainer(config, records, device, devices, nodes, progress)
+            _fit(trainer, prepared, records, folder / LAST if goes_on else None)
+        if trainer.is_global_zero:
+            facts = _facts(prepared, records, trainer)
+            write_whole(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def _identity(prepared: Prepared) -> str:
+    """Tells a run from others, by its configuration, its data and their split."""
+    found = hashlib.sha256(settings_digest(prepared.config).encode())
+    found.update(prepared.data.digest.encode())
+    for members in prepared.split.values():
+        found.update(np.sort(members).tobytes())
+    return found.hexdigest()
+
+
+def _fit(
+    trainer: pl.Trainer, prepared: Prepared, records: Records, checkpoint: Path | None
+) -> None:
+    """Trains, from a checkpoint if there is one.
+
+    Raises:
+        ValueError: a checkpoint that cannot be read or is of another run.
+        KeyboardInterrupt: on SIGINT.
+    """
     names = needed(prepared.labels, prepared.data)
-    data = TrainingData(prepared.data, prepared.split, config, names)
-    records = Records(folder, len(prepared.split["train"]))
-    with _quiet():
-        trainer = _trainer(config, records, device, devices, nodes, progress)
-        checkpoint = str(folder / LAST) if goes_on else None
-        try:
-            trainer.fit(prepared.module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
-        except SystemExit as error:  # Lightning's answer to SIGINT
-            if trainer.interrupted:
-                raise KeyboardInterrupt from error
+    data = TrainingData(prepared.data, prepared.split, prepared.config, names)
+    try:
+        trainer.fit(
+            prepared.module, datamodule=data, ckpt_path=None if not checkpoint else str(checkpoint)
+        )
+    except SystemExit as error:  # Lightning's answer to SIGINT
+        if trainer.interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    except (RunFileError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        if checkpoint is None or records.begun:
             raise
-    if trainer.is_global_zero:
-        facts = _facts(prepared, records, trainer)
-        write_whole(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+        raise does_not_fit(checkpoint, error) from error
 
 
 def _summary(prepared: Prepared) -> str:
@@ -345,6 +314,7 @@ def _trainer(
         gradient_clip_val=options.clip,
         precision=precision,
         callbacks=callbacks,
+        plugins=[Checkpoints()],
         logger=logger,
         inference_mode=False,
         enable_progress_bar=progress,
@@ -380,6 +350,8 @@ def _facts(prepared: Prepared, records: Records, trainer: pl.Trainer) -> dict[st
         minutes=records.seconds / 60,
         best_step=records.best_step,
         best_val_loss=records.best,
+        settings_sha256=settings_digest(prepared.config),
+        files_sha256=_checksums(records.folder, BEST, SPLIT, METRICS),
         parameters=sum(p.numel() for p in prepared.model.parameters()),
         elements=sorted({int(z) for z in np.unique(prepared.data.numbers)}),
         units={name: prepared.data.units.get(name, "") for name in prepared.config.objective},
@@ -392,6 +364,11 @@ def _facts(prepared: Prepared, records: Records, trainer: pl.Trainer) -> dict[st
         molkern=__version__,
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     )
+
+
+def _checksums(folder: Path, *names: str) -> dict[str, str]:
+    """Of the files that nothing changes any more."""
+    return {name: sha256_of(folder / name) for name in names if (folder / name).exists()}
 
 
 def _device_name(trainer: pl.Trainer) -> str:

@@ -118,7 +118,7 @@ def test_a_full_disk(molkern, mixed, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
     try:
-        error = molkern("evaluate mixed.extxyz", code=1, model="m.safetensors")
+        error = molkern("evaluate mixed.extxyz --restart", code=1, model="m.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "results.extxyz cannot be written: File too large" in error

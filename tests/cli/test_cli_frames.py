@@ -83,10 +83,12 @@ def test_the_same_charges_everywhere(trained):
     assert data.properties["total_charge"].tolist() == CHARGES
     note = "total_charge is stated by 3 of 4 frames; it is 0 in the others"
     for name in ("in.extxyz", "in.db"):
-        assert note in trained(f"predict run {name} --out p.csv --device cpu --batch-size 3")
+        assert note in trained(
+            f"predict run {name} --out p.csv --device cpu --batch-size 3 --restart"
+        )
         assert np.allclose(columns("p.csv")["energy"], expected, atol=1e-5), name
         assert columns("p.csv")["total_charge"].tolist() == CHARGES
-        assert note in trained(f"evaluate {name} --out e.csv --batch-size 6", model=MODEL)
+        assert note in trained(f"evaluate {name} --out e.csv --batch-size 6 --restart", model=MODEL)
         assert np.allclose(columns("e.csv")["energy_eV"], expected, atol=1e-5), name
         assert columns("e.csv")["total_charge"].tolist() == CHARGES
         for k in range(4):
@@ -145,7 +147,7 @@ def test_what_is_written_keeps_them(trained):
         with np.load(name) as content:
             assert content["total_charge"].tolist() == CHARGES
     for name in ("p.extxyz", "r.extxyz"):
-        trained(f"evaluate {name} --out e1.csv", model=MODEL)
+        trained(f"evaluate {name} --out e1.csv --restart", model=MODEL)
         assert np.allclose(columns("e1.csv")["energy_eV"], expected, atol=1e-5)
         assert load_ase(name, progress=False).properties["total_charge"].tolist() == CHARGES
     trained("md in.extxyz --frame 2 --steps 2 --every 1 --out m.xyz", model=MODEL)
@@ -181,7 +183,7 @@ def test_charges_that_are_no_numbers(trained):
     with pytest.raises(ValueError, match="no finite number"):
         frames[2].get_potential_energy()
     SchNet(8, 8, 1, num_basis=8, num_elements=10).save("s.safetensors")
-    molkern_says = trained("evaluate in.extxyz", model="s.safetensors")
+    molkern_says = trained("evaluate in.extxyz --restart", model="s.safetensors")
     assert "total_charge" not in molkern_says  # which this model does not depend on
 
 
@@ -251,7 +253,7 @@ def test_references_by_other_names(molkern):
     frames[1].info["REF_energy"] = np.nan
     frames[2].arrays["REF_forces"][1, 1] = np.nan
     ase.io.write("in.extxyz", frames)
-    text = molkern("evaluate in.extxyz")
+    text = molkern("evaluate in.extxyz --restart")
     assert "(3 frames)" in text
     assert "nan" not in text
 

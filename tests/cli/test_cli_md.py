@@ -191,7 +191,8 @@ def test_a_checkpoint_that_cannot_be_written(molkern, ethanol, tmp_path, monkeyp
     plain = files.os.fsync
 
     def full(handle):
-        if os.readlink(f"/proc/self/fd/{handle}").endswith("checkpoint.part"):
+        name = Path(os.readlink(f"/proc/self/fd/{handle}")).name
+        if name.startswith(".traj.checkpoint.") and name.endswith(".part"):
             raise OSError(errno.ENOSPC, "No space left on device")
         plain(handle)
 
@@ -513,3 +514,12 @@ def test_readme(molkern, tmp_path):
     assert len(COMMANDS) == 4
     assert len(ase.io.read("run_3.xyz", index=":")) == 41
     assert len(ase.io.read("energies.extxyz", index=":")) == 41
+
+
+def test_damaged_tables_are_named(molkern, ethanol, tmp_path):
+    command = f"md {ethanol} --steps 4 --every 2"
+    molkern(command)
+    table = tmp_path / "traj.csv"
+    content = table.read_bytes()
+    table.write_bytes(content[:-30] + b"x" * 29 + b"\n")
+    assert "traj.csv is damaged: " in molkern(f"{command} --resume", code=1)

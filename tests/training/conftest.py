@@ -38,7 +38,7 @@ def merged(base, changes):
     return content
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """Makes a configuration that trains in a second."""
     from molkern.training.config import check_config
