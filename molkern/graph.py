@@ -198,10 +198,14 @@ class NeighborList:
                 shapes and devices that do not fit, with the name, the value and its place.
             TypeError: indices that are not int32.
         """
-        if self.status is not None:
-            neighbors.check_status(self.status, capacity=self.senders.shape[0])
+        self._check_search()
         check_layout(self)
         check_indices(self)
+
+    def _check_search(self) -> None:
+        """Raises what the search found wrong; of :meth:`check` what models need in each step."""
+        if self.status is not None:
+            neighbors.check_status(self.status, capacity=self.senders.shape[0])
 
     def __repr__(self) -> str:
         edges = self.senders.shape[0]

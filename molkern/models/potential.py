@@ -403,7 +403,7 @@ class Potential(KnowsElements, KeepsArguments):
                 f"the position {batch.positions[atom].tolist()} of atom {atom} is NaN or infinite"
             )
         if not is_recorded(batch.positions):
-            neighbors.check()  # a list that overflowed has no edges
+            neighbors._check_search()  # a list that overflowed has no edges
         self._check_reach(batch, neighbors)
 
     def _check_reach(self, batch: AtomicBatch, neighbors: NeighborList) -> None:
