@@ -195,10 +195,9 @@ class NinjaBuild(build_ext):
             "MOLKERN_CUDA_ARCHITECTURES": " ".join(arch_names),
         }
         ninja.compile("cxx", CSRC / "module.cpp", flags=" ".join(base + self._module_flags(info)))
-        for name in ("isa.cpp", "block_pool.cpp", "step_memory.cpp"):
+        for name in ("isa.cpp", "idle_memory.cpp", "block_pool.cpp"):
             ninja.compile("cxx", CSRC / "common" / name, flags=" ".join(base))
-        shared = [CSRC / "common" / name for name in ("step_allocator.cpp", "torch_utils.cpp")]
-        for source in [*sorted(CSRC.glob("*/*_op.cpp")), *shared]:
+        for source in [*sorted(CSRC.glob("*/*_op.cpp")), CSRC / "common" / "torch_utils.cpp"]:
             ninja.compile("cxx", source, flags=" ".join(torch_flags))
         self._add_kernels(ninja, plain, base, cuda, emulate)
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,12 +33,6 @@ DATA = os.environ.get("MOLKERN_REFERENCE_DATA", "")
 def wanted(times: Mapping[str, float], peer: str, goal: float) -> None:
     """Half of what is aimed at: machines are busy. Nothing was timed in a trial run."""
     assert not times or times[peer] > goal / 2
-
-
-def count_held(benchmark: Any, evaluator: Evaluator) -> None:
-    """In the row of molkern, the memory that an evaluator keeps, which no call asks for again."""
-    if not benchmark.disabled:
-        benchmark.extra_info["rows"][0]["peak_bytes"] = evaluator.memory[0]
 
 
 class AllPairs(torch.nn.Module):
@@ -135,7 +128,6 @@ def test_one_aspirin_in_ase(benchmark, one_thread):
         warmup=1,
         per={"atoms": 21, "steps": 50},
     )
-    count_held(benchmark, ours[1].calc.evaluator)
     wanted(times, "PyTorch Geometric", 5.0)
 
 
@@ -202,7 +194,6 @@ def test_256_aspirins_in_torchsim(benchmark, one_thread):
         warmup=1,
         per={"atoms": len(structure.numbers), "steps": 1},
     )
-    count_held(benchmark, adapter.kept.evaluators[0])
     wanted(times, "PyTorch Geometric", 8.0)
 
 
@@ -292,7 +283,6 @@ def test_64_chignolin_replicas(benchmark, one_thread):
         calls=5,
         per={"atoms": len(numbers)},
     )
-    count_held(benchmark, evaluate)
     wanted(times, "eager torch", 3.0)
 
 
@@ -334,7 +324,6 @@ def test_scaling(benchmark, one_thread, molecules):
         calls=calls,
         per={"atoms": atoms},
     )
-    count_held(benchmark, evaluate)
 
 
 LARGE_BOX = """

@@ -1,16 +1,13 @@
 // The Python module: what is not an operator. Loading it registers the operators.
 #include <pybind11/pybind11.h>
 
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "common/block_pool.h"
 #include "common/grain.h"
+#include "common/idle_memory.h"
 #include "common/isa.h"
-#include "common/step_allocator.h"
-#include "common/step_memory.h"
 
 namespace py = pybind11;
 
@@ -21,34 +18,12 @@ std::vector<std::string> launched();
 }  // namespace cuda_emulation
 #endif
 
-namespace {
-
-struct Release {
-  void operator()(molkern::StepMemory* memory) const { memory->release(); }
-};
-
-void define_step_memory(py::module_& module) {
-  using molkern::StepMemory;
-  py::class_<StepMemory, std::unique_ptr<StepMemory, Release>>(module, "StepMemory")
-      .def(py::init([] {
-        molkern::install_step_allocator();
-        return std::unique_ptr<StepMemory, Release>(StepMemory::create());
-      }))
-      .def("enter", &StepMemory::enter)
-      .def("leave", &StepMemory::leave)
-      .def_property_readonly("reserved", &StepMemory::reserved)
-      .def_property_readonly("requests", &StepMemory::requests);
-}
-
-}  // namespace
-
 PYBIND11_MODULE(_C, module) {
   module.doc() = "molkern's compiled kernels; use the molkern package";
-  define_step_memory(module);
   module.def("set_thread_grain", [](int64_t grain) {
     return std::exchange(molkern::thread_grain(), grain > 0 ? grain : 1);
   });
-  module.def("drop_idle_memory", [] { molkern::block_pool().drop_idle(); });
+  module.def("drop_idle_memory", &molkern::drop_idle_memory);
   module.def("build_info", [] {
     py::dict info;
     info["compiler"] = MOLKERN_COMPILER;

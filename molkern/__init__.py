@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import interop, md, models, nn, ops
 from .graph import AtomicBatch, NeighborList, neighbor_list
+from .host import empty_cache
 from .ops._library import build_info
 
 try:
@@ -15,6 +16,7 @@ __all__ = [
     "AtomicBatch",
     "NeighborList",
     "build_info",
+    "empty_cache",
     "interop",
     "md",
     "models",

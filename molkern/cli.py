@@ -113,7 +113,9 @@ def md(
     time_step: Annotated[float, typer.Option(help="fs")] = 0.5,
     friction: Annotated[float, typer.Option(help="of the thermostat, 1/ps")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="of velocities and thermostat")] = 0,
-    every: Annotated[int, typer.Option(min=1, help="steps from frame to frame")] = 10,
+    every: Annotated[
+        int, typer.Option(min=1, help="steps from frame to frame; the last state is one too")
+    ] = 10,
     checkpoint_every: Annotated[
         int, typer.Option(min=1, help="steps from checkpoint to checkpoint")
     ] = 1000,

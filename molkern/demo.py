@@ -9,16 +9,16 @@ from pathlib import Path
 
 import ase.units
 import numpy as np
-import torch
 from ase import Atoms
 from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from .data import Frames, ethanol_frames, ethanol_model
+from .host import threads_of_torch
 from .md import ASECalculator
 from .models import Potential
+from .progress import progress_bar
 
 TIME_STEP = 0.5  # fs
 RECORD_EVERY = 10  # steps
@@ -85,15 +85,18 @@ def simulate(model: Potential, frame: Frames, steps: int, temperature: float) ->
     dynamics.attach(record, interval=RECORD_EVERY)
     dynamics.run(RECORD_EVERY)  # warm-up, not timed
     done = 0.0
-    with tqdm(total=steps, desc="NVE dynamics", unit="step") as progress:
-        for _ in range(steps // RECORD_EVERY):
+    with progress_bar(total=steps, desc="NVE dynamics", unit="step") as progress:
+        for first in range(0, steps, RECORD_EVERY):
+            count = min(RECORD_EVERY, steps - first)
             start = time.perf_counter()
-            dynamics.run(RECORD_EVERY)
+            dynamics.run(count)
             done += time.perf_counter() - start
-            progress.update(RECORD_EVERY)
+            progress.update(count)
+    if steps % RECORD_EVERY:  # the last state, too
+        record()
     table = np.array(rows)
-    rate = steps // RECORD_EVERY * RECORD_EVERY / done
-    return Trajectory(table[:, 0], table[:, 1], table[:, 2], rate, calculator.evaluator.builds)
+    builds = calculator.evaluator.builds
+    return Trajectory(table[:, 0], table[:, 1], table[:, 2], steps / done, builds)
 
 
 def plot(accuracy: Accuracy, trajectory: Trajectory, path: Path) -> None:
@@ -122,12 +125,12 @@ def plot(accuracy: Accuracy, trajectory: Trajectory, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+@threads_of_torch(1)  # one molecule is too little work for more
 def run(steps: int, path: Path, say: Callable[[str], None] = print) -> None:
     """The whole demonstration, on one thread: prints figures and writes the plot."""
     model = ethanol_model()
     model.filters = "spline"
     frames = ethanol_frames()["test"]
-    torch.set_num_threads(1)  # one molecule is too little work for more
     say("SchNet for ethanol, trained on GFN2-xTB energies and forces; one CPU thread")
     say(f"filters as splines: {model.spline_report()}")
     accuracy = evaluate(model, frames)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .centering import far_parts, shifted
 from .graph_checks import check_indices, check_layout
 from .ops import geometry, neighbors
 from .ops._arguments import explained
@@ -350,6 +351,14 @@ class AtomicBatch:
             there is a cell.
         num_systems: number of systems; by default from ``cell`` or ``batch``.
 
+    Attributes:
+        offsets: what a conversion to float32 took off the positions (see :meth:`to`), ``[N, 3]``
+            float64; None where there was none or it took nothing. What depends on the origin, as
+            the dipole of an ion does, adds it to the positions.
+        exact_cell: the cell before it became float32, ``[B, 3, 3]`` float64, by which an evaluator
+            counts cells; None where it was not converted.
+        moved_by_cells: whether whole cells are among it; False also where that is on a GPU.
+
     Raises:
         ValueError: shapes, devices or a ``batch`` that do not fit, several systems without a
             ``batch``, or periodicity without a cell.
@@ -413,6 +422,9 @@ class AtomicBatch:
         self.num_systems = num_systems
         self.cell = None if cell is None else _cells(cell, num_systems)
         self.pbc = self._periodicity(pbc)
+        self.offsets: Tensor | None = None
+        self.exact_cell: Tensor | None = None
+        self.moved_by_cells = False
         #: First atom of each system, ``[B + 1]``, int32.
         self.system_ptr = self._first_atoms()
         self._range_read: tuple[Tensor, int, tuple[int, int]] | None = None
@@ -511,6 +523,14 @@ class AtomicBatch:
 
         Nothing is checked again, which would wait for the device.
 
+        float64 positions far from the origin lose digits as float32, and forces with them. So they
+        are moved near it before: a system as a whole, by whole units of length, and where its atoms
+        lie far outside of their periodic cell, each of them by whole cells. That is done where
+        rounding would change the positions, and the largest coordinate of a system is beyond 15 and
+        gets at least 3 times smaller; otherwise they are only rounded. What was taken off is in
+        :attr:`offsets`. A neighbor list of the positions as they were does not fit atoms that were
+        moved by cells: make one of this batch.
+
         Args:
             device: by default the present one.
             dtype: of positions and cells, float32 or float64; by default the present one.
@@ -523,11 +543,45 @@ class AtomicBatch:
         if dtype not in (None, torch.float32, torch.float64):
             raise TypeError(f"positions must be float32 or float64, got {dtype}")
 
+        narrows = dtype == torch.float32 and self.positions.dtype == torch.float64
+        batch = self._near_origin() if narrows else self
+
+        kept = batch.offsets, batch.exact_cell
+
         def move(value: Tensor) -> Tensor:
-            kind = dtype if value.is_floating_point() else None
+            changes = value.is_floating_point() and not any(value is other for other in kept)
+            kind = dtype if changes else None
             return value.to(device=device, dtype=kind, non_blocking=non_blocking)
 
-        return self._mapped(move)
+        made = batch._mapped(move)
+        if narrows and self.cell is not None:
+            made.exact_cell = self.cell.detach().to(device=device, non_blocking=non_blocking)
+        return made
+
+    @property
+    def owners(self) -> Tensor:
+        """System of each atom, ``[N]``, int64, also of a single system."""
+        return torch.zeros_like(self.numbers) if self.batch is None else self.batch.long()
+
+    def _near_origin(self) -> AtomicBatch:
+        """The batch with float64 positions as :meth:`to` moves them; itself if it moves none."""
+        owner = self.owners
+        with torch.no_grad():
+            offset, cells = far_parts(self.positions, self.cell, self.pbc, self.system_ptr, owner)
+            taken = offset[owner]
+            if cells is not None and self.cell is not None:
+                taken = taken + shifted(cells, self.cell, owner)
+            # On a GPU looking would wait for it
+            known = taken.is_cpu and not is_recorded(taken)
+            if known and not bool(taken.any()):
+                return self
+        moved = self._mapped(lambda value: value)
+        moved.positions = self.positions - taken
+        moved.offsets = taken if self.offsets is None else self.offsets + taken
+        moved.moved_by_cells = self.moved_by_cells or (
+            known and cells is not None and bool(cells.any())
+        )
+        return moved
 
     def pin_memory(self) -> AtomicBatch:
         """The same batch in memory that a GPU can copy from by itself, see :meth:`to`.
@@ -547,6 +601,8 @@ class AtomicBatch:
         made.numbers = function(self.numbers).long()
         made.positions = function(self.positions)
         made.batch, made.cell, made.pbc = map(mapped, (self.batch, self.cell, self.pbc))
+        made.exact_cell = mapped(self.exact_cell)
+        made.offsets, made.moved_by_cells = mapped(self.offsets), self.moved_by_cells
         made.num_systems = self.num_systems
         made.system_ptr = function(self.system_ptr)
         made._range_read = made._elements_read = None
@@ -576,6 +632,8 @@ class AtomicBatch:
     ) -> AtomicBatch:
         """A batch from ``ase.Atoms`` or a list of them, in Å; with cells if one is periodic.
 
+        As float32, positions far from the origin are moved near it, see :meth:`to`.
+
         Raises:
             ValueError: an empty list.
             TypeError: a type other than float32 and float64.
@@ -586,20 +644,18 @@ class AtomicBatch:
         if not systems:
             raise ValueError("from_ase needs at least one Atoms object, got an empty list")
         numbers = torch.cat([as_tensor(a.numbers, torch.int64) for a in systems])
-        positions = torch.cat([as_tensor(a.get_positions(), dtype) for a in systems])
+        positions = torch.cat([as_tensor(a.get_positions(), torch.float64) for a in systems])
         on: Any = {"device": "cpu"}  # whatever the default device
         lengths = torch.tensor([len(a) for a in systems], **on)
         batch = None
         if len(systems) > 1:
-            batch = torch.repeat_interleave(torch.arange(len(systems), **on), lengths).to(device)
+            batch = torch.repeat_interleave(torch.arange(len(systems), **on), lengths)
         cell = pbc = None
         if any(a.pbc.any() for a in systems):
-            cell = torch.stack([as_tensor(a.cell.array, dtype) for a in systems])
-            pbc = torch.stack([as_tensor(a.pbc) for a in systems]).to(device)
-            cell = cell.to(device)
-        return cls(
-            numbers.to(device), positions.to(device), batch, cell, pbc, num_systems=len(systems)
-        )
+            cell = torch.stack([as_tensor(a.cell.array, torch.float64) for a in systems])
+            pbc = torch.stack([as_tensor(a.pbc) for a in systems])
+        made = cls(numbers, positions, batch, cell, pbc, num_systems=len(systems))
+        return made.to(dtype=dtype).to(device)
 
 
 def _cells(cell: Tensor, num_systems: int) -> Tensor:

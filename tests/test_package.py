@@ -70,6 +70,17 @@ def test_demo(tmp_path):
     assert plot.stat().st_size > 20_000
 
 
+def test_demo_does_all_its_steps():
+    """Also those that no frame is due after."""
+    from molkern import demo
+    from molkern.data import ethanol_frames, ethanol_model
+
+    model = ethanol_model()
+    model.filters = "spline"
+    found = demo.simulate(model, ethanol_frames()["test"][:1], 25, temperature=300)
+    assert found.times.tolist() == [0, 5, 10, 15, 17.5]  # ten steps to warm up
+
+
 def test_demo_without_a_place_for_the_plot(tmp_path):
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "none" / "demo.png")])
     assert result.exit_code == 1

@@ -1,6 +1,6 @@
 #include "common/torch_utils.h"
 
-#include <ATen/ops/from_blob.h>
+#include <ATen/EmptyTensor.h>
 #include <c10/core/Allocator.h>
 #include <c10/util/Exception.h>
 
@@ -10,9 +10,7 @@
 
 #include "common/block_pool.h"
 #include "common/grain.h"
-#include "common/memory.h"
 #include "common/parallel.h"
-#include "common/step_memory.h"
 
 #ifdef MOLKERN_WITH_CUDA
 #include <c10/cuda/CUDAStream.h>
@@ -51,27 +49,49 @@ int threads_for(int64_t numbers) {
 
 namespace {
 
-// So that torch's profiler counts the pool's blocks as it counts its own.
-void tell_profiler(void* data, int64_t bytes) {
-  if (c10::memoryProfilingEnabled())
-    c10::reportMemoryUsageToProfiler(data, bytes, 0, 0, c10::Device(c10::kCPU));
+// Results that reuse memory are tensors like any other, which can grow: their storages have an
+// allocator of their own. Torch does not know it, and nothing else is allocated by it.
+class ResultAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    void* const data = bytes ? block_pool().take(bytes) : nullptr;
+    if (data) tell_profiler(data, static_cast<int64_t>(bytes));
+    return {data, data, &give_back, c10::Device(c10::kCPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
+  void copy_data(void* target, const void* source, size_t bytes) const override {
+    default_copy_data(target, source, bytes);
+  }
+
+ private:
+  // So that torch's profiler counts these blocks as it counts its own.
+  static void tell_profiler(void* data, int64_t bytes) {
+    if (c10::memoryProfilingEnabled())
+      c10::reportMemoryUsageToProfiler(data, bytes, 0, 0, c10::Device(c10::kCPU));
+  }
+  static void give_back(void* data) {
+    if (!data) return;
+    tell_profiler(data, -static_cast<int64_t>(BlockPool::size_of(data)));
+    block_pool().give_back(data);
+  }
+};
+
+ResultAllocator& result_allocator() {
+  static ResultAllocator* const allocator = new ResultAllocator;
+  return *allocator;
 }
 
 }  // namespace
 
 Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const int64_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
-  // From half a large page on: malloc may hand such memory back to the system each time.
-  const bool small = bytes < static_cast<int64_t>(large_page / 2);
-  if (small || options.device().is_cuda() || StepMemory::current())
-    return at::empty(sizes, options);
-  void* const block = block_pool().take(bytes);
-  tell_profiler(block, bytes);
-  const auto free_block = [bytes](void* data) {
-    tell_profiler(data, -bytes);
-    block_pool().give_back(data, bytes);
-  };
-  return at::from_blob(block, sizes, free_block, options);
+  if (!options.device().is_cpu()) return at::empty(sizes, options);
+  const auto type = c10::typeMetaToScalarType(options.dtype());
+  const size_t bytes = c10::multiply_integers(sizes) * options.dtype().itemsize();
+  constexpr size_t worth_it = 1024;  // malloc has a fast way for what is smaller
+  // Past the dispatcher, whose time counts for small molecules.
+  if (bytes < worth_it) return at::detail::empty_cpu(sizes, type);
+  constexpr auto keys = c10::DispatchKeySet(c10::DispatchKey::CPU);
+  return at::detail::empty_generic(sizes, &result_allocator(), keys, type, std::nullopt);
 }
 
 void check_real(const char* op, const char* argument, const Tensor& tensor, int64_t dims) {

@@ -30,7 +30,7 @@ Stream current_stream(const Tensor& tensor);
 // Threads worth their start for so many numbers read or written: at most torch's own setting.
 int threads_for(int64_t numbers);
 
-// An uninitialised tensor for a result; a large one on the CPU reuses memory (block_pool.h).
+// An uninitialised tensor, for results and for scratch; on the CPU it reuses memory (block_pool.h).
 Tensor empty_result(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 // float32 or float64, with the named number of dimensions.

@@ -84,13 +84,13 @@ struct Arguments {
   // An output [M, N], or [0] where it is not needed.
   Tensor new_output(bool needed) const {
     return needed ? empty_result({shape.rows, shape.columns}, x.options())
-                  : at::empty({0}, x.options());
+                  : empty_result({0}, x.options());
   }
 
   Tensor new_workspace() const {
     int64_t size = dense_workspace(shape);
     if (gate_basis) size += dense_workspace({shape.rows, shape.columns, gate_basis->size(1)});
-    return at::empty({size}, x.options());
+    return empty_result({size}, x.options());
   }
 };
 
@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor> dense(const Tensor& x_in, const Tensor& weigh
 
 std::tuple<Tensor, Tensor> activate_composed(Activation activation, const Tensor& z,
                                              bool with_slope) {
-  const Tensor none = at::empty({0}, z.options());
+  const Tensor none = empty_result({0}, z.options());
   switch (activation) {
     case Activation::none:
       break;
@@ -159,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor> dense_composed(
   const Tensor z = in.bias ? at::addmm(*in.bias, in.x, transposed) : at::mm(in.x, transposed);
   const bool bent = in.activation != Activation::none;
   const auto [value, slope] = activate_composed(in.activation, z, in.with_slope && bent);
-  const Tensor none = at::empty({0}, z.options());
+  const Tensor none = empty_result({0}, z.options());
   if (!in.gate_basis) return {in.residual ? *in.residual + value : value, slope, none};
   const Tensor gate = at::mm(*in.gate_basis, in.gate_weight->t());
   const Tensor y = value * gate;
@@ -203,7 +203,7 @@ Tensor dense_input_grad(const Tensor& g_in, const OptionalTensor& slope_in, cons
                         const OptionalTensor& residual) {
   const GradArguments in("dense_input_grad", g_in, slope_in, weight_in, residual);
   const Tensor gx = empty_result({in.shape.rows, in.shape.columns}, in.g.options());
-  const Tensor workspace = at::empty({dense_workspace(in.shape)}, in.g.options());
+  const Tensor workspace = empty_result({dense_workspace(in.shape)}, in.g.options());
   with_real(in.g, [&](auto zero) {
     using T = decltype(zero);
     with_isa([&](auto isa) {

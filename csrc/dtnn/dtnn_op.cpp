@@ -42,9 +42,9 @@ struct Arguments : SplineArguments {
 
   // What the kernels for GPUs work in.
   Tensor workspace(bool need_table, bool need_weight) const {
-    return at::empty({dtnn_cuda_workspace(senders.rows, weight.size(0), x.size(1), intervals,
-                                          degree, need_table, need_weight)},
-                     x.options());
+    return empty_result({dtnn_cuda_workspace(senders.rows, weight.size(0), x.size(1), intervals,
+                                             degree, need_table, need_weight)},
+                        x.options());
   }
 };
 
@@ -73,8 +73,8 @@ struct Gradients {
   Gradients(const Arguments& in, bool padded, bool need_table, bool need_weight)
       : x(empty_result(in.x.sizes(), in.x.options())),
         distances(empty_result(in.distances.sizes(), in.x.options())),
-        table(at::empty({need_table ? in.table.size(0) : 0, in.x.size(1)}, in.x.options())),
-        weight(at::empty({need_weight ? in.weight.size(0) : 0, in.x.size(1)}, in.x.options())),
+        table(empty_result({need_table ? in.table.size(0) : 0, in.x.size(1)}, in.x.options())),
+        weight(empty_result({need_weight ? in.weight.size(0) : 0, in.x.size(1)}, in.x.options())),
         need_table(need_table),
         need_weight(need_weight) {
     if (padded) distances.zero_();
@@ -113,7 +113,7 @@ void run_grad(const Arguments& in, const SplineBins& bins, const Tensor& g,
   // Of the edges that rows name: padding must not change any bit.
   const int64_t blocks = dtnn_blocks(in.senders.row_ptr[in.senders.rows], in.table.size(0));
   const int64_t part_rows = out.table.size(0) + out.weight.size(0);
-  const Tensor parts = at::empty({blocks, part_rows, dtnn_padded(in.x.size(1))}, in.x.options());
+  const Tensor parts = empty_result({blocks, part_rows, dtnn_padded(in.x.size(1))}, in.x.options());
   T* parts_data = parts.mutable_data_ptr<T>();
   with_isa([&](auto isa) {
     dtnn_grad_cpu<isa(), T>(in.senders, inputs, g_data, direction, added_data, gradients,

@@ -94,8 +94,8 @@ std::tuple<Tensor, Tensor> edge_vectors_adjoint(const Tensor& grad, const Option
   const Images images =
       images_of(op, shifts, system, systems, need_cell, neighbors.numel(), receivers.rows, grad);
   const c10::DeviceGuard guard(grad.device());
-  const Tensor positions = at::empty({receivers.rows, 3}, grad.options());
-  const Tensor cell = at::empty({need_cell ? systems : 0, 3, 3}, grad.options());
+  const Tensor positions = empty_result({receivers.rows, 3}, grad.options());
+  const Tensor cell = empty_result({need_cell ? systems : 0, 3, 3}, grad.options());
   with_real(grad, [&](auto zero) {
     using T = decltype(zero);
     const T* g = grad.const_data_ptr<T>();
@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor> edge_vectors_adjoint(const Tensor& grad, const Option
 #ifdef MOLKERN_HAS_CUDA_KERNELS
     if (on_cuda(grad)) {
       const int64_t numbers = need_cell ? edge_vectors_adjoint_workspace(receivers.rows) : 0;
-      const Tensor workspace = at::empty({numbers}, grad.options());
+      const Tensor workspace = empty_result({numbers}, grad.options());
       return edge_vectors_adjoint_cuda<T>(receivers, senders, images, g, gx, gc,
                                           workspace.mutable_data_ptr<T>(), current_stream(grad));
     }

@@ -2,13 +2,11 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <type_traits>
 #include <utility>
 
-#include "common/memory.h"
+#include "common/idle_memory.h"
 
 namespace molkern {
 
@@ -18,15 +16,14 @@ class Buffer {
   Buffer(Buffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
   Buffer& operator=(Buffer&&) = delete;
-  ~Buffer() { std::free(data_); }
+  ~Buffer() { free_data(); }
 
   // Room for `count` values; what was there may be lost.
   template <typename T>
   T* get(size_t count) {
     static_assert(std::is_trivially_copyable_v<T>);
     if (count * sizeof(T) > bytes_) {
-      std::free(std::exchange(data_, nullptr));
-      bytes_ = 0;
+      free_data();
       allocate(count * sizeof(T));
     }
     return static_cast<T*>(data_);
@@ -46,15 +43,15 @@ class Buffer {
   // A little more than asked for, so that growing step by step copies little.
   void allocate(size_t bytes) {
     bytes += bytes / 4 + 1024;
-    const size_t alignment = bytes < large_page ? 64 : large_page;
-    bytes = (bytes + alignment - 1) / alignment * alignment;
-    void* fresh = std::aligned_alloc(alignment, bytes);
-    if (!fresh) throw std::bad_alloc();
-    prefer_large_pages(fresh, bytes);
+    void* const fresh = allocate_kept(bytes);
     if (bytes_) std::memcpy(fresh, data_, bytes_);
-    std::free(data_);
+    free_data();
     data_ = fresh;
     bytes_ = bytes;
+  }
+
+  void free_data() {
+    if (data_) free_kept(std::exchange(data_, nullptr), std::exchange(bytes_, 0));
   }
 
   void* data_ = nullptr;

@@ -1,10 +1,12 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <utility>
 #include <vector>
 
+#include "common/idle_memory.h"
 #include "common/parallel.h"
 #include "neighbors/grid.h"
 #include "neighbors/neighbors.h"
@@ -14,11 +16,11 @@
 namespace molkern {
 namespace MOLKERN_ISA {
 
-constexpr int64_t atoms_per_thread = 512;               // fewer are not worth waking a thread
-constexpr int64_t groups_at_once = 8;                   // that a thread takes from the common pool
-constexpr int64_t rows_at_once = 512;                   // written before the next ones are
-constexpr size_t most_memory_kept = size_t{128} << 20;  // per calling thread, between searches
-constexpr int64_t bytes_at_first = int64_t{1} << 26;    // of pairs kept before it is asked how many
+constexpr int64_t atoms_per_thread = 512;              // fewer are not worth waking a thread
+constexpr int64_t groups_at_once = 8;                  // that a thread takes from the common pool
+constexpr int64_t rows_at_once = 512;                  // written before the next ones are
+constexpr size_t most_memory_kept = size_t{32} << 20;  // of all searches, between them
+constexpr int64_t bytes_at_first = int64_t{1} << 26;   // of pairs kept before it is asked how many
 
 struct Memory {
   Grid grid;
@@ -33,24 +35,62 @@ struct Memory {
   }
 };
 
-// Memory for one search, taken from the one before on this thread where possible.
+// Memory of searches that are over. Locks are tried only, as in the block pool.
+class KeptMemory {
+ public:
+  static KeptMemory& instance() {
+    static KeptMemory* const kept = [] {
+      auto* made = new KeptMemory;
+      on_drop([] { instance().drop(); });
+      return made;
+    }();
+    return *kept;
+  }
+
+  std::unique_ptr<Memory> take() {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || idle_.empty()) return std::make_unique<Memory>();
+    std::unique_ptr<Memory> found = std::move(idle_.back());
+    idle_.pop_back();
+    bytes_ -= found->bytes();
+    return found;
+  }
+
+  void give_back(std::unique_ptr<Memory> memory) {
+    const size_t bytes = memory->bytes();
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock || idle_.size() == idle_.capacity() || bytes_ + bytes > most_memory_kept) return;
+    idle_.push_back(std::move(memory));
+    bytes_ += bytes;
+  }
+
+ private:
+  KeptMemory() { idle_.reserve(64); }
+
+  void drop() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.clear();
+    bytes_ = 0;
+  }
+
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Memory>> idle_;  // never grows: what gives back must not throw
+  size_t bytes_ = 0;
+};
+
+// Memory for one search, taken from one before where possible.
 class BorrowedMemory {
  public:
-  BorrowedMemory() : memory_(std::move(kept())) {
-    if (!memory_) memory_ = std::make_unique<Memory>();
+  BorrowedMemory() : memory_(KeptMemory::instance().take()) {
     memory_->grid.error = SearchError::none;
   }
   BorrowedMemory(BorrowedMemory&&) = default;
   ~BorrowedMemory() {
-    if (memory_ && memory_->bytes() <= most_memory_kept) kept() = std::move(memory_);
+    if (memory_) KeptMemory::instance().give_back(std::move(memory_));
   }
   Memory* operator->() const { return memory_.get(); }
 
  private:
-  static std::unique_ptr<Memory>& kept() {
-    thread_local std::unique_ptr<Memory> memory;
-    return memory;
-  }
   std::unique_ptr<Memory> memory_;
 };
 

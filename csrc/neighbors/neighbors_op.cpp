@@ -1,4 +1,3 @@
-#include <ATen/EmptyTensor.h>
 #include <ATen/ops/ones.h>
 #include <torch/library.h>
 
@@ -42,10 +41,7 @@ struct Arguments {
 
   int64_t atoms() const { return positions.size(0); }
   at::TensorOptions indices() const { return positions.options().dtype(at::kInt); }
-  // On the CPU past the dispatcher, whose time counts for small molecules.
   Tensor empty(at::IntArrayRef shape, at::ScalarType type = at::kInt) const {
-    if (positions.is_cpu() && c10::multiply_integers(shape) < 4096)
-      return at::detail::empty_cpu(shape, type);
     return empty_result(shape, positions.options().dtype(type));
   }
 };

@@ -73,7 +73,7 @@ struct Arguments {
 
 [[maybe_unused]] Tensor Arguments::workspace([[maybe_unused]] bool need_params) const {
 #ifdef MOLKERN_HAS_CUDA_KERNELS
-  return at::empty({need_params ? radial_basis_workspace(edges, functions) : 0}, d.options());
+  return empty_result({need_params ? radial_basis_workspace(edges, functions) : 0}, d.options());
 #else
   return {};
 #endif
@@ -123,9 +123,9 @@ std::tuple<Tensor, Tensor, Tensor> radial_basis_grad(const Tensor& g_in, const T
   in.check_cotangent(op, g_in);
   const bool need_q = need_params && in.q;
   const c10::DeviceGuard guard(in.d.device());
-  const Tensor gd = at::empty({in.edges}, in.d.options());
-  const Tensor gp = at::empty({need_params ? in.functions : 0}, in.d.options());
-  const Tensor gq = at::empty({need_q ? in.functions : 0}, in.d.options());
+  const Tensor gd = empty_result({in.edges}, in.d.options());
+  const Tensor gp = empty_result({need_params ? in.functions : 0}, in.d.options());
+  const Tensor gq = empty_result({need_q ? in.functions : 0}, in.d.options());
   with_real(in.d, [&](auto zero) {
     using T = decltype(zero);
     const T *d = in.d.const_data_ptr<T>(), *p = in.p.const_data_ptr<T>(), *q = data<T>(in.q);
@@ -165,9 +165,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> radial_basis_hvp(
   const bool need_q = need_params && in.q;
   const c10::DeviceGuard guard(in.d.device());
   const Tensor tg = empty_result({in.edges, in.functions}, in.d.options());
-  const Tensor td = at::empty({in.edges}, in.d.options());
-  const Tensor tp = at::empty({need_params ? in.functions : 0}, in.d.options());
-  const Tensor tq = at::empty({need_q ? in.functions : 0}, in.d.options());
+  const Tensor td = empty_result({in.edges}, in.d.options());
+  const Tensor tp = empty_result({need_params ? in.functions : 0}, in.d.options());
+  const Tensor tq = empty_result({need_q ? in.functions : 0}, in.d.options());
   with_real(in.d, [&](auto zero) {
     using T = decltype(zero);
     const T *d = in.d.const_data_ptr<T>(), *p = in.p.const_data_ptr<T>(), *q = data<T>(in.q);

@@ -89,7 +89,7 @@ Tensor spherical_radial_grad(const Tensor& g_in, const Tensor& distances, const 
   const Arguments in("spherical_radial_grad", distances, zeros, norms, cutoff, exponent);
   in.check_cotangent(g_in);
   const c10::DeviceGuard guard(in.d.device());
-  const Tensor gd = at::empty({in.edges}, in.d.options());
+  const Tensor gd = empty_result({in.edges}, in.d.options());
   with_real(in.d, [&](auto zero) {
     using T = decltype(zero);
     const T *g = g_in.const_data_ptr<T>(), *d = in.d.const_data_ptr<T>();
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> spherical_radial_hvp(const Tensor& hd_in, const Tenso
   check_size(in.op, "hd", hd_in, 0, in.edges);
   const c10::DeviceGuard guard(in.d.device());
   const Tensor tg = empty_result({in.edges, in.functions}, in.d.options());
-  const Tensor td = at::empty({in.edges}, in.d.options());
+  const Tensor td = empty_result({in.edges}, in.d.options());
   with_real(in.d, [&](auto zero) {
     using T = decltype(zero);
     const T *hd = hd_in.const_data_ptr<T>(), *g = g_in.const_data_ptr<T>();

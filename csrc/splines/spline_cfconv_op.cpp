@@ -133,7 +133,7 @@ void run_grad(const Arguments& in, const Tensor& g, const SplineDirection<T>* di
   const T *x_data = in.x.const_data_ptr<T>(), *g_data = g.const_data_ptr<T>();
   T *gx_data = gx.mutable_data_ptr<T>(), *gd_data = gd.mutable_data_ptr<T>();
   Tensor workspace;
-  if (bins) workspace = at::empty({workspace_size(in)}, in.x.options());
+  if (bins) workspace = empty_result({workspace_size(in)}, in.x.options());
   T* gc_data = bins ? gc.mutable_data_ptr<T>() : nullptr;
   T* space = bins ? workspace.mutable_data_ptr<T>() : nullptr;
 #ifdef MOLKERN_HAS_CUDA_KERNELS
@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> spline_cfconv_grad(
   const c10::DeviceGuard guard(x.device());
   const Tensor gx = empty_result({in.senders.rows, x.size(1)}, x.options());
   const Tensor gd = empty_result({distances.numel()}, x.options());
-  const Tensor gc = at::empty({need_table ? table.size(0) : 0, x.size(1)}, x.options());
+  const Tensor gc = empty_result({need_table ? table.size(0) : 0, x.size(1)}, x.options());
   if (padded) gd.zero_();
   SplineBins bins{};
   if (need_table) bins = in.bins(op, bins_in);
@@ -200,7 +200,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> spline_cfconv_hvp(
   const Tensor gg = empty_result({in.receivers.rows, x.size(1)}, x.options());
   const Tensor gx = empty_result({in.senders.rows, x.size(1)}, x.options());
   const Tensor gd = empty_result({distances.numel()}, x.options());
-  const Tensor gc = at::empty({need_table ? table.size(0) : 0, x.size(1)}, x.options());
+  const Tensor gc = empty_result({need_table ? table.size(0) : 0, x.size(1)}, x.options());
   if (padded) gd.zero_();
   SplineBins bins{};
   if (need_table) bins = in.bins(op, bins_in);

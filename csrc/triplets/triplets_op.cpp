@@ -140,7 +140,7 @@ struct Results {
     const int64_t features = needed ? in.form.features : 0;
     const int64_t blocks = needed ? triplet_weight_blocks(in.graph.receivers.rows) : 0;
     w = at::zeros({features, in.form.channels}, in.x.options());
-    w_parts = at::empty({blocks, features, in.form.channels}, in.x.options());
+    w_parts = empty_result({blocks, features, in.form.channels}, in.x.options());
   }
 
   template <typename T>

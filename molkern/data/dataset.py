@@ -207,7 +207,8 @@ class Dataset:
         Args:
             indices: of the systems.
             targets: names of the labels; None for all.
-            dtype: of positions and cells.
+            dtype: of positions and cells; as float32, positions far from the origin are moved near
+                it, see :meth:`molkern.AtomicBatch.to`.
 
         Raises:
             KeyError: a label that the data lacks.
@@ -216,21 +217,24 @@ class Dataset:
         indices = as_indices(indices, len(self))
         atoms = self._atoms_of(indices)
         counts = torch.from_numpy(self.sizes[indices].astype(np.int64))
+        positions = torch.from_numpy(np.asarray(self.positions[atoms]))
+        if positions.dtype != torch.float32:  # made float32 by the batch, which loses no digits
+            positions = positions.double()
         cell = pbc = None
         if self.cell is not None:
-            cell = torch.from_numpy(np.asarray(self.cell[indices])).to(dtype)
+            cell = torch.from_numpy(np.asarray(self.cell[indices])).to(positions.dtype)
             pbc = None if self.pbc is None else torch.from_numpy(np.asarray(self.pbc[indices]))
         single = len(indices) == 1
         batch = AtomicBatch(
             torch.from_numpy(self.numbers[atoms].astype(np.int64)),
-            torch.from_numpy(np.asarray(self.positions[atoms])).to(dtype),
+            positions,
             None
             if single
             else torch.repeat_interleave(torch.arange(len(indices), device=counts.device), counts),
             cell,
             pbc,
             num_systems=len(indices),
-        )
+        ).to(dtype=dtype)
         labels = {}
         for name in self.properties if targets is None else targets:
             rows = atoms if name in PER_ATOM else indices

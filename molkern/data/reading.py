@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..extras import require
+from ..progress import progress_bar
 from ..units import energy_unit
 
 Item = TypeVar("Item")
@@ -226,10 +227,6 @@ def sha256_of(path: Path) -> str:
 def progress_over(items: Iterable[Item], what: str, unit: str, shown: bool) -> Iterator[Item]:
     """With a progress bar, where tqdm is there and somebody looks."""
     if shown:
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            pass
-        else:
-            items = tqdm(items, desc=what, unit=unit, disable=None, leave=False)
+        with suppress(ImportError):
+            items = progress_bar(items, desc=what, unit=unit, disable=None, leave=False)
     yield from items

@@ -53,8 +53,8 @@ class Frames:
         system = (
             None if frames == 1 else torch.arange(frames, device="cpu").repeat_interleave(atoms)
         )
-        positions = self.positions.reshape(-1, 3).to(dtype)
-        return AtomicBatch(self.numbers.repeat(frames), positions, system, num_systems=frames)
+        positions, numbers = self.positions.reshape(-1, 3), self.numbers.repeat(frames)
+        return AtomicBatch(numbers, positions, system, num_systems=frames).to(dtype=dtype)
 
 
 def ethanol_frames() -> dict[str, Frames]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from ..models import Potential
 from ..ops._arguments import checked
 from ..ops._library import as_tensor
 from .evaluator import Evaluator
-from .kept import require_energy
+from .exclusive import Exclusive
+from .kept import finite_energy, require_energy
 
 
 class ASECalculator(Calculator):
@@ -38,6 +40,9 @@ class ASECalculator(Calculator):
     Raises:
         ValueError: a model of something other than energies; on calculating, a charge that is no
             number.
+
+    Calculations raise a RuntimeError where the energy is not finite, and where another thread is at
+    work: threads that run at the same time need a calculator each.
 
     >>> import ase.build, molkern
     >>> atoms = ase.build.molecule("CH3CH2OH")
@@ -64,6 +69,7 @@ class ASECalculator(Calculator):
         self.model = model.eval()
         self.skin, self.energy_unit = skin, energy_unit
         self.conditions = conditions or {}
+        self._exclusive = Exclusive("threads that run at the same time need an ASECalculator each")
         #: Of the atoms that were calculated last; None before.
         self.evaluator: Evaluator | None = None
         self._numbers = self._pbc = np.empty(0)
@@ -77,6 +83,19 @@ class ASECalculator(Calculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
+        with self._exclusive:
+            self._calculate(atoms, properties, system_changes)
+
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        # Between calculation and reading, too, results are of one thread's atoms
+        with self._exclusive:
+            return super().get_property(name, atoms, allow_calculation)
+
+    def _calculate(
+        self, atoms: Atoms | None, properties: list[str] | None, system_changes: list[str]
+    ) -> None:
         super().calculate(atoms, properties, system_changes)
         evaluator = self._evaluator_for(self.atoms)
         stress = "stress" in (properties or [])
@@ -87,7 +106,7 @@ class ASECalculator(Calculator):
         if evaluator.batch.cell is not None:
             cell = as_tensor(self.atoms.cell.array)
         out = evaluator(positions, cell, stress=stress)
-        energy = float(out["energy"]) * self.energy_unit
+        energy = finite_energy(out["energy"]) * self.energy_unit
         forces = out["forces"].to("cpu", torch.float64).numpy() * self.energy_unit
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
         if stress:
@@ -112,7 +131,7 @@ class ASECalculator(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes an evaluator of its own, whose memory is no data
-        return {**self.__dict__, "evaluator": None}
+        return {**self.__dict__, "evaluator": None, "_exclusive": copy.copy(self._exclusive)}
 
     def _evaluator_for(self, atoms: Atoms) -> Evaluator:
         numbers, pbc = atoms.numbers, atoms.pbc
@@ -120,7 +139,7 @@ class ASECalculator(Calculator):
         if self._wanted:
             stated = ConditionReader(self._wanted).read(atoms, "the atoms")
             known, self._stated = known and stated == self._stated, stated
-        if self.evaluator is None or not known:
+        if self.evaluator is None or not known or not self.evaluator.serves(self.model):
             weight = next(self.model.parameters())
             batch = AtomicBatch.from_ase(atoms, weight.dtype, weight.device)
             conditions = {**self._stated, **self.conditions}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ BOLTZMANN = 8.617330337217213e-05  # eV/K
 FEMTOSECOND = 0.09822694788464063  # Å sqrt(amu / eV)
 #: Noise is drawn for that many steps at once.
 _BLOCK = 16
+#: Drift and rotation with less than this share of the kinetic energy were removed: the rest is what
+#: files and forces of float32 round.
+_WHOLE = 1e-4
 
 Array = NDArray[np.float64]
 
@@ -37,6 +41,11 @@ class VelocityVerlet:
         masses: ``[N]``, amu.
         time_step: in units of time, Å sqrt(amu / eV) (``FEMTOSECOND`` each).
         energy_unit: the model's unit of energy in eV.
+
+    Raises:
+        ValueError: shapes that are not the evaluator's, velocities that are not finite, masses, a
+            time step or a unit that are not positive and finite.
+        TypeError: positions, velocities or masses that are not real numbers.
 
     Attributes:
         positions, velocities, forces: ``[N, 3]`` float64 at the present step; forces in eV/Å.
@@ -71,6 +80,8 @@ class VelocityVerlet:
     ):
         batch = evaluator.batch
         on: dict[str, Any] = {"device": batch.positions.device, "dtype": torch.float64}
+        _check_start(batch.num_atoms, positions, velocities, masses)
+        _check_positive(time_step=time_step, energy_unit=energy_unit)
         self.evaluator, self.time_step, self.energy_unit = evaluator, time_step, energy_unit
         self.positions = positions.to(**on, copy=True)
         self.velocities = velocities.to(**on, copy=True)
@@ -124,6 +135,10 @@ class Langevin(VelocityVerlet):
         temperature: K.
         friction: per unit of time.
         noise: from a step's number to standard normal numbers, ``[N, 3]`` (:class:`ReplicaNoise`).
+
+    Raises:
+        ValueError, TypeError: as :class:`VelocityVerlet`; a temperature or friction that is
+            negative or not finite.
     """
 
     def __init__(
@@ -140,6 +155,7 @@ class Langevin(VelocityVerlet):
         noise: Callable[[int], Tensor],
     ):
         super().__init__(evaluator, positions, velocities, masses, time_step, energy_unit)
+        _check_not_negative(temperature=temperature, friction=friction)
         keep = float(np.exp(-friction * time_step))
         self._keep, self._noise = keep, noise
         self._width = ((1 - keep**2) * BOLTZMANN * temperature / self.masses).sqrt()
@@ -156,6 +172,40 @@ class Langevin(VelocityVerlet):
         self.compute()
         self._kick_by_half()
         self.step += 1
+
+
+def _check_start(count: int, positions: Tensor, velocities: Tensor, masses: Tensor) -> None:
+    given = {"positions": positions, "velocities": velocities, "masses": masses}
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} must be real numbers, got {value.dtype}")
+        shape = (count,) if name == "masses" else (count, 3)
+        if value.shape != shape:
+            raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
+    moving = velocities.isfinite().all(1)
+    if not bool(moving.all()):
+        atom = int((~moving).nonzero()[0])
+        raise ValueError(f"the velocity of atom {atom} is {velocities[atom].tolist()}: not finite")
+    heavy = (masses > 0) & masses.isfinite()
+    if not bool(heavy.all()):
+        atom = int((~heavy).nonzero()[0])
+        raise ValueError(
+            f"masses must be positive and finite, that of atom {atom} is {float(masses[atom])}"
+        )
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must not be negative and must be finite, got {value}")
 
 
 def _generator(seed: int, replica: int, *place: int) -> np.random.Generator:
@@ -204,7 +254,11 @@ def initial_velocities(
         temperature: K.
         rotates: whether the system could rotate (no periodicity), so that angular momentum is
             removed too.
+
+    Raises:
+        ValueError: a temperature that is negative or not finite.
     """
+    _check_not_negative(temperature=temperature)
     drawn = _generator(seed, replica, 1).standard_normal(positions.shape)
     velocities = drawn * np.sqrt(BOLTZMANN * temperature / masses)[:, None]
     return stationary(velocities, positions, masses, rotates)
@@ -229,17 +283,49 @@ def _inertia(arms: Array, masses: Array) -> Array:
     return np.asarray(squares - (masses[:, None] * arms).T @ arms)
 
 
-def degrees_of_freedom(positions: Array, masses: Array, rotates: bool, thermostat: bool) -> int:
+def degrees_of_freedom(
+    positions: Array,
+    masses: Array,
+    rotates: bool,
+    thermostat: bool,
+    velocities: Array | None = None,
+) -> int:
     """Of how many the kinetic energy is the sum, each with kT/2.
 
-    All 3 n with a thermostat that acts on every atom; else less the drift, and the rotations
-    of what can rotate (two for a line, none for an atom).
+    All 3 n with a thermostat that acts on every atom; else less what is conserved and zero: the
+    drift, and the rotations of what can rotate (two for a line, none for an atom).
+
+    Args:
+        positions: ``[n, 3]``, Å.
+        masses: ``[n]``, amu.
+        rotates: whether angular momentum is conserved (no periodicity).
+        thermostat: whether one acts on every atom.
+        velocities: ``[n, 3]``, of the start; what drifts or rotates by these counts. By default
+            those of :func:`initial_velocities`, which do neither.
     """
     count = 3 * len(masses)
-    if thermostat:
+    if thermostat or count == 0:
         return count
-    if not rotates:
-        return max(count - 3, 0)
     arms = positions - masses @ positions / masses.sum()
-    moments = np.linalg.eigvalsh(_inertia(arms, masses))
-    return max(count - 3 - int((moments > 1e-8 * max(moments.max(), 1.0)).sum()), 0)
+    inertia = _inertia(arms, masses)
+    drifts = spins = False
+    if velocities is not None:
+        drifts, spins = _moves_as_a_whole(velocities, arms, masses, inertia)
+    if not drifts:
+        count -= 3
+    if rotates and not spins:
+        moments = np.linalg.eigvalsh(inertia)
+        count -= int((moments > 1e-8 * max(moments.max(), 1.0)).sum())
+    return max(count, 0)
+
+
+def _moves_as_a_whole(
+    velocities: Array, arms: Array, masses: Array, inertia: Array
+) -> tuple[bool, bool]:
+    """Whether more than rounding of the kinetic energy is that of drift, and that of rotation."""
+    momentum = masses @ velocities
+    drift = 0.5 * momentum @ momentum / masses.sum()
+    angular = (masses[:, None] * np.cross(arms, velocities)).sum(0)
+    spin = 0.5 * angular @ np.linalg.pinv(inertia, rcond=1e-10) @ angular
+    least = _WHOLE * 0.5 * (masses @ velocities**2).sum()
+    return bool(drift > least), bool(spin > least)

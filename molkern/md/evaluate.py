@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from ..extras import require
 from ..files import read_frames, writing
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..progress import progress_bar
 from ..structures import check_frame
 from .parallel import run_pieces
 from .source import ModelSource
@@ -100,7 +100,6 @@ class EvaluateWorker:
     Args:
         source: the model.
         device: where.
-        threads: of the CPU.
         energy_unit: the model's unit of energy in eV.
         max_edges: with more of them than this a chunk is halved, again and again.
     """
@@ -109,11 +108,9 @@ class EvaluateWorker:
         self,
         source: ModelSource,
         device: str = "cpu",
-        threads: int = 1,
         energy_unit: float = 1.0,
         max_edges: int = 2_000_000,
     ):
-        torch.set_num_threads(threads)
         self._model: Potential = source.load(device)
         self._unit, self._max_edges = energy_unit, max_edges
         self._conditions: dict[str, Any] = dict(source.conditions)
@@ -342,18 +339,22 @@ def evaluate(
         ray_address: of a cluster.
 
     Returns:
-        How many structures there were, and lines about errors where the file has references, and
-        about conditions: models that take a total charge are given what
-        :func:`molkern.data.conditions.stated` finds in a frame, or 0, unless the source has one.
+        How many structures there were, and lines: about structures without the stress that was
+        wanted, about errors where the file has references, and about conditions: models that take a
+        total charge are given what :func:`molkern.data.conditions.stated` finds in a frame, or 0,
+        unless the source has one.
 
     Raises:
         ValueError: files that are missing, empty or cannot be read, elements that the model does
             not know (naming frame and atom), structures that cannot be computed (naming the
-            frame) or that the model refuses.
+            frame) or that the model refuses, stress in a format without.
         OSError: naming a file that cannot be written.
     """
     require("md", "ase", "tqdm")
     _check_arguments(structures, out, max_atoms, max_edges)
+    if stress and out.suffix == ".csv":
+        raise ValueError(f"{out} holds energies only: with --stress results end in .extxyz or .npz")
+    without: list[int] = []
     model = source.load()
     conditions = ConditionReader(model.conditions, dict(source.conditions))
     kept: dict[int, Atoms] = {}
@@ -364,10 +365,12 @@ def evaluate(
             check_frame(frame, where)
             model.check_elements(frame.numbers, where, f"model {source.name}")
             write_into(frame, conditions.read(frame, where))
+            if stress and not _has_stress(frame):
+                without.append(index)
             kept[index] = frame
             yield frame
 
-    factory = functools.partial(EvaluateWorker, source, device, threads, energy_unit, max_edges)
+    factory = functools.partial(EvaluateWorker, source, device, energy_unit, max_edges)
     results = run_pieces(
         factory,
         chunks(frames(), max_atoms, stress),
@@ -378,7 +381,17 @@ def evaluate(
         address=ray_address,
     )
     count, lines = _write(out, results, kept, conditions.wanted)
-    return count, [*lines, *conditions.notes()]
+    return count, [*_without_stress(without, count), *lines, *conditions.notes()]
+
+
+def _without_stress(frames: list[int], count: int) -> list[str]:
+    if not frames:
+        return []
+    named = ", ".join(map(str, frames[:5])) + (", …" if len(frames) > 5 else "")
+    return [
+        f"no stress of {len(frames)} of {count} structure(s), whose cells are not periodic along "
+        f"three axes: frame(s) {named}"
+    ]
 
 
 def _check_arguments(structures: Path, out: Path, max_atoms: int, max_edges: int) -> None:
@@ -397,19 +410,18 @@ def _check_arguments(structures: Path, out: Path, max_atoms: int, max_edges: int
 def _write(
     out: Path, results: Iterator[Results], kept: dict[int, Atoms], conditions: Sequence[str]
 ) -> tuple[int, list[str]]:
-    from tqdm import tqdm
-
     errors, count = Errors(), 0
     part = out.with_name(out.name + ".part")
     try:
         with writing(out):
             file = part.open("w", encoding="utf-8")
-        with file, tqdm(desc="evaluating", unit="frame", file=sys.stderr) as bar:
+        with file, progress_bar(desc="evaluating", unit="frame") as bar:
             output: Output = _OUTPUTS[out.suffix](file, conditions)
             for result in results:
                 with writing(out):
-                    count += _add(output, result, kept, count, errors)
-                bar.update(count - bar.n)
+                    added = _add(output, result, kept, count, errors)
+                count += added
+                bar.update(added)
             with writing(out):
                 file.buffer.write(output.finish())
                 file.flush()

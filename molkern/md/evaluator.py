@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,11 @@ from torch import Tensor
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
 from ..ops._arguments import checked, explained
+from .exclusive import Exclusive
 from .fixed import FixedList
+from .near import NearPositions
 from .order import spatial_order
+from .per_atom import GivenVectors, atomic_virials, edge_derivatives
 from .steps import GraphSteps, HostSteps, capture_graph
 from .verlet import VerletList
 
@@ -27,12 +31,17 @@ class Evaluator:
 
     Made once for a batch, whose atoms, systems and periodicity stay; positions and cells change
     from call to call. The neighbor list reaches ``skin`` farther than the model and is reused until
-    an atom has moved half of that (Verlet, Phys. Rev. 159, 98 (1967)). After the first steps none
-    allocates memory. On a GPU the step is captured as a CUDA graph and replayed; a step whose
-    list turns out not to be valid, or too small, is done again before anything is given back.
+    an atom has moved half of that (Verlet, Phys. Rev. 159, 98 (1967)). On a GPU the step is
+    captured as a CUDA graph and replayed; a step whose list turns out not to be valid, or too
+    small, is done again before anything is given back.
 
     Results are those of ``model(batch, forces=True, neighbors=evaluator.neighbors)`` to the bit,
-    but for large systems, whose atoms are reordered: then up to rounding.
+    but for large systems, whose atoms are reordered, and those far from the origin: then up to
+    rounding. Positions of float64 are moved near the origin before a float32 model sees them, as
+    :meth:`molkern.AtomicBatch.to` does, so errors are the same at any distance.
+
+    Copies and pickles make an evaluator of their own for the same batch, in its present place: a
+    pickle and a deep copy with a model of their own, too.
 
     Args:
         model: the potential, put in evaluation mode. Its weights may change between calls, but not
@@ -88,10 +97,15 @@ class Evaluator:
         self.model.check(batch)
         self.model.check_conditions(conditions)
         self.forces, self.stress, self.conditions = forces, stress, conditions
+        self._options = {"skin": skin, "capacity": capacity, "graph": graph, "reorder": reorder}
+        self._exclusive = Exclusive("threads that run at the same time need an evaluator each")
+        self._thread: int | None = None
+        self._shared = False
+        self._weight = next(model.parameters())
         with torch.inference_mode(False), torch.no_grad():
             self._order = _chosen_order(batch, model.cutoff, reorder)
             self.batch = _copy(batch, self._order)
-            self._given = torch.empty_like(self.batch.positions)
+            self._near = NearPositions(self.batch, self._order)
             self._sorted: dict[str, Tensor] = {}
             self._steps = self._make_steps(skin, capacity, graph)
 
@@ -100,26 +114,24 @@ class Evaluator:
     ) -> HostSteps | GraphSteps:
         model, reach = self.model, self.model.list_cutoff
         if not self.batch.positions.is_cuda:
-            return HostSteps(VerletList(self.batch, reach, skin), self._compute)
+            return HostSteps(VerletList(self.batch, reach, skin, self._near), self._compute)
         constant = type(model).list_cutoff is Potential.list_cutoff
-        fixed = FixedList(self.batch, reach, skin, capacity, constant)
+        fixed = FixedList(self.batch, reach, skin, capacity, constant, self._near)
         capture = _run_again if graph is False else capture_graph
         return GraphSteps(fixed, self._compute, model, capture, insist=bool(graph))
 
     @property
     def neighbors(self) -> NeighborList | None:
-        """The list that the last step used; of reordered atoms where ``reorder`` holds."""
+        """The list that the last step used, of reordered atoms where ``reorder`` holds.
+
+        Its shifts are relative to the positions of ``evaluator.batch``, which lie near the origin.
+        """
         return self._steps.list.neighbors
 
     @property
     def builds(self) -> int:
         """How often a neighbor list was made."""
         return self._steps.list.builds
-
-    @property
-    def memory(self) -> tuple[int, int] | None:
-        """On the CPU: bytes held for steps, and how often the system was asked for memory."""
-        return self._steps.memory if isinstance(self._steps, HostSteps) else None
 
     @explained
     def __call__(
@@ -132,7 +144,7 @@ class Evaluator:
         """What the model predicts at these positions, as :class:`molkern.models.Potential` does.
 
         The tensors given back are the evaluator's own: the next call overwrites them. Threads that
-        run at the same time need an evaluator each.
+        run at the same time need an evaluator each; those that take turns get copies.
 
         Args:
             positions: ``[N, 3]``, of any floating type and device; None: as before.
@@ -142,29 +154,99 @@ class Evaluator:
         Raises:
             ValueError: shapes that are not the batch's, positions or cells that are not finite, a
                 stress without cells.
+            TypeError: positions or cells that are not tensors of a floating type.
+            RuntimeError: another thread is using this evaluator, or the model was moved to another
+                device or type since it was made.
         """
         stress = self.stress if stress is None else stress
-        with torch.inference_mode(False), torch.no_grad():
+        with self._exclusive, torch.inference_mode(False), torch.no_grad():
+            self._check_model()
             self._take(positions, cell)
             if stress:
                 self._check_stress()
+            shared = self._note_thread()
             out = self._steps(stress)
-            return out if self._order is None else self._in_given_order(out, self._order)
+            if self._order is not None:
+                out = self._in_given_order(out, self._order)
+            return {name: value.clone() for name, value in out.items()} if shared else out
+
+    def per_atom(self) -> dict[str, Tensor]:
+        """Energies and virials of the atoms at the present positions, one more evaluation.
+
+        Returns:
+            ``"virials"`` ``[N, 3, 3]`` float64, symmetric, whose sum over a system is minus its
+            volume times its stress, half of each edge's for each of its atoms; and
+            ``"atomic_energies"`` ``[N]``, whose sum is its energy, where the model sums over atoms.
+
+        Raises:
+            ValueError: a model without an energy.
+        """
+        with self._exclusive, torch.inference_mode(False), torch.no_grad():
+            self._check_model()
+            neighbors, batch = self.neighbors, self.batch
+            if neighbors is None or neighbors.padded:
+                neighbors = self.model.neighbors(batch)
+            graph = GivenVectors.of(neighbors, neighbors.vectors(batch.positions, batch.cell))
+            found = edge_derivatives(self.model, batch, graph, self.conditions)
+            parts = {"virials": atomic_virials(graph, found.gradient)}
+            if found.atomic is not None:
+                parts["atomic_energies"] = found.atomic
+            if self._order is None:
+                return parts
+            back = torch.argsort(self._order)
+            return {name: value[back] for name, value in parts.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Lists, graphs and memory are no data: a copy makes its own
+        return _made_again, (type(self), self.model, self._given_batch(), self._keywords())
+
+    def _keywords(self) -> dict[str, Any]:
+        return {
+            "forces": self.forces,
+            "stress": self.stress,
+            **self._options,
+            **self.conditions,
+        }
+
+    def _given_batch(self) -> AtomicBatch:
+        """The batch, its atoms in the order in which they were given."""
+        back = None if self._order is None else torch.argsort(self._order)
+        return _copy(self.batch, back)
+
+    def serves(self, model: Potential) -> bool:
+        """Whether this is an evaluator for the model as it is, of its type and on its device."""
+        weight, place = self._weight, self.batch.positions
+        same = weight.dtype == place.dtype and weight.device == place.device
+        return model is self.model and same
+
+    def _check_model(self) -> None:
+        weight, place = self._weight, self.batch.positions
+        if not self.serves(self.model):
+            raise RuntimeError(
+                f"this evaluator is for a model of {place.dtype} on {place.device}, but the model "
+                f"is now {weight.dtype} on {weight.device}: make a new one after model.to(...)"
+            )
+
+    def _note_thread(self) -> bool:
+        """Whether threads take turns: what one was given must outlive the next one's call."""
+        thread = threading.get_ident()
+        if self._thread is not None and thread != self._thread and not self._shared:
+            self._shared, self._sorted = True, {}
+            self._steps.let_go()
+        self._thread = thread
+        return self._shared
 
     def _take(self, positions: Tensor | None, cell: Tensor | None) -> None:
         batch = self.batch
         if positions is not None:
+            _check_floating("positions", positions)
             if positions.shape != batch.positions.shape:
                 raise ValueError(
                     f"positions must have shape {list(batch.positions.shape)}, the atoms of this "
                     f"evaluator, got {list(positions.shape)}: make another one for other atoms"
                 )
-            if self._order is None:
-                batch.positions.copy_(positions)
-            else:
-                self._given.copy_(positions)
-                torch.index_select(self._given, 0, self._order, out=batch.positions)
         if cell is not None:
+            _check_floating("cell", cell)
             if batch.cell is None:
                 raise ValueError("this evaluator's batch has no cell: give it one when it is made")
             if cell.shape not in ((3, 3), batch.cell.shape):
@@ -172,7 +254,7 @@ class Evaluator:
                     f"cell must have shape [3, 3] or {list(batch.cell.shape)}, got "
                     f"{list(cell.shape)}"
                 )
-            batch.cell.copy_(cell)
+        self._near.write(positions, cell)
 
     def _check_stress(self) -> None:
         cell = self.batch.cell
@@ -192,6 +274,21 @@ class Evaluator:
         return given
 
 
+def _check_floating(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor, got {type(value).__name__}: torch.as_tensor(...)"
+        )
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be of a floating type, got {value.dtype}")
+
+
+def _made_again(
+    kind: type[Evaluator], model: Potential, batch: AtomicBatch, keywords: dict[str, Any]
+) -> Evaluator:
+    return kind(model, batch, **keywords)
+
+
 def _run_again(step: Callable[[], Any]) -> Callable[[], Any]:
     """In place of a capture."""
     return step
@@ -209,7 +306,7 @@ def _copy(batch: AtomicBatch, order: Tensor | None) -> AtomicBatch:
     numbers, positions = batch.numbers, batch.positions.detach()
     if order is not None:
         numbers, positions = numbers[order], positions[order]
-    return AtomicBatch(
+    copied = AtomicBatch(
         numbers.clone(),
         positions.clone(),
         None if batch.batch is None else batch.batch.clone(),
@@ -217,3 +314,9 @@ def _copy(batch: AtomicBatch, order: Tensor | None) -> AtomicBatch:
         None if batch.pbc is None else batch.pbc.clone(),
         batch.num_systems,
     )
+    if batch.offsets is not None:
+        copied.offsets = batch.offsets.clone() if order is None else batch.offsets[order]
+    exact = batch.exact_cell
+    if exact is not None and copied.cell is not None and torch.equal(exact.float(), copied.cell):
+        copied.exact_cell = exact.clone()
+    return copied

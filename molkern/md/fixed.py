@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..graph import AtomicBatch, NeighborList
+from .near import NearPositions
 from .verlet import VerletList, largest_step
 
 
@@ -22,6 +23,7 @@ class FixedList(VerletList):
         capacity: edges to make room for at first; by default a fifth more than there are.
         within_steps: whether a list without a skin can be made within steps: not where the cutoff
             follows from the positions.
+        near: as of :class:`VerletList`.
 
     Attributes:
         generation: changes where tensors are no longer where they were.
@@ -37,8 +39,9 @@ class FixedList(VerletList):
         skin: float,
         capacity: int | None = None,
         within_steps: bool = True,
+        near: NearPositions | None = None,
     ):
-        super().__init__(batch, cutoff, skin)
+        super().__init__(batch, cutoff, skin, near)
         self.capacity = capacity
         self.generation = 0
         self.within_steps = within_steps and skin == 0
@@ -46,6 +49,8 @@ class FixedList(VerletList):
     def prepare(self) -> None:
         """What must be done before a step; may wait for the device."""
         if self.within_steps:
+            if self.near is not None:
+                self.near.settle()
             if self.capacity is None:
                 self.capacity = self._room(self.batch.neighbors(self.cutoff(self.batch)).num_edges)
         elif self.neighbors is None or self.skin == 0:

@@ -84,8 +84,13 @@ class GroupRun:
         self.atoms_each = len(plan.atoms)
         self._masses = plan.atoms.get_masses()
         self._rotates = not plan.atoms.pbc.any()
+        settings = plan.settings
         self._freedom = degrees_of_freedom(
-            plan.atoms.positions, self._masses, self._rotates, plan.settings.thermostat
+            plan.atoms.positions,
+            self._masses,
+            self._rotates,
+            settings.thermostat and settings.friction > 0,
+            plan.atoms.get_velocities() if settings.keep_velocities else None,
         )
         self._template = _bare(plan.atoms)
         self._table = AppendedText(plan.energies(group))
@@ -175,6 +180,8 @@ class GroupRun:
         if not any(state["files"]):  # made before the first frame
             self._table.add(_COLUMNS + "\n")
             self._record()
+        elif self.done:
+            self._record_end()
 
     # Steps
 
@@ -199,6 +206,8 @@ class GroupRun:
                     self._record()
                 if step % settings.checkpoint_every == 0 or self.done:
                     self.checkpoint()
+                if self.done:
+                    self._record_end()
         except DynamicsError:
             self._flush()
             raise
@@ -245,6 +254,8 @@ class GroupRun:
         moved = float(speeds[atom].sqrt()) * dynamics.time_step
         place = self._place(atom // self.atoms_each)
         atom %= self.atoms_each
+        if moved != moved:
+            return f"the velocity of atom {atom} is nan in {place}: {remedy}"
         return f"atoms fly apart in {place}: atom {atom} moves {moved:.3g} Å in a step: {remedy}"
 
     def _place(self, system: int) -> str:
@@ -283,6 +294,13 @@ class GroupRun:
             info = {"step": dynamics.step, "time_fs": fs, "replica": replica}
             info |= dict(self.plan.source.conditions)  # so that the frames mean the same again
             file.add_frame(_frame(self._template, state, potential, info))
+
+    def _record_end(self) -> None:
+        """Records the last state where no frame is due: after the checkpoint, so that a longer run
+        that goes on from there takes it away again, and has the frames of a run in one go."""
+        if self.dynamics.step % self.plan.settings.every:
+            self._record()
+            self._flush(sync=True)
 
     def _due(self) -> bool:
         pending = sum(file.pending for file in (self._table, *self._frames))
@@ -369,7 +387,6 @@ class DynamicsWorker:
     """Advances groups of a plan, one at a time, a slice of time per call."""
 
     def __init__(self, plan: Plan, slice_seconds: float = 0.3):
-        torch.set_num_threads(plan.threads)
         self.plan, self.slice = plan, slice_seconds
         self._model = plan.source.load(plan.device)
         self._run: GroupRun | None = None

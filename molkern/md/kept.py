@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from typing import Any
 
 import torch
@@ -41,6 +43,19 @@ class KeptEvaluators:
         # Copies make evaluators of their own, whose memory is no data
         return {**self.__dict__, "_known": []}
 
+    def check(self, numbers: Tensor) -> None:
+        """Refuses atoms that the model does not know, and conditions, before any positions.
+
+        Raises:
+            ValueError, TypeError: as the model does.
+        """
+        weight = next(self.model.parameters())
+        numbers = numbers.to(weight.device)
+        positions = torch.zeros(len(numbers), 3, dtype=weight.dtype, device=weight.device)
+        self.model.check(AtomicBatch(numbers, positions))
+        known = inspect.signature(Evaluator).parameters
+        self.model.check_conditions({k: v for k, v in self.options.items() if k not in known})
+
     @property
     def evaluators(self) -> list[Evaluator]:
         """Those that are kept, the last used first."""
@@ -70,18 +85,20 @@ class KeptEvaluators:
         """
         key = [numbers, pbc, system]
         for place, (systems, known, evaluator) in enumerate(self._known):
-            if systems == num_systems and all(map(_same, known, key)):
+            fits = systems == num_systems and evaluator.serves(self.model)
+            if fits and all(map(_same, known, key)):
                 self._known.insert(0, self._known.pop(place))
                 return evaluator
         weight = next(self.model.parameters())
+        wide: dict[str, Any] = {"device": weight.device, "dtype": torch.float64}
         batch = AtomicBatch(
             numbers.to(weight.device),
-            positions.detach().to(weight),
+            positions.detach().to(**wide),
             None if system is None else system.to(weight.device),
-            None if cell is None else cell.detach().to(weight),
+            None if cell is None else cell.detach().to(**wide),
             None if pbc is None else pbc.to(weight.device),
             num_systems,
-        )
+        ).to(dtype=weight.dtype)
         evaluator = Evaluator(self.model, batch, **self.options)
         # Engines write into their own memory
         copies = [None if value is None else value.clone() for value in key]
@@ -97,6 +114,21 @@ def require_energy(model: Potential) -> None:
             f"molecular dynamics needs a model of energies, but this {type(model).__name__} "
             f"predicts {model.differentiated!r}"
         )
+
+
+def finite_energy(energy: Tensor) -> float:
+    """A single system's energy, for engines that would go on with anything.
+
+    Raises:
+        RuntimeError: one that is NaN or infinite.
+    """
+    value = float(energy)
+    if not math.isfinite(value):
+        raise RuntimeError(
+            f"the energy is {value}: look at the model's weights, and at atoms that lie upon each "
+            "other or fly apart"
+        )
+    return value
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

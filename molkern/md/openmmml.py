@@ -24,6 +24,8 @@ class MolkernPotential(MLPotentialImpl):
         model_path: a file that a model's ``save`` wrote, or
         model: the model itself, in eV and Å.
         device: where the model is to be; by default where it is, for files the CPU.
+        periodic: whether the force sees the box; by default where the topology has one or another
+            force of the system uses it.
         energy_unit, skin, conditions: see :func:`molkern.md.openmm_force`.
         allow_unknown_elements: whether elements that the model was not trained on are computed
             too; by default what the model says.
@@ -45,6 +47,7 @@ class MolkernPotential(MLPotentialImpl):
         energy_unit: float = 1.0,
         skin: float = 0.5,
         conditions: dict[str, Any] | None = None,
+        periodic: bool | None = None,
         allow_unknown_elements: bool | None = None,
     ):
         if (model_path is None) == (model is None):
@@ -56,6 +59,7 @@ class MolkernPotential(MLPotentialImpl):
             assert model_path is not None
             model = load(model_path)
         self.model = model if device is None else model.to(device)
+        self.periodic = periodic
         if allow_unknown_elements is not None:
             self.model.allow_unknown_elements = allow_unknown_elements
         self.options: dict[str, Any] = {
@@ -72,11 +76,14 @@ class MolkernPotential(MLPotentialImpl):
         forceGroup: int,
     ) -> None:
         """Adds the force to a system, for some atoms of the topology or, given None, for all."""
-        periodic = topology.getPeriodicBoxVectors() is not None
+        periodic = self.periodic
+        if periodic is None:
+            boxed = topology.getPeriodicBoxVectors() is not None
+            periodic = boxed or system.usesPeriodicBoundaryConditions()
         force = openmm_force(
             self.model,
             topology,
-            periodic=periodic or system.usesPeriodicBoundaryConditions(),
+            periodic=periodic,
             particles=atoms if atoms is None else list(atoms),
             **self.options,
         )

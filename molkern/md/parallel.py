@@ -6,10 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..extras import require
+from ..host import environment_kept, random_states_kept, settings_kept, threads_of_torch
 
 #: How often a piece is done again after the loss of a worker.
 _TRIES = 3
@@ -37,7 +39,11 @@ Progress = Callable[[Any, Any], None]
 
 
 def run_here(
-    factory: Factory, pieces: Iterable[Any], progress: Progress, stopped: Callable[[], bool]
+    factory: Factory,
+    pieces: Iterable[Any],
+    progress: Progress,
+    stopped: Callable[[], bool],
+    threads: int | None = None,
 ) -> Iterator[Any]:
     """Results of all pieces, done by one worker in this process.
 
@@ -46,15 +52,18 @@ def run_here(
         pieces: looked at one by one.
         progress: told of every answer.
         stopped: once it is true, what is under way is paused and nothing follows.
+        threads: of torch while the worker is at work; None: as many as there are.
     """
-    worker = factory()
+    with threads_of_torch(threads):
+        worker = factory()
     for piece in pieces:
         done = False
         while not done:
             if stopped():
                 worker.pause()
                 return
-            done, answer = worker.work(piece)
+            with threads_of_torch(threads):
+                done, answer = worker.work(piece)
             progress(piece, answer)
         yield answer
 
@@ -62,7 +71,10 @@ def run_here(
 class _Host:
     """The actor around a worker."""
 
-    def __init__(self, factory: Factory):
+    def __init__(self, factory: Factory, threads: int):
+        import torch
+
+        torch.set_num_threads(threads)  # of a process of its own
         self._worker = factory()
 
     def work(self, piece: Any) -> tuple[bool, Any]:
@@ -118,7 +130,12 @@ class RayPool:
         require("ray", "ray")
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        self._owns = _connect(workers, threads, gpus, address)
+        self._host = ExitStack()  # what is put back once Ray has ended
+        try:
+            self._owns = _connect(self._host, workers, threads, gpus, address)
+        except BaseException:
+            self._host.close()
+            raise
         self._idle: list[Any] = []
         self._running: dict[Any, _Task] = {}
         import ray
@@ -135,13 +152,13 @@ class RayPool:
         options = {"num_cpus": threads, "num_gpus": gpus, "max_restarts": 0}
         self._class = ray.remote(_Host).options(**options)
         self._factory = ray.put(factory)
-        self._workers = workers
+        self._workers, self._threads = workers, threads
         self._complete()
 
     def _complete(self) -> None:
         """Makes workers in place of those that were lost."""
         while len(self._idle) + len(self._running) < self._workers:
-            self._idle.append(self._class.remote(self._factory))
+            self._idle.append(self._class.remote(self._factory, self._threads))
 
     def pids(self) -> list[int]:
         """Process ids of the workers, idle ones first; waits for those that are busy."""
@@ -154,7 +171,9 @@ class RayPool:
             self._ray.kill(actor)
         self._idle, self._running = [], {}
         if self._owns:
-            self._ray.shutdown()
+            with random_states_kept():
+                self._ray.shutdown()
+        self._host.close()
 
     def __enter__(self) -> RayPool:
         return self
@@ -256,17 +275,31 @@ class RayPool:
         again.append(task)
 
 
-def _connect(workers: int, threads: int, gpus: int, address: str | None) -> bool:
+@contextmanager
+def _ray_settings() -> Iterator[None]:
+    """Puts back what Ray sets and needs until it ends: the environment, its logger's level."""
+    logger = logging.getLogger("ray")
+    level = logger.level
+    try:
+        with environment_kept():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _connect(host: ExitStack, workers: int, threads: int, gpus: int, address: str | None) -> bool:
     """Connects to Ray; whether it was started for this."""
     import ray
     import torch
 
     if ray.is_initialized():
         return False
+    host.enter_context(_ray_settings())
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         try:
-            ray.init(address=address, **quiet)
+            with settings_kept(), random_states_kept():
+                ray.init(address=address, **quiet)
         except ConnectionError as error:
             raise ConnectionError(
                 f"no Ray cluster at {address!r}: start one with `ray start --head`, or leave "
@@ -279,12 +312,14 @@ def _connect(workers: int, threads: int, gpus: int, address: str | None) -> bool
             "fewer --workers, or --ray-address of a cluster"
         )
     check_shared_memory()
-    ray.init(
-        num_cpus=workers * threads,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE,
-        **quiet,
-    )
+    # Ray answers SIGTERM in its own way: that of its owner goes on to hold
+    with settings_kept(), random_states_kept():
+        ray.init(
+            num_cpus=workers * threads,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE,
+            **quiet,
+        )
     return True
 
 
@@ -327,7 +362,7 @@ def run_pieces(
 ) -> Iterator[Any]:
     """Results in order, of this process (``workers=0``) or of a :class:`RayPool`."""
     if workers == 0:
-        yield from run_here(factory, pieces, progress, stopped)
+        yield from run_here(factory, pieces, progress, stopped, threads)
         return
     with RayPool(factory, workers, threads, gpus, address) as pool:
         yield from pool.run(pieces, progress, stopped)

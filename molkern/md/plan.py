@@ -32,7 +32,7 @@ class Settings:
         time_step: fs.
         friction: of the thermostat, 1/ps.
         seed: of velocities and noise.
-        every: steps from frame to frame.
+        every: steps from frame to frame; the last state is a frame, too.
         checkpoint_every: steps from checkpoint to checkpoint.
         energy_unit: the model's unit of energy in eV.
         keep_velocities: whether the structure's own velocities are the first ones.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 
 from ..extras import require
 from ..files import AppendedText, writing
+from ..progress import progress_bar
 from ..structures import check_frame
 from . import report
 from .group import DynamicsWorker, GroupReport
@@ -172,14 +172,13 @@ class _Bar:
     """Steps of all replicas on stderr."""
 
     def __init__(self, plan: Plan):
-        from tqdm import tqdm
-
         total = plan.settings.steps * plan.settings.replicas
         kind = plan.settings.ensemble.upper()
         self._sizes = [len(group) for group in plan.groups]
         self._steps: dict[int, int] = {}
+        self._shown = 0
         unit = "step" if plan.settings.replicas == 1 else "replica step"
-        self._bar = tqdm(total=total, desc=f"{kind} dynamics", unit=unit, file=sys.stderr)
+        self._bar = progress_bar(total=total, desc=f"{kind} dynamics", unit=unit)
 
     def __enter__(self) -> _Bar:
         return self
@@ -188,11 +187,13 @@ class _Bar:
         self._bar.close()
 
     def update(self, group: int, stands: GroupReport) -> None:
-        if group not in self._steps:  # what earlier runs did counts for no speed
+        if group not in self._steps and not self._bar.disable:
+            # What earlier runs did counts for no speed; a bar that is switched off has none
             self._bar.initial += (stands.step - stands.steps) * self._sizes[group]
         self._steps[group] = stands.step
         done = sum(step * self._sizes[k] for k, step in self._steps.items())
-        self._bar.update(done - self._bar.n)
+        self._bar.update(done - self._shown)
+        self._shown = done
 
 
 def _finish(

@@ -1,17 +1,14 @@
-"""How an evaluator's steps are run: on the CPU in memory of their own, on a GPU as CUDA graphs."""
+"""How an evaluator's steps are run: on the CPU one by one, on a GPU as CUDA graphs."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-
-import molkern._C
 
 from ..graph import NeighborList
 from ..nn.splines import Fingerprint
@@ -27,50 +24,28 @@ _log = logging.getLogger(__name__)
 
 
 class HostSteps:
-    """Steps on the CPU. Their tensors lie in memory that serves one step after the other.
-
-    The first step of a kind is done outside of it, for what models keep (splines, above all).
-    """
+    """Steps on the CPU. Their results lie in tensors that every step writes over."""
 
     def __init__(self, neighbors: VerletList, compute: Compute):
         self.list, self._compute = neighbors, compute
-        self._memory, self._list_memory = molkern._C.StepMemory(), molkern._C.StepMemory()
         self._results: dict[bool, dict[str, Tensor]] = {}
 
-    @property
-    def memory(self) -> tuple[int, int]:
-        """Bytes that steps and lists hold, and how often the system was asked for memory."""
-        both = self._memory, self._list_memory
-        return sum(m.reserved for m in both), sum(m.requests for m in both)
+    def let_go(self) -> None:
+        """Leaves the results given so far as they are: those that follow are other tensors."""
+        self._results = {}
 
     def __call__(self, stress: bool) -> dict[str, Tensor]:
-        with _within(self._memory):
-            valid = self.list.valid()
-        if not valid:
-            with _within(self._list_memory):
-                self.list.build()
+        if not self.list.valid():
+            self.list.build()
         assert self.list.neighbors is not None
+        out = self._compute(self.list.neighbors, stress)
         kept = self._results.get(stress)
         if kept is None:
-            out = self._compute(self.list.neighbors, stress)
             kept = self._results[stress] = {name: value.clone() for name, value in out.items()}
-            molkern._C.drop_idle_memory()  # what follows lies elsewhere
             return kept
-        with _within(self._memory):
-            out = self._compute(self.list.neighbors, stress)
-            for name, value in out.items():
-                kept[name].copy_(value)
-            del out, value
+        for name, value in out.items():
+            kept[name].copy_(value)
         return kept
-
-
-@contextmanager
-def _within(memory: Any) -> Iterator[None]:
-    memory.enter()
-    try:
-        yield
-    finally:
-        memory.leave()
 
 
 class GraphSteps:
@@ -100,6 +75,10 @@ class GraphSteps:
         self._runs: dict[bool, Callable[[], Any]] = {}
         self._tables: dict[bool, Any] = {}
         self._made_for: tuple[Any, Fingerprint] | None = None
+
+    def let_go(self) -> None:
+        """Leaves the results given so far as they are: those that follow are other tensors."""
+        self._runs.clear()
 
     def __call__(self, stress: bool) -> dict[str, Tensor]:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch_sim.models.interface import ModelInterface
 
 from ..models import Potential
 from ..ops._arguments import checked
+from .exclusive import Exclusive
 from .kept import KeptEvaluators
 
 
@@ -29,9 +31,11 @@ class TorchSimModel(ModelInterface):
         conditions: what else the model's prediction depends on (``total_charge``, say), the same
             for every batch.
         dtype: the type of states and results; by default the model's. With float64 a float32
-            model is integrated in float64.
-        memory_scales_with: what TorchSim's autobatchers count, ``"n_atoms_x_density"`` or
-            ``"n_atoms"``; states without a volume need the latter.
+            model is integrated in float64, which is as good at any distance from the origin; a
+            state of float32 is rounded by its distance before molkern sees it.
+        memory_scales_with: what TorchSim's autobatchers count: ``"n_atoms"``, which serves every
+            state, or ``"n_atoms_x_density"``, nearer to the memory of crystals of different
+            densities; states without a volume have no density (TorchSim divides by zero).
         kept: evaluators to keep.
 
     Raises:
@@ -59,7 +63,7 @@ class TorchSimModel(ModelInterface):
         energy_unit: float = 1.0,
         conditions: dict[str, Any] | None = None,
         dtype: torch.dtype | None = None,
-        memory_scales_with: str = "n_atoms_x_density",
+        memory_scales_with: str = "n_atoms",
         kept: int = 8,
     ):
         super().__init__()
@@ -76,6 +80,12 @@ class TorchSimModel(ModelInterface):
         self._memory_scales_with = memory_scales_with
         #: The evaluators that are kept, the last used first.
         self.kept = KeptEvaluators(self.model, kept, skin=skin, **(conditions or {}))
+        self._exclusive = Exclusive("threads that run at the same time need a TorchSimModel each")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies share no evaluators
+        own = {"kept": copy.copy(self.kept), "_exclusive": copy.copy(self._exclusive)}
+        return {**self.__dict__, **own}
 
     @property
     def compute_stress(self) -> bool:
@@ -101,9 +111,14 @@ class TorchSimModel(ModelInterface):
             ValueError: positions or cells that are not finite, atomic numbers that the model has
                 no table for, a stress of cells without a volume.
             TypeError: arguments beyond the state.
+            RuntimeError: another thread is using this model.
         """
         if kwargs:
             raise TypeError(f"TorchSimModel takes a state only, got also {sorted(kwargs)}")
+        with self._exclusive:
+            return self._evaluate(state)
+
+    def _evaluate(self, state: SimState | dict[str, Any]) -> dict[str, Tensor]:
         if isinstance(state, dict):
             masses = state.get("masses", torch.ones_like(state["positions"][:, 0]))
             state = SimState(**{**state, "masses": masses})

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..graph import AtomicBatch, NeighborList
+from .near import NearPositions
 
 
 class VerletList:
@@ -20,6 +21,7 @@ class VerletList:
         batch: looked at again in every :meth:`update`.
         cutoff: of the batch, in the unit of its positions (a model's ``list_cutoff``).
         skin: in the same unit; a skin of 0 makes a list every time.
+        near: by which the batch is written; it is settled before a list is made.
 
     Raises:
         ValueError: a negative or infinite skin.
@@ -29,10 +31,17 @@ class VerletList:
         builds: how often a list was made.
     """
 
-    def __init__(self, batch: AtomicBatch, cutoff: Callable[[AtomicBatch], float], skin: float):
+    def __init__(
+        self,
+        batch: AtomicBatch,
+        cutoff: Callable[[AtomicBatch], float],
+        skin: float,
+        near: NearPositions | None = None,
+    ):
         if not 0 <= skin < float("inf"):
             raise ValueError(f"skin must not be negative and must be finite, got {skin}")
         self.batch, self.cutoff, self.skin = batch, cutoff, skin
+        self.near = near if near is not None and near.narrow else None
         self.neighbors: NeighborList | None = None
         self.builds = 0
         self._positions = torch.empty_like(batch.positions)
@@ -55,6 +64,8 @@ class VerletList:
             ValueError: positions or cells that are not finite, singular cells.
         """
         self.neighbors = None  # its memory serves the next one
+        if self.near is not None:
+            self.near.settle()
         self.neighbors = self.batch.neighbors(self.cutoff(self.batch) + self.skin)
         self._positions.copy_(self.batch.positions)
         if self._cell is not None and self.batch.cell is not None:

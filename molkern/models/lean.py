@@ -140,7 +140,11 @@ class LeanSchNet(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Energies ``[B]``, float64, and forces ``[N, 3]``; arguments as :meth:`inputs` gives them.
 
-        Edge tensors of a list with a capacity may be longer than ``row_ptr[N]``.
+        Edge tensors of a list with a capacity may be longer than ``row_ptr[N]``. No graph is
+        recorded, for the weights neither.
+
+        Raises:
+            RuntimeError: positions or a cell that require a gradient or have a tangent.
         """
         inputs = (
             numbers, positions, system_ptr, row_ptr, senders, sender_ptr, receivers, edges,

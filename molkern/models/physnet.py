@@ -293,7 +293,10 @@ class PhysNet(Potential):
             if self.dispersion is not None:
                 numbers = structure.numbers
                 energies = energies + self.dispersion(numbers, distances, structure.neighbors)
-        moments = charges.unsqueeze(1) * structure.positions.double()
+        places, offsets = structure.positions.double(), structure.batch.offsets
+        if offsets is not None:  # the origin is that of the positions as given
+            places = places + offsets
+        moments = charges.unsqueeze(1) * places
         return {
             **self.readout(energies, structure),
             "atomic_energies": energies,

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ..graph import AtomicBatch, NeighborList
+from ..host import random_states_kept
 from ..nn.splines import SplineFilter, SplineReport, SplineTables
 from ..ops import segment_sum
 from ..ops._arguments import checked, explained
@@ -34,12 +35,6 @@ from .lean import below_autograd
 from .structure import Structure
 
 FORMAT = 1
-
-_INFERENCE_TENSORS = (
-    "torch.inference_mode() forbids derivatives of tensors that were made under it, here the "
-    "model's weights or what is given beside the batch: outside of it copy.deepcopy(model) and "
-    "tensor.clone() make ordinary ones; or use torch.no_grad() in its place"
-)
 
 
 class Potential(KnowsElements, KeepsArguments):
@@ -138,6 +133,8 @@ class Potential(KnowsElements, KeepsArguments):
             grid, tables = self._splines.trainable(self)
             bins = None if neighbors is None else grid.bins(distances, neighbors)
         else:
+            if in_forward_mode():
+                refuse_forward_mode(f"{type(self).__name__}'s splines", *self.parameters())
             grid, tables = self._splines.constant(self)
             bins = None
         return [SplineFilter(table, grid, distances, bins) for table in tables]
@@ -198,12 +195,7 @@ class Potential(KnowsElements, KeepsArguments):
                 batch, neighbors = _ordinary(batch), _ordinary(neighbors)
         if neighbors is None:
             neighbors = self.neighbors(batch)
-        try:
-            return self.compute(batch, neighbors, forces, stress, **conditions)
-        except RuntimeError as error:
-            if "nference" not in str(error):
-                raise
-            raise RuntimeError(_INFERENCE_TENSORS) from error
+        return self.compute(batch, neighbors, forces, stress, **conditions)
 
     def compute(
         self,
@@ -215,7 +207,7 @@ class Potential(KnowsElements, KeepsArguments):
     ) -> dict[str, Tensor]:
         """What :meth:`forward` gives, without its checks: for arguments that passed them once."""
         differentiate = forces or stress
-        keep = torch.is_grad_enabled() and (self.training or _differentiable(batch))
+        keep = torch.is_grad_enabled() and (self.training or _differentiable(batch, conditions))
         if differentiate and not keep and not torch.compiler.is_compiling():
             lean = self.lean()
             if lean is not None:
@@ -232,13 +224,12 @@ class Potential(KnowsElements, KeepsArguments):
             if stress:
                 positions, cell, strain = _strained(batch, positions)
             out = self.predict(Structure(batch, neighbors, positions, cell), **conditions)
-        if not differentiate:
-            return out
-        target = out[self.differentiated]
+            if not differentiate:
+                return out
+            # Summed: for gradients of several values torch loads sympy, which filters warnings
+            target = out[self.differentiated].sum()
         inputs = [unstrained] if strain is None else [unstrained, strain]
-        grads = torch.autograd.grad(
-            target, inputs, torch.ones_like(target), create_graph=keep, materialize_grads=True
-        )
+        grads = torch.autograd.grad(target, inputs, create_graph=keep, materialize_grads=True)
         if not keep:
             out = {name: value.detach() for name, value in out.items()}
         if forces:
@@ -316,7 +307,7 @@ class Potential(KnowsElements, KeepsArguments):
                 out["forces"] = -grad
             if stress:
                 # By a strain x → x (1 + ε) of positions and cells
-                strain = _outer(batch, batch.positions, grad)
+                strain = _outer(batch, _arms(batch, batch.positions), grad)
                 if neighbors.shifts is not None and batch.cell is not None:
                     # Not a matrix product, which autocast would round
                     strain = strain + (batch.cell.unsqueeze(3) * grad_cell.unsqueeze(2)).sum(1)
@@ -404,7 +395,23 @@ class Potential(KnowsElements, KeepsArguments):
             )
         if not is_recorded(batch.positions):
             neighbors._check_search()  # a list that overflowed has no edges
+        if batch.moved_by_cells and batch.positions.is_cpu:
+            self._check_moved(batch, neighbors)
         self._check_reach(batch, neighbors)
+
+    @staticmethod
+    def _check_moved(batch: AtomicBatch, neighbors: NeighborList) -> None:
+        """Refuses a list of the positions as they were, whose edges would be longer than it."""
+        if neighbors.cutoff is None or neighbors.padded or neighbors.num_edges == 0:
+            return
+        with torch.no_grad():
+            longest = float(neighbors.distances(batch.positions, batch.cell).max())
+        if longest > 1.01 * neighbors.cutoff:
+            raise ValueError(
+                f"the neighbor list of cutoff {neighbors.cutoff} has an edge of {longest:.4g} in "
+                "this batch, whose atoms were moved by whole cells when it became float32: make "
+                "the list of this batch, or give positions within their cells"
+            )
 
     def _check_reach(self, batch: AtomicBatch, neighbors: NeighborList) -> None:
         """Refuses a list that leaves out edges that the model needs."""
@@ -451,8 +458,10 @@ def _hessians(gradient: Tensor, positions: Tensor, first_atoms: list[int]) -> li
         for axis in range(3):
             direction = torch.zeros_like(positions)
             direction[[start + atom for _, start, _ in rows], axis] = 1.0
+            with torch.enable_grad():  # as one number, see Potential.compute
+                along = (gradient * direction).sum()
             (row,) = torch.autograd.grad(
-                gradient, positions, direction, retain_graph=True, materialize_grads=True
+                along, positions, retain_graph=True, materialize_grads=True
             )
             for k, start, stop in rows:
                 made[k][atom, axis] = row[start:stop]
@@ -477,9 +486,10 @@ def _check_flags(forces: bool, stress: bool) -> None:
     """Refuses what would count as True."""
 
 
-def _differentiable(batch: AtomicBatch) -> bool:
-    """Whether a gradient by positions or cells may be asked for, of forces too."""
-    return batch.positions.requires_grad or (batch.cell is not None and batch.cell.requires_grad)
+def _differentiable(batch: AtomicBatch, conditions: Mapping[str, Any]) -> bool:
+    """Whether a gradient by positions, cells or conditions may be asked for, of forces too."""
+    given = batch.positions, batch.cell, *conditions.values()
+    return any(isinstance(value, Tensor) and value.requires_grad for value in given)
 
 
 def _volumes(batch: AtomicBatch) -> Tensor:
@@ -499,6 +509,21 @@ def _outer(batch: AtomicBatch, a: Tensor, b: Tensor) -> Tensor:
     return segment_sum(products.reshape(-1, 9), batch.system_ptr).reshape(-1, 3, 3)
 
 
+def _arms(batch: AtomicBatch, positions: Tensor) -> Tensor:
+    """Positions from the first atom of each system, about which the system is strained.
+
+    About any point the stress is the same; far from it rounded forces, whose sum is not quite zero,
+    would count.
+    """
+    fixed = positions.detach()
+    if batch.batch is None:
+        return positions - fixed[:1]
+    if batch.num_atoms == 0:
+        return positions
+    first = batch.system_ptr[:-1].long().clamp(max=batch.num_atoms - 1)
+    return positions - fixed[first][batch.batch]
+
+
 def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Positions and cells under a strain of zero, and the strain."""
     _volumes(batch)
@@ -507,13 +532,15 @@ def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Te
     strain = torch.zeros_like(batch.cell).requires_grad_(True)
     deformation = identity + strain
     with torch.autocast(positions.device.type, enabled=False):  # places are not to be rounded
+        arms = _arms(batch, positions)
         if batch.batch is None:
-            moved = positions @ deformation[0]
+            moved = positions + arms @ strain[0]
         else:
-            moved = torch.einsum("na,nab->nb", positions, deformation[batch.batch])
+            moved = positions + torch.einsum("na,nab->nb", arms, strain[batch.batch])
         return moved, batch.cell @ deformation, strain
 
 
+@random_states_kept()  # the model's first weights are drawn
 @checked
 @ordinary_tensors()
 def load(path: str | Path | bytes, device: torch.device | str = "cpu") -> Potential:

@@ -1,19 +1,18 @@
 """DimeNet's layers, and those of DimeNet++: messages on edges that meet at an angle."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .. import ops
 from ..graph import NeighborList
 from ..ops._arguments import checked, explained
-from ..ops._library import first_derivatives_only, keeps_first_only
+from ..ops._library import keeps_first_only
 from ..ops.triplets import ANGLES
 from .activations import Dense, orthogonal_
 from .activations import activation as activation_layer
+from .again import computed_again
 
 OUTPUT_INITS = ("zeros", "glorot_orthogonal")
 
@@ -377,8 +376,7 @@ class _Output(nn.Module):
     @explained
     def forward(self, messages: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
         if self.saves_memory and keeps_first_only():
-            arguments = self._sum, messages, basis, graph
-            x = checkpoint(*arguments, use_reentrant=False, context_fn=_in_the_same_way)
+            x = computed_again(lambda m, b: self._sum(m, b, graph), messages, basis)
         else:
             x = self._sum(messages, basis, graph)
         x = self._widen(x)
@@ -481,11 +479,6 @@ class DimeNetPlusPlusOutput(_Output):
 
     def _widen(self, x: Tensor) -> Tensor:
         return self.lin_up(x)
-
-
-def _in_the_same_way() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts of a checkpoint, now and when it is computed again."""
-    return nullcontext(), first_derivatives_only()
 
 
 def _per_order(spherical: Tensor, weight: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ def _basis(grid: SplineGrid, points: Tensor) -> tuple[Tensor, Tensor]:
     u = (t - interval).unsqueeze(1)
     b = torch.ones_like(u)
     for p in range(1, grid.degree + 1):
-        k = torch.arange(p + 1, dtype=torch.float64)
+        k = torch.arange(p + 1, dtype=torch.float64, device=points.device)
         lower = nn.functional.pad(b, (1, 0))
         upper = nn.functional.pad(b, (0, 1))
         b = ((u + p - k) * lower + (k + 1 - u) * upper) / p
@@ -180,9 +180,9 @@ def _inverse(grid: SplineGrid, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
         low, high = max(0, start - _REACH), min(count, stop + _REACH)
-        column = first[low:high].unsqueeze(1) + torch.arange(grid.degree + 1) - low
+        column = first[low:high].unsqueeze(1) + torch.arange(grid.degree + 1, device=b.device) - low
         inside = (column >= 0) & (column < high - low)
-        part = torch.zeros(high - low, high - low, dtype=torch.float64)
+        part = b.new_zeros(high - low, high - low)
         part.scatter_add_(1, column.clamp(0, high - low - 1), b[low:high] * inside)
         rows = torch.linalg.inv(part)[start - low : stop - low]
         row, column = (rows.abs() > 1e-15 * rows.abs().amax(1, True)).nonzero(as_tuple=True)
@@ -271,7 +271,8 @@ def _with_slope(function: FilterFunction, d: Tensor) -> Iterator[tuple[Tensor, T
         d = d.detach().requires_grad_(True)
         for y in function(d):
             v = torch.zeros_like(y).requires_grad_(True)
-            (g,) = torch.autograd.grad(y, d, v, create_graph=True, retain_graph=True)
+            # As one number, see Potential.compute
+            (g,) = torch.autograd.grad((y * v).sum(), d, create_graph=True, retain_graph=True)
             (slope,) = torch.autograd.grad(g.sum(), v, retain_graph=True)
             yield y.detach(), slope
 
@@ -286,8 +287,9 @@ def _measure(
         tables = spline_tables(function, grid, like)
     h = (grid.stop - grid.start) / grid.intervals
     step = 1e-3 * h  # for second derivatives, as differences of first ones
-    fine = torch.arange(4 * grid.intervals, dtype=torch.float64) * (h / 4) + (grid.start + h / 8)
-    worst = torch.zeros(3, len(tables), dtype=torch.float64)  # errors by table
+    quarters = torch.arange(4 * grid.intervals, dtype=torch.float64, device=points.device)
+    fine = quarters * (h / 4) + (grid.start + h / 8)
+    worst = points.new_zeros(3, len(tables))  # errors by table
     scale = torch.zeros_like(worst)
     for chunk in fine.split(_CHUNK):
         d = torch.cat([chunk, chunk + step])

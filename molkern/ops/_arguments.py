@@ -28,11 +28,22 @@ def explained(function: Function) -> Function:
             return function(*args, **kwargs)
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             message = complaint(function, args, kwargs)
-            if message is None:
-                raise
-            raise TypeError(message) from error
+            if message is not None:
+                raise TypeError(message) from error
+            if any(words in str(error) for words in _OF_INFERENCE_MODE):
+                raise RuntimeError(f"{_title(function, args)}: {_INFERENCE_TENSORS}") from error
+            raise
 
     return call  # type: ignore[return-value]
+
+
+#: What torch and molkern's operators say of tensors made in inference mode.
+_OF_INFERENCE_MODE = ("Inference tensor", "made under torch.inference_mode()", "made under it")
+_INFERENCE_TENSORS = (
+    "torch.inference_mode() forbids derivatives of tensors that were made under it, here weights "
+    "or arguments: outside of it copy.deepcopy(model) and tensor.clone() make ordinary ones; or "
+    "use torch.no_grad() in its place"
+)
 
 
 def checked(function: Function) -> Function:
@@ -101,12 +112,13 @@ def _wrong(name: str, value: Any, needed: frozenset[str]) -> str | None:
     """What is wrong with a value for an argument that takes these types."""
     if needed & {"Any", "object"} or (value is None and "None" in needed):
         return None
-    for kind, find in _RULES:
-        if kind & needed and (hint := find(name, value, needed)) is not None:
+    for kind, beside, find in _RULES:
+        about = kind & needed and needed <= kind | beside | {"None"}
+        if about and (hint := find(name, value, needed)) is not None:
             return hint
     if value is None:
         return f"{name} must not be None"
-    if isinstance(value, str) and not needed & {"str", "Path"}:
+    if isinstance(value, str) and not needed & {"str", "Path", "Literal"}:
         return f"{name} must be {_words(needed)}, got the string {value!r}"
     return None
 
@@ -133,7 +145,7 @@ def shown(value: Any) -> str:
 def _tensor(name: str, value: Any, needed: frozenset[str]) -> str | None:
     if isinstance(value, Tensor):
         return None
-    if isinstance(value, (list, tuple, np.ndarray)) and not needed & {"Sequence", "list", "tuple"}:
+    if isinstance(value, (list, tuple, np.ndarray)):
         return f"{name} must be a tensor, got {shown(value)}: use torch.as_tensor({name})"
     if needed <= {"Tensor", "None"}:
         return f"{name} must be a tensor, got {shown(value)}"
@@ -192,7 +204,7 @@ def _atoms(name: str, value: Any, needed: frozenset[str]) -> str | None:
 
 
 def _flag(name: str, value: Any, needed: frozenset[str]) -> str | None:
-    if isinstance(value, (bool, np.bool_)) or not needed <= {"bool", "None"}:
+    if isinstance(value, (bool, np.bool_)):
         return None
     named = "; pass it by name, neighbors=" if hasattr(value, "by_receiver") else ""
     return f"{name} must be True or False, got {shown(value)}{named}"
@@ -201,7 +213,7 @@ def _flag(name: str, value: Any, needed: frozenset[str]) -> str | None:
 def _number(name: str, value: Any, needed: frozenset[str]) -> str | None:
     method = "__float__" if "float" in needed else "__index__"
     fits = hasattr(value, method) and not isinstance(value, (bool, np.bool_, np.ndarray, complex))
-    if fits or needed & {"Tensor", "Sequence", "Iterable", "bool", "str", "list", "tuple"}:
+    if fits:
         return None
     kind = "a number" if "float" in needed else "an integer"
     return f"{name} must be {kind}, got {shown(value)}"
@@ -225,15 +237,16 @@ def _device(name: str, value: Any, needed: frozenset[str]) -> str | None:
     return f"{name} must be a device, got {value}: pass it by name, dtype="
 
 
-_RULES: list[tuple[set[str], Callable[[str, Any, frozenset[str]], str | None]]] = [
-    ({"Graph", "NeighborList"}, _graph),
-    ({"AtomicBatch"}, _batch),
-    ({"Potential", "SchNet", "Module"}, _model),
-    ({"Atoms"}, _atoms),
-    ({"Path"}, _path),
-    ({"dtype"}, _dtype),
-    ({"device"}, _device),
-    ({"Tensor"}, _tensor),
-    ({"bool"}, _flag),
-    ({"float", "int"}, _number),
+#: Types that a rule is about, and which may stand beside them: of others nothing is known.
+_RULES: list[tuple[set[str], set[str], Callable[[str, Any, frozenset[str]], str | None]]] = [
+    ({"Graph", "NeighborList"}, set(), _graph),
+    ({"AtomicBatch"}, set(), _batch),
+    ({"Potential", "SchNet", "Module"}, {"nn"}, _model),
+    ({"Atoms"}, {"Sequence"}, _atoms),
+    ({"Path"}, {"str", "bytes"}, _path),
+    ({"dtype"}, set(), _dtype),
+    ({"device"}, {"str", "int"}, _device),
+    ({"Tensor"}, {"float", "int", "bool", "SplineFilter"}, _tensor),
+    ({"bool"}, set(), _flag),
+    ({"float", "int"}, set(), _number),
 ]

@@ -9,6 +9,7 @@ import torch
 
 from ..data import ethanol_model
 from ..extras import require
+from ..host import everything_kept
 from ..md.source import SHIPPED
 from ..models import Potential, load
 
@@ -16,6 +17,7 @@ Say = Callable[[str], None]
 PACKAGES = ("pytorch_lightning", "yaml", "pydantic", "matplotlib", "tqdm", "ase")
 
 
+@everything_kept()
 def train(
     config: str,
     out: Path | None,
@@ -72,6 +74,7 @@ def _places(config: str, out: Path | None) -> tuple[Path, str]:
     return Path(Path(config).stem) if out is None else out, config
 
 
+@everything_kept()
 def score(run: Path, part: str, device: str, say: Say) -> None:
     """Errors of a run on a part of its data."""
     require("train", *PACKAGES)
@@ -80,6 +83,7 @@ def score(run: Path, part: str, device: str, say: Say) -> None:
     results.score(run, part, _device(device), say=say)
 
 
+@everything_kept()
 def predict(
     run: Path,
     structures: Path,
@@ -111,6 +115,7 @@ def _device(name: str) -> str:
     return name
 
 
+@everything_kept()
 def configs(show: str | None, say: Say) -> None:
     """Names and first lines of the shipped configurations, or one of them in full."""
     require("train", *PACKAGES)
@@ -124,6 +129,7 @@ def configs(show: str | None, say: Say) -> None:
         say(f"{name:28} {first}")
 
 
+@everything_kept()
 def draw_filters(
     source: str, out: Path, cell: float | None, block: int | None, count: int | None, say: Say
 ) -> None:
@@ -134,6 +140,7 @@ def draw_filters(
     say(str(out))
 
 
+@everything_kept()
 def draw_basis(source: str | None, out: Path, cutoff: float, say: Say) -> None:
     """A picture of a model's bases, or of those of all models."""
     from ..plots import draw_basis as draw

@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ..data import Frames, ethanol_frames
+from ..host import random_states_kept
 from ..models import SchNet
+from ..progress import progress_bar
 
 ENERGY_WEIGHT = 0.05
 BATCH_SIZE = 10
@@ -54,6 +55,7 @@ def train_step(model: SchNet, optimizer: torch.optim.Optimizer, frames: Frames) 
     optimizer.step()
 
 
+@random_states_kept()
 def train(steps: int, seed: int = 0) -> tuple[SchNet, dict[str, tuple[float, float]]]:
     """Trains for a number of steps; returns the best average model and its errors by split."""
     torch.manual_seed(seed)
@@ -63,7 +65,7 @@ def train(steps: int, seed: int = 0) -> tuple[SchNet, dict[str, tuple[float, flo
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     best, best_error = copy.deepcopy(model), float("inf")
-    progress = tqdm(range(1, steps + 1), desc="training", unit="step")
+    progress = progress_bar(range(1, steps + 1), desc="training", unit="step")
     for step in progress:
         choice = torch.randint(len(split["train"]), (BATCH_SIZE,), device="cpu")
         train_step(model, optimizer, split["train"][choice])

@@ -17,6 +17,7 @@ from ..data.dataset import PER_ATOM
 from ..files import read_frames, write_whole
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..progress import progress_bar
 from ..structures import check_frame
 from .objective import evaluate, match_labels
 from .results import Run
@@ -97,9 +98,9 @@ def _checked(
 
 def _chunks(frames: Iterable[Atoms], size: int, progress: bool) -> Iterator[list[Atoms]]:
     if progress:
-        from tqdm import tqdm
-
-        frames = tqdm(frames, desc="predicting", unit="structure", disable=None, leave=False)
+        frames = progress_bar(
+            frames, desc="predicting", unit="structure", disable=None, leave=False
+        )
     chunk: list[Atoms] = []
     for atoms in frames:
         chunk.append(atoms)

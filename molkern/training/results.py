@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..data import Dataset
 from ..models import Potential, load
+from ..progress import progress_bar
 from .config import Config, read_config
 from .objective import Labels, evaluate, match_labels, needed
 from .records import BEST, METRICS
@@ -90,9 +91,7 @@ def predictions(
 def _portions(members: Array, size: int, progress: bool) -> Iterator[Array]:
     starts: Any = range(0, len(members), size)
     if progress:
-        from tqdm import tqdm
-
-        starts = tqdm(starts, desc="evaluating", unit="batch", disable=None, leave=False)
+        starts = progress_bar(starts, desc="evaluating", unit="batch", disable=None, leave=False)
     for first in starts:
         yield members[first : first + size]
 

@@ -23,6 +23,7 @@ from ..data import Dataset, load_dataset
 from ..data.labels import listed
 from ..elements import symbols
 from ..files import write_whole
+from ..host import everything_kept, random_states_kept
 from ..models import Potential
 from .config import Config, data_path, read_config
 from .module import TrainingData, TrainingModule
@@ -85,6 +86,7 @@ def load_data(config: Config) -> Dataset:
     )
 
 
+@random_states_kept()
 def prepare(
     config: Config, split: Path | None = None, build: Callable[..., Potential] = build_model
 ) -> Prepared:
@@ -238,6 +240,7 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+@everything_kept()
 def train(
     config: Config,
     folder: Path,
@@ -277,6 +280,7 @@ def train(
     old = folder / SPLIT
     with_split = old if resume and not restart and old.exists() else None
     prepared = prepare(config, with_split, build)
+    torch.manual_seed(config.training.seed)  # for models that draw in training
     goes_on = open_folder(folder, config, resume, restart)
     if rank() == 0:
         for note in prepared.notes:

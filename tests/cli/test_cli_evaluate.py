@@ -188,3 +188,25 @@ def test_info(molkern):
     assert "elements: H to Ac, 89 elements" in text
     assert "type: float64" in text
     assert "model none cannot be read" in molkern("info --model none", code=1)
+
+
+def test_stress_that_there_is_none_of(molkern, mixed, tmp_path):
+    """It is said of which structures: molecules, slabs, cells without a volume."""
+    crystal = ase.build.bulk("NaCl", "rocksalt", a=5.6)
+    slab = crystal.copy()
+    slab.pbc = [True, True, False]
+    ase.io.write("some.extxyz", [crystal, ase.build.molecule("H2O"), crystal, slab])
+    text = molkern("evaluate some.extxyz --stress", model="m.safetensors")
+    assert "no stress of 2 of 4 structure(s)" in text
+    assert "three axes: frame(s) 1, 3" in text
+    assert "no stress" not in molkern("evaluate some.extxyz --out s.npz", model="m.safetensors")
+    ase.io.write("all.extxyz", [crystal, crystal])
+    assert "no stress" not in molkern(
+        "evaluate all.extxyz --stress --out a.npz", model="m.safetensors"
+    )
+    ase.io.write("none.extxyz", [ase.build.molecule("H2O")] * 9)
+    text = molkern("evaluate none.extxyz --stress --out n.npz", model="m.safetensors")
+    assert "no stress of 9 of 9 structure(s)" in text
+    assert "frame(s) 0, 1, 2, 3, 4, …" in text
+    error = molkern("evaluate all.extxyz --stress --out a.csv", code=1, model="m.safetensors")
+    assert "a.csv holds energies only: with --stress results end in .extxyz or .npz" in error

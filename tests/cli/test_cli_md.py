@@ -26,6 +26,7 @@ from molkern import files
 from molkern.data import ethanol_model
 from molkern.md import group
 from molkern.md.checkpoint import Checkpoint
+from molkern.md.dynamics import BOLTZMANN, stationary
 from molkern.models import DimeNetPlusPlus, SchNet, load
 
 ROOT = Path(__file__).parents[2]
@@ -357,6 +358,147 @@ def test_refusals(molkern, ethanol, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "tqdm")
     assert "pip install 'molkern[ray]'" in molkern(f"md {ethanol} --workers 2", code=1)
+
+
+@pytest.mark.parametrize("ending", ["xyz", "traj"])
+def test_the_last_state_is_a_frame(molkern, ethanol, tmp_path, ending):
+    """Also where it is not due; a run that goes on from it has the frames of one in one go."""
+    command = f"md {ethanol} --every 50 --replicas 2 --ensemble nvt --out"
+    out = molkern(f"{command} a.{ending} --steps 105")
+    assert "0.0525 ps each" in out
+    assert json.loads((tmp_path / "a.json").read_text())["steps"] == 105
+    for steps, expected in (("105", [0, 50, 100, 105]), ("170", [0, 50, 100, 150, 170])):
+        molkern(f"{command} a.{ending} --resume --steps {steps}")
+        for replica in range(2):
+            frames = ase.io.read(f"a_{replica}.{ending}", index=":")
+            table = np.loadtxt("a.csv", delimiter=",", skiprows=1)
+            assert table[replica::2, 0].tolist() == expected
+            assert len(frames) == len(expected)
+            if ending == "xyz":
+                assert [frame.info["step"] for frame in frames] == expected
+    molkern(f"{command} whole.{ending} --steps 170")
+    assert arrays(tmp_path / "a.checkpoint") == arrays(tmp_path / "whole.checkpoint")
+    assert outputs(tmp_path, "a") == outputs(tmp_path, "whole")
+
+
+def test_a_run_killed_before_its_last_frame(molkern, ethanol, tmp_path, monkeypatch):
+    command = f"md {ethanol} --steps 25 --every 10"
+
+    def killed(self):
+        raise OSError("as if killed")
+
+    monkeypatch.setattr(group.GroupRun, "_record_end", killed)
+    molkern(command, code=1)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    molkern(f"{command} --resume")
+    found = outputs(tmp_path)
+    molkern(f"{command} --restart")
+    assert outputs(tmp_path) == found
+
+
+@pytest.mark.parametrize("name", ["CH3CH2OH", "H2O"])
+@pytest.mark.parametrize("whole", ["still", "drift", "both"])
+def test_temperature_of_kept_velocities(molkern, tmp_path, name, whole):
+    """Degrees of freedom are those that move: all of what comes from a thermostat."""
+    atoms = ase.build.molecule(name)
+    masses = atoms.get_masses()
+    velocities = np.random.default_rng(0).normal(scale=0.01, size=atoms.positions.shape)
+    if whole != "both":
+        velocities = stationary(velocities, atoms.positions, masses, True)
+    if whole == "drift":
+        velocities += [0.004, 0, 0]
+    atoms.set_velocities(velocities)
+    ase.io.write("in.traj", atoms)
+    molkern("md in.traj --steps 0 --keep-velocities --out a.xyz")
+    freedom = 3 * len(atoms) - {"still": 6, "drift": 3, "both": 0}[whole]
+    if whole == "drift":
+        assert freedom == 3 * len(atoms) - 3
+    expected = 2 * atoms.get_kinetic_energy() / (freedom * BOLTZMANN)
+    found = json.loads((tmp_path / "a.json").read_text())["mean_temperature_K"]
+    assert found == pytest.approx(expected, rel=1e-6)
+    # Without friction nothing acts on what is conserved; with it everything moves
+    for friction, counted in (("0", freedom), ("1", 3 * len(atoms))):
+        command = "md in.traj --steps 0 --keep-velocities --ensemble nvt --restart --out a.xyz"
+        molkern(f"{command} --friction {friction}")
+        found = json.loads((tmp_path / "a.json").read_text())["mean_temperature_K"]
+        assert found == pytest.approx(expected * freedom / counted, rel=1e-6)
+
+
+def test_atoms_that_diffuse_far(molkern, tmp_path):
+    """The error of forces does not grow along an unwrapped trajectory."""
+    crystal = ase.build.bulk("NaCl", "rocksalt", a=5.6).repeat(2)
+    crystal.rattle(0.05, seed=0)
+    model = SchNet(8, 8, 1, num_basis=8, cutoff=4.0, num_elements=20).eval()
+    model.save("m.safetensors")
+    expected = model.double()(group.AtomicBatch.from_ase(crystal, torch.float64), forces=True)
+    cells = np.random.default_rng(1).integers(-3000, 3000, crystal.positions.shape)
+    crystal.positions += cells @ crystal.cell.array
+    ase.io.write("far.traj", crystal)
+    molkern("md far.traj --steps 1 --every 1 --out a.traj", model="m.safetensors")
+    forces = ase.io.read("a.traj", index=0).get_forces()
+    wanted = expected["forces"].detach().numpy()
+    assert np.abs(forces - wanted).max() < 3e-6 * np.abs(wanted).max()
+    molkern("evaluate far.traj --out far.npz", model="m.safetensors")
+    assert np.abs(np.load("far.npz")["forces"] - wanted).max() < 3e-6 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("distance", [13.0, 1e4])
+def test_a_run_far_away_goes_on_to_the_bit(molkern, ethanol, tmp_path, distance):
+    """Also where it comes to be far on its way."""
+    atoms = ase.io.read(ethanol)
+    atoms.positions += distance
+    atoms.set_velocities(np.random.default_rng(0).normal(scale=0.02, size=(9, 3)) + 0.3)
+    ase.io.write("far.traj", atoms)
+    command = "md far.traj --every 20 --keep-velocities --filters exact --out"
+    for steps in (65, 130, 200):
+        molkern(f"{command} a.xyz --steps {steps} --resume")
+    molkern(f"{command} whole.xyz --steps 200")
+    assert arrays(tmp_path / "a.checkpoint") == arrays(tmp_path / "whole.checkpoint")
+    assert outputs(tmp_path, "a") == outputs(tmp_path, "whole")
+    summary = json.loads((tmp_path / "whole.json").read_text())
+    assert summary["neighbor_lists"] > 5
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [{"TQDM_DISABLE": "1"}, {"TQDM_MININTERVAL": "5", "TQDM_NCOLS": "0", "TQDM_ASCII": " #"}],
+)
+def test_progress_bars_as_the_environment_says(ethanol, tmp_path, switch):
+    """In a process of its own, as tqdm reads the environment when it is imported."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, **switch}
+    code = (
+        "from molkern.cli import app; from typer.testing import CliRunner\n"
+        f"commands = ['md {ethanol} --steps 6 --every 3 --replicas 2', "
+        f"'md {ethanol} --steps 9 --every 3 --replicas 2 --resume', "
+        f"'evaluate {ethanol} --out r.npz']\n"
+        "for command in commands:\n"
+        "    arguments = [*command.split(), '--model', 'ethanol', '--threads', '1']\n"
+        "    result = CliRunner().invoke(app, arguments)\n"
+        "    assert result.exit_code == 0, (command, result.output)\n"
+        "result = CliRunner().invoke(app, ['demo', '--steps', '100'])\n"
+        "assert result.exit_code == 0, result.output\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(np.load(tmp_path / "r.npz")["energies"]) == 3
+
+
+def test_no_stderr(monkeypatch):
+    """As where a service closed it, or on Windows without a console."""
+    from tqdm import tqdm
+
+    from molkern import progress
+
+    monkeypatch.setattr(progress.sys, "stderr", None)
+    bar = progress.progress_bar([1, 2])
+    assert isinstance(bar, tqdm)
+    assert list(bar) == [1, 2]
+    with progress.progress_bar(total=3) as bar:
+        bar.update(3)
 
 
 README = re.search(r"## Command line\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.DOTALL)[1]

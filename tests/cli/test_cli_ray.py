@@ -52,7 +52,7 @@ def test_structures(cluster):
         frame.rattle(0.05, seed=k)
     pieces = list(chunks(frames, 20))
     factory = functools.partial(EvaluateWorker, ModelSource.open("ethanol"))
-    expected = list(run_here(factory, pieces, lambda piece, answer: None, lambda: False))
+    expected = list(run_here(factory, pieces, lambda piece, answer: None, lambda: False, 1))
     with RayPool(factory, 2) as pool:
         killer = Killer(pool)
         found = list(pool.run(pieces, killer))

@@ -115,6 +115,24 @@ def test_forward_mode_is_refused(model):
                 function(dual)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_mode_by_weights_of_splines_is_refused(name):
+    """Tables that are made once would have no tangents."""
+    model = small_model(name, filters="spline").requires_grad_(False)
+    weights = {
+        key: value.detach()
+        for key, value in model.named_parameters()
+        if any(part in key for part in ("filter", "basis", "radial", "rbf", "distance", "gate"))
+    }
+    key = next(iter(weights))
+
+    def energy(weight):
+        return torch.func.functional_call(model, {key: weight}, (molecule(),))["energy"]
+
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(energy, (weights[key],), (torch.ones_like(weights[key]),))
+
+
 def test_forces_in_transforms_are_refused(model):
     def forces(positions):
         return model(molecule(positions), forces=True)["forces"].sum()
@@ -135,6 +153,18 @@ def test_forces_of_positions_that_ask_for_a_gradient(model):
         lambda positions: model(molecule(positions), forces=True)["forces"], POSITIONS
     )
     torch.testing.assert_close(-jacobian, model.hessian(molecule()), rtol=1e-5, atol=1e-5)
+
+
+def test_forces_of_charges_that_ask_for_a_gradient():
+    model = small_model("PhysNet")
+    charge = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+    def forces(charge):
+        return model(molecule(), forces=True, total_charge=charge)["forces"]
+
+    (slope,) = torch.autograd.grad(forces(charge)[0, 0], charge)
+    ends = [forces(charge.detach() + h)[0, 0] for h in (1e-4, -1e-4)]
+    torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2e-4, rtol=1e-6, atol=1e-6)
 
 
 def test_batched_gradients(model):

@@ -156,6 +156,8 @@ def test_tangents_are_refused(calls):
 
 def test_vmap_is_a_loop(calls):
     for name, (operator, args) in calls.items():
+        if name == "neighbor_list":  # needs a capacity: in test_models.py
+            continue
         for k in floats(args):
             pair = torch.stack([args[k], 0.5 * args[k]])
 

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -151,3 +152,46 @@ def test_no_stress_without_a_cell(model):
     atoms.calc = ASECalculator(model)
     with pytest.raises(PropertyNotImplementedError, match="stress needs a cell"):
         atoms.get_stress()
+
+
+def test_threads_need_a_calculator_each(model, monkeypatch):
+    """A second thread gets an error, not another's results."""
+    within, go_on = threading.Event(), threading.Event()
+    plain = molkern.md.Evaluator.__call__
+
+    def slow(self, *arguments, **options):
+        within.set()
+        assert go_on.wait(60)
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(molkern.md.Evaluator, "__call__", slow)
+    calculator = ASECalculator(model)
+    here, there = (ase.build.molecule("CH3CH2OH") for _ in range(2))
+    here.calc = there.calc = calculator
+    worker = threading.Thread(target=there.get_forces)
+    worker.start()
+    assert within.wait(60)
+    with pytest.raises(RuntimeError, match="need an ASECalculator each, but another thread"):
+        here.get_potential_energy()
+    twin = copy.copy(calculator)
+    go_on.set()
+    assert twin.get_potential_energy(here) < 0
+    worker.join()
+    here.get_potential_energy()
+
+
+def test_a_model_of_another_type_gets_a_new_evaluator(model):
+    atoms = ase.build.molecule("CH3CH2OH")
+    atoms.calc = ASECalculator(model)
+    before = atoms.get_forces()
+    model.float()
+    atoms.positions[0, 0] += 1e-9
+    np.testing.assert_allclose(atoms.get_forces(), before, atol=1e-4)
+
+
+def test_energies_that_are_not_finite(model):
+    atoms = ase.build.molecule("H2O")
+    model.embedding.weight.data[8] = np.nan
+    atoms.calc = ASECalculator(model)
+    with pytest.raises(RuntimeError, match="the energy is nan: look at the model's weights"):
+        atoms.get_potential_energy()

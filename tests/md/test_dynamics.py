@@ -20,6 +20,7 @@ from molkern.md.dynamics import (
     VelocityVerlet,
     degrees_of_freedom,
     initial_velocities,
+    stationary,
 )
 
 # Thousands of steps of kernels that other tests launch
@@ -174,3 +175,66 @@ def test_unit_of_energy(ethanol):
     half = advance(VelocityVerlet(*parts(ethanol, [0]), 0.5 * FEMTOSECOND, 0.5), 0)
     torch.testing.assert_close(half.forces, 0.5 * whole.forces)
     torch.testing.assert_close(half.potential, 0.5 * whole.potential)
+
+
+def test_what_makes_no_dynamics(ethanol):
+    evaluator, positions, velocities, masses = parts(ethanol, [0])
+    step = 0.5 * FEMTOSECOND
+
+    def refuses(kind, match, positions=positions, velocities=velocities, masses=masses, **options):
+        options = {"time_step": step, **options}
+        with pytest.raises(kind, match=match):
+            VelocityVerlet(evaluator, positions, velocities, masses, **options)
+
+    for value in (-1.0, 0.0, float("nan"), float("inf")):
+        wrong = masses.clone()
+        wrong[4] = value
+        refuses(ValueError, "masses must be positive and finite, that of atom 4 is", masses=wrong)
+        refuses(ValueError, "time_step must be positive and finite, got", time_step=value)
+        refuses(ValueError, "energy_unit must be positive and finite, got", energy_unit=value)
+    refuses(ValueError, r"masses must have shape \[9\], got \[1\]", masses=masses[:1])
+    refuses(ValueError, r"masses must have shape \[9\], got \[9, 1\]", masses=masses[:, None])
+    refuses(ValueError, r"velocities must have shape \[9, 3\]", velocities=velocities[:1])
+    refuses(ValueError, r"positions must have shape \[9, 3\]", positions=positions[0])
+    refuses(TypeError, "positions must be real", positions=positions.to(torch.complex128))
+    refuses(TypeError, "masses must be real numbers, got torch.bool", masses=masses > 0)
+    refuses(TypeError, "masses must be a tensor, got ndarray", masses=masses.numpy())
+    wrong = velocities.clone()
+    wrong[2, 0] = float("nan")
+    refuses(ValueError, r"velocity of atom 2 is \[nan", velocities=wrong)
+    noise = ReplicaNoise(7, [0], 9)
+    for name in ("temperature", "friction"):
+        for value in (-1.0, float("nan"), float("inf")):
+            options = {"temperature": 300.0, "friction": 1.0, "noise": noise, name: value}
+            with pytest.raises(ValueError, match=f"{name} must not be negative"):
+                Langevin(evaluator, positions, velocities, masses, step, **options)
+    with pytest.raises(ValueError, match="temperature must not be negative"):
+        initial_velocities(0, 0, ethanol.positions, ethanol.get_masses(), -1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "still", "turning"),
+    [("CH3CH2OH", 27, 21, 24), ("CO2", 9, 4, 6), ("H2", 6, 1, 3), ("H", 3, 0, 0)],
+)
+@pytest.mark.parametrize("distance", [0.0, 1e5])
+def test_degrees_of_freedom_of_kept_velocities(name, whole, still, turning, distance):
+    """By what really drifts and rotates."""
+    atoms = ase.build.molecule(name)
+    masses, positions = atoms.get_masses(), atoms.positions + distance
+
+    def freedom(velocities, rotates=True, thermostat=False):
+        return degrees_of_freedom(positions, masses, rotates, thermostat, velocities)
+
+    thermal = np.random.default_rng(1).normal(scale=0.01, size=positions.shape)
+    assert freedom(thermal) == whole
+    assert freedom(thermal, rotates=False) == whole
+    removed = stationary(thermal, positions, masses, True)
+    assert freedom(removed) == still
+    assert freedom(np.round(removed, 9)) == still
+    assert freedom(removed, rotates=False) == 3 * len(atoms) - 3
+    assert freedom(removed, thermostat=True) == whole
+    spinning = stationary(thermal, positions, masses, False)
+    assert freedom(spinning) == turning
+    if name != "H":
+        assert freedom(removed + 0.01) == still + 3
+    assert freedom(np.zeros_like(thermal)) == still

@@ -1,7 +1,11 @@
-"""The evaluator: the plain model's numbers, lists that are valid, and no memory per step."""
+"""The evaluator: the plain model's numbers, lists that are valid, and little memory."""
 
+import copy
+import itertools
+import pickle
 import threading
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -140,32 +144,13 @@ def test_the_batch_is_a_copy():
     same(evaluator(fresh.positions), before)
 
 
-def allocations(function):
+def peak(function):
+    """Of the memory that is taken meanwhile, bytes."""
     with torch.profiler.profile(profile_memory=True) as profile:
         function()
-    events = profile.profiler.kineto_results.events()
-    return [e.nbytes() for e in events if e.name() == "[memory]" and e.nbytes() > 0]
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_no_memory_per_step(name):
-    """After two steps torch asks for none, nor do the steps' own memories."""
-    batch = systems()
-    evaluator = Evaluator(MODELS[name](), batch, stress=True, skin=1.0)
-    path = [positions.clone() for positions in walk(batch, 12, 0.01)]
-    for positions in path[:3]:
-        evaluator(positions)
-    held = evaluator.memory
-    assert held[0] > 0
-    # The plain model makes tensors, so the profiler would see them
-    assert len(allocations(lambda: evaluator.model(batch, forces=True))) > 10
-
-    def steps():
-        for positions in path[3:]:
-            evaluator(positions)
-
-    assert allocations(steps) == []
-    assert evaluator.memory == held
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return max(itertools.accumulate(changes, initial=0))
 
 
 def test_memory_of_a_large_system():
@@ -177,25 +162,11 @@ def test_memory_of_a_large_system():
     cell = 2.2 * side * torch.eye(3)
     batch = AtomicBatch(torch.ones(side**3, dtype=torch.int64), positions, cell=cell)
     evaluator = Evaluator(SchNet(128, 128, 6, 50, cutoff=5.0, filters="spline"), batch)
-    for _ in range(3):
-        evaluator()
-    held, _ = evaluator.memory
+    evaluator()
+    used = peak(evaluator)
     edges = evaluator.neighbors.num_edges
     assert edges > 50 * batch.num_atoms
-    assert held < 15_000 * batch.num_atoms < 0.6 * 4 * 128 * edges
-
-
-def test_new_lists_use_the_memory_of_old_ones():
-    batch = systems()
-    evaluator = Evaluator(MODELS["SchNet, splines"](), batch, skin=0.0)
-    path = [positions.clone() for positions in walk(batch, 30, 0.02)]
-    for positions in path[:20]:
-        evaluator(positions)
-    held = evaluator.memory
-    for positions in path[20:]:
-        evaluator(positions)
-    assert evaluator.builds == 30
-    assert evaluator.memory == held
+    assert 0 < used < 15_000 * batch.num_atoms < 0.6 * 4 * 128 * edges
 
 
 def test_results_are_the_same_tensors():
@@ -521,3 +492,157 @@ def test_all_that_is_per_atom_comes_back_in_order():
     out = Evaluator(model, batch, reorder=True)()
     for key, value in expected.items():
         torch.testing.assert_close(out[key], value, rtol=1e-8, atol=1e-8)
+
+
+# Threads and copies
+
+
+def at_once(function, count=2):
+    """Runs a function in threads that start together; results and errors."""
+    barrier, found = threading.Barrier(count), [None] * count
+
+    def run(k):
+        barrier.wait()
+        try:
+            found[k] = function(k)
+        except RuntimeError as error:
+            found[k] = error
+
+    workers = [threading.Thread(target=run, args=(k,)) for k in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return found
+
+
+def test_two_threads_at_once_are_refused(monkeypatch):
+    batch = systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch)
+    within, go_on = threading.Event(), threading.Event()
+    plain = Evaluator._take
+
+    def slow(self, *arguments):
+        within.set()
+        assert go_on.wait(60)
+        plain(self, *arguments)
+
+    monkeypatch.setattr(Evaluator, "_take", slow)
+    first = threading.Thread(target=evaluator, args=(batch.positions,))
+    first.start()
+    assert within.wait(60)
+    with pytest.raises(RuntimeError, match="need an evaluator each, but another thread is using"):
+        evaluator(batch.positions)
+    go_on.set()
+    first.join()
+    evaluator(batch.positions)
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+def test_threads_get_right_results_or_an_error(reorder):
+    batch = systems()
+    model = MODELS["SchNet, splines"]().eval()
+    places = [batch.positions + 0.05 * k for k in range(4)]
+    places = [place + 0.3 * torch.rand_like(place) for place in places]
+    expected = [Evaluator(model, batch, reorder=reorder)(place)["forces"] for place in places]
+    evaluator = Evaluator(model, batch, reorder=reorder)
+
+    refused = []
+
+    def run(k):
+        kept = []
+        for _ in range(20):
+            try:
+                kept.append(evaluator(places[k])["forces"])
+            except RuntimeError as error:
+                refused.append(str(error))
+        return kept
+
+    found = at_once(run, 4)
+    assert all("another thread" in error for error in refused)
+    for k, results in enumerate(found):
+        for forces in results:
+            torch.testing.assert_close(forces, expected[k], rtol=1e-4, atol=1e-4)
+
+
+def test_threads_that_take_turns_get_copies():
+    batch = systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch)
+    here = evaluator(batch.positions)
+    before = {name: value.clone() for name, value in here.items()}
+    found = []
+    for _ in range(2):
+        worker = threading.Thread(target=lambda: found.append(evaluator(batch.positions + 0.2)))
+        worker.start()
+        worker.join()
+        kept = {name: value.clone() for name, value in found[-1].items()}
+        evaluator(0.9 * batch.positions)
+        same(found[-1], kept)
+    same(here, before)
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+@pytest.mark.parametrize("name", ["SchNet", "SchNet, splines", "PhysNet"])
+def test_copies_and_pickles(name, reorder):
+    model, batch = MODELS[name](), systems()
+    evaluator = Evaluator(model, batch, stress=True, skin=0.3, reorder=reorder)
+    moved = batch.positions + 0.1
+    out = {k: v.clone() for k, v in evaluator(moved, 1.01 * batch.cell).items()}
+    again = [
+        copy.copy(evaluator),
+        copy.deepcopy(evaluator),
+        pickle.loads(pickle.dumps(evaluator)),
+    ]
+    assert again[0].model is evaluator.model
+    assert again[1].model is not evaluator.model
+    for twin in again:
+        close(twin(), out, 1e-5)
+        twin(batch.positions)
+        close(evaluator(), out, 1e-5)
+
+
+def test_a_model_that_has_moved():
+    model, batch = MODELS["SchNet"](), systems()
+    evaluator = Evaluator(model, batch)
+    evaluator()
+    model.double()
+    with pytest.raises(RuntimeError, match=r"float32 on cpu, .* now torch.float64.*make a new one"):
+        evaluator(batch.positions)
+    model.float()
+    evaluator(batch.positions)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.int64, torch.uint8])
+def test_numbers_that_are_no_positions(dtype):
+    batch = systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch)
+    with pytest.raises(TypeError, match=f"positions must be of a floating type, got {dtype}"):
+        evaluator(torch.ones(17, 3).to(dtype))
+    with pytest.raises(TypeError, match=f"cell must be of a floating type, got {dtype}"):
+        evaluator(None, torch.eye(3).to(dtype))
+    with pytest.raises(TypeError, match="positions must be a tensor, got ndarray"):
+        evaluator(batch.positions.numpy())
+    with pytest.raises(TypeError, match="cell must be a tensor, got list"):
+        evaluator(None, [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+@pytest.mark.parametrize("name", ["SchNet, splines", "PhysNet", "DTNN", "DimeNet++"])
+def test_parts_of_atoms(name, reorder):
+    make = MODELS[name]
+    if name == "DimeNet++":  # of one target, an energy
+        make = partial(
+            DimeNetPlusPlus, 16, 1, 2, 8, 4, 8, 5, 4, cutoff=3.0, output_init="glorot_orthogonal"
+        )
+    model, batch = make().double(), systems(torch.float64)
+    evaluator = Evaluator(model, batch, stress=True, reorder=reorder)
+    out, parts = evaluator(), evaluator.per_atom()
+    owner = batch.batch
+    energies = torch.zeros(2, dtype=torch.float64).index_add(0, owner, parts["atomic_energies"])
+    torch.testing.assert_close(energies, out["energy"])
+    virials = torch.zeros(2, 3, 3, dtype=torch.float64).index_add(0, owner, parts["virials"])
+    volumes = torch.linalg.det(batch.cell).reshape(2, 1, 1)
+    torch.testing.assert_close(virials, -volumes * out["stress"], rtol=1e-7, atol=1e-9)
+    plain = Evaluator(model, batch, reorder=False)
+    plain()
+    torch.testing.assert_close(plain.per_atom(), parts, rtol=1e-8, atol=1e-10)

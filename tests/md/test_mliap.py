@@ -64,6 +64,7 @@ class Data:
         self.f = np.zeros((len(places), 3))
         self.virial = np.zeros((3, 3))
         self.energy = 0.0
+        self.eatoms = np.zeros(count)
         self.other_process = list(other_process)
         if exchange:
             self.forward_exchange = self._exchange
@@ -120,6 +121,8 @@ def test_crystal_against_the_model(name):
     energy, forces, virial = plain(model, *system())
     assert abs(forces).max() > 1e-4
     assert data.energy == pytest.approx(energy, rel=1e-9, abs=1e-9)
+    assert abs(data.eatoms).min() > 0
+    assert data.eatoms.sum() == pytest.approx(energy, rel=1e-9, abs=1e-9)
     np.testing.assert_allclose(data.forces, forces, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(0.5 * (data.virial + data.virial.T), virial, rtol=1e-6, atol=1e-9)
 

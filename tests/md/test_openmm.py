@@ -1,3 +1,4 @@
+import copy
 import pickle
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def test_units():
         parameter.data.zero_()
     pair = ase.Atoms("O2", [[0, 0, 0], [1.5, 0, 0]])
     energy, forces = energy_and_forces(
-        context_of(system_of(pair, openmm_force(constant, [8, 8])), pair)
+        context_of(system_of(pair, openmm_force(constant, [8, 8], periodic=False)), pair)
     )
     assert energy == pytest.approx(385.941328493, abs=1e-6)  # 4 eV in kJ/mol
     assert not forces.any()
@@ -138,6 +139,28 @@ def test_float32_model_is_pickled():
     assert compute.kept.evaluators == []
 
 
+def test_a_box_with_atomic_numbers(model):
+    """Which says nothing of a box, so that it is asked for."""
+    atoms = crystal()
+    for periodic in (True, False):
+        force = openmm_force(model, atoms.numbers, periodic=periodic)
+        assert force.usesPeriodicBoundaryConditions() == periodic
+        found, forces = energy_and_forces(context_of(system_of(atoms, force), atoms))
+        alike = atoms.copy()
+        alike.pbc = periodic
+        alike.calc = ASECalculator(model)
+        assert found == pytest.approx(KJ * alike.get_potential_energy(), rel=1e-9)
+        np.testing.assert_allclose(forces, 10 * KJ * alike.get_forces(), rtol=1e-7, atol=1e-6)
+
+
+def test_copies_of_a_force(model):
+    atoms = crystal()
+    force = openmm_force(model, topology_of(atoms))
+    expected, _ = energy_and_forces(context_of(system_of(atoms, copy.deepcopy(force)), atoms))
+    again, _ = energy_and_forces(context_of(system_of(atoms, force), atoms))
+    assert again == pytest.approx(expected, rel=1e-12)
+
+
 def test_some_particles(model):
     """The rest of the system feels nothing."""
     atoms = ase.build.molecule("CH3CH2OH")
@@ -160,7 +183,7 @@ def test_conditions():
     model = PhysNet(16, 8, 2, cutoff=4.0).double()
     energies = []
     for charge in (0.0, 1.0):
-        force = openmm_force(model, [8, 1, 1], conditions={"total_charge": charge})
+        force = openmm_force(model, [8, 1, 1], periodic=False, conditions={"total_charge": charge})
         energies.append(energy_and_forces(context_of(system_of(water, force), water))[0])
     assert energies[0] != energies[1]
 
@@ -176,7 +199,7 @@ def test_contexts_in_threads(model, monkeypatch):
     monkeypatch.setattr(Evaluator, "_take", slow)
     molecules = [ase.build.molecule("CH3CH2OH") for _ in range(2)]
     molecules[1].rattle(0.1, seed=0)
-    system = system_of(molecules[0], openmm_force(model, molecules[0].numbers))
+    system = system_of(molecules[0], openmm_force(model, molecules[0].numbers, periodic=False))
     contexts = [context_of(system, atoms) for atoms in molecules]
     expected = [energy_and_forces(context)[0] for context in contexts]
     found = [[], []]
@@ -197,13 +220,19 @@ def test_contexts_in_threads(model, monkeypatch):
 def test_errors(model):
     atoms = ase.build.molecule("H2O")
     topology = topology_of(atoms)
+    with pytest.raises(ValueError, match=r"atomic numbers do not tell .* give periodic=True"):
+        openmm_force(model, [8, 1, 1])
+    with pytest.raises(ValueError, match=r"atom 1 is \? \(200\)"):
+        openmm_force(model, [8, 200, 1], periodic=False)
+    with pytest.raises(TypeError, match="does not know 'total_charge'"):
+        openmm_force(model, topology, conditions={"total_charge": 1.0})
     with pytest.raises(ValueError, match="particle 5 is not among the 3 atoms"):
         openmm_force(model, topology, particles=[0, 5])
     topology.addAtom("M", None, next(topology.residues()))
     with pytest.raises(ValueError, match=r"atom 3 \(M\) has no element"):
         openmm_force(model, topology)
     openmm_force(model, topology, particles=[0, 1, 2])
-    system = system_of(atoms, openmm_force(model, [8, 1]))
+    system = system_of(atoms, openmm_force(model, [8, 1], periodic=False))
     with pytest.raises(Exception, match="for 2 particles, the state has 3"):
         energy_and_forces(context_of(system, atoms))
 
@@ -217,7 +246,7 @@ def test_energy_is_conserved():
     atoms = ase.Atoms(frame.numbers.numpy(), frame.positions[0].numpy())
     model, errors = ethanol_model().double(), []
     for step, every in ((0.0002, 4), (0.0001, 8)):
-        force = openmm_force(model, frame.numbers.tolist())
+        force = openmm_force(model, frame.numbers.tolist(), periodic=False)
         context = context_of(system_of(atoms, force), atoms, step)
         context.setVelocitiesToTemperature(300, 1)
         totals = []
@@ -271,6 +300,16 @@ class TestOpenMMML:
         ratios = (3.0 / atoms.get_distances(3, [0, 1, 2])) ** 6
         outside = 4 * 0.5 * np.sum(ratios**2 - ratios)
         assert energy == pytest.approx(KJ * water.get_potential_energy() + outside, rel=1e-7)
+
+    def test_a_box_that_is_seen_or_not(self, model):
+        atoms = crystal()
+        energies = []
+        for periodic in (None, True, False):
+            potential = self.potential("molkern", model=model, periodic=periodic)
+            system = potential.createSystem(topology_of(atoms))
+            assert system.usesPeriodicBoundaryConditions() == (periodic is not False)
+            energies.append(energy_and_forces(context_of(system, atoms))[0])
+        assert energies[0] == energies[1] != energies[2]
 
     def test_a_model_or_a_file(self, model):
         for given in ({}, {"model": model, "model_path": "model.safetensors"}):

@@ -1,3 +1,7 @@
+import copy
+import pickle
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +15,7 @@ from torch_sim.models.interface import validate_model_outputs
 from torch_sim.units import MetalUnits
 
 from molkern.data import ethanol_frames, ethanol_model
-from molkern.md import ASECalculator, TorchSimModel
+from molkern.md import ASECalculator, Evaluator, TorchSimModel
 from molkern.models import SchNet
 
 # The engine is what is tested; other tests launch the same kernels
@@ -48,7 +52,7 @@ def state_of(systems, model):
 def test_torchsim_validates_it(potential):
     model = TorchSimModel(potential)
     validate_model_outputs(model, model.device, model.dtype)
-    assert model.memory_scales_with == "n_atoms_x_density"
+    assert model.memory_scales_with == "n_atoms"
 
 
 @pytest.mark.parametrize("unit", [1.0, 0.25])
@@ -242,3 +246,42 @@ def test_a_batch_that_comes_back_finds_its_list(potential):
         model(one)
         model(other)
     assert [evaluator.builds for evaluator in model.kept.evaluators] == [1, 1]
+
+
+def test_molecules_in_an_autobatcher_by_default(potential):
+    """Without a volume there is no density to count by."""
+    model = TorchSimModel(potential)
+    systems = molecules()
+    batcher = ts.BinningAutoBatcher(
+        model, memory_scales_with=model.memory_scales_with, max_memory_scaler=12
+    )
+    batcher.load_states(state_of(systems, model).split())
+    sizes = []
+    while (batch := batcher.next_batch()) is not None:
+        sizes.append(batch.n_atoms)
+    assert sum(sizes) == sum(map(len, systems))
+
+
+def test_copies_and_threads(potential, monkeypatch):
+    model = TorchSimModel(potential)
+    state = state_of(molecules(), model)
+    expected = model(state)["forces"]
+    for twin in (copy.copy(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.kept is not model.kept
+        torch.testing.assert_close(twin(state)["forces"], expected, atol=1e-9, rtol=0)
+    within, go_on = threading.Event(), threading.Event()
+    plain = Evaluator.__call__
+
+    def slow(self, *arguments, **options):
+        within.set()
+        assert go_on.wait(60)
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(Evaluator, "__call__", slow)
+    worker = threading.Thread(target=model, args=(state,))
+    worker.start()
+    assert within.wait(60)
+    with pytest.raises(RuntimeError, match="need a TorchSimModel each, but another thread"):
+        model(state)
+    go_on.set()
+    worker.join()

@@ -35,7 +35,7 @@ def with_openmm(model):
     system = openmm.System()
     for _ in NUMBERS:
         system.addParticle(1.0)
-    system.addForce(molkern.md.openmm_force(model, NUMBERS))
+    system.addForce(molkern.md.openmm_force(model, NUMBERS, periodic=False))
     platform = openmm.Platform.getPlatformByName("Reference")
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
     context.setPositions(POSITIONS / 10)

@@ -71,6 +71,10 @@ def test_models_made_in_inference_mode(model):
     torch.testing.assert_close(forces_of(copy.deepcopy(made)), expected)
     with pytest.raises(RuntimeError, match=r"torch\.inference_mode\(\).*copy\.deepcopy\(model\)"):
         made.train()(molecule(), forces=True)
+    evaluate = molkern.md.Evaluator(made, molecule())
+    if type(model).__name__ != "SchNet" or model.filters == "exact":  # has a path without a tape
+        with pytest.raises(RuntimeError, match=r"Evaluator: torch\.inference_mode\(\).*deepcopy"):
+            evaluate(POSITIONS)
 
 
 def test_another_default_device(model, default_device):
@@ -130,3 +134,12 @@ def test_dispersion_with_another_default_device(default_device):
         model = small_model("PhysNet", use_dispersion=True)
         expected = forces_of(model)
     torch.testing.assert_close(forces_of(model), expected)
+
+
+def test_conversions_under_another_default_device(default_device):
+    pyg = pytest.importorskip("torch_geometric.nn")
+    with torch.device("cpu"):
+        module = pyg.SchNet(8, 8, 2, 6, cutoff=4.0)
+    with torch.inference_mode():
+        converted = molkern.interop.from_pyg(module)
+    assert all(t.is_cpu and not t.is_inference() for t in converted.state_dict().values())

@@ -137,3 +137,13 @@ def test_fingerprints_tell_changes():
     seen = Fingerprint(model)
     model.double()
     assert not seen.holds()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_coefficients_are_an_operator(transposed):
+    values = torch.rand(9, 2, dtype=torch.float64, requires_grad=True)  # 4 intervals, degree 5
+    arguments = (values, 0.0, 3.0, 4, 5, transposed)
+    operator = torch.ops.molkern.spline_coefficients.default
+    torch.library.opcheck(operator, arguments)
+    assert gradcheck(lambda v: operator(v, *arguments[1:]), values)
+    assert gradgradcheck(lambda v: operator(v, *arguments[1:]), values)
