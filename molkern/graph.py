@@ -199,10 +199,14 @@ class NeighborList:
                 shapes and devices that do not fit, with the name, the value and its place.
             TypeError: indices that are not int32.
         """
-        if self.status is not None:
-            neighbors.check_status(self.status, capacity=self.senders.shape[0])
+        self._check_search()
         check_layout(self)
         check_indices(self)
+
+    def _check_search(self) -> None:
+        """Raises what the search found wrong; of :meth:`check` what models need in each step."""
+        if self.status is not None:
+            neighbors.check_status(self.status, capacity=self.senders.shape[0])
 
     def __repr__(self) -> str:
         edges = self.senders.shape[0]
@@ -639,17 +643,16 @@ class AtomicBatch:
         systems = [atoms] if isinstance(atoms, Atoms) else list(atoms)
         if not systems:
             raise ValueError("from_ase needs at least one Atoms object, got an empty list")
-        on: Any = {"device": "cpu"}  # whatever the default device
-        wide = torch.float64
         numbers = torch.cat([as_tensor(a.numbers, torch.int64) for a in systems])
-        positions = torch.cat([as_tensor(a.get_positions(), wide) for a in systems])
+        positions = torch.cat([as_tensor(a.get_positions(), torch.float64) for a in systems])
+        on: Any = {"device": "cpu"}  # whatever the default device
         lengths = torch.tensor([len(a) for a in systems], **on)
         batch = None
         if len(systems) > 1:
             batch = torch.repeat_interleave(torch.arange(len(systems), **on), lengths)
         cell = pbc = None
         if any(a.pbc.any() for a in systems):
-            cell = torch.stack([as_tensor(a.cell.array, wide) for a in systems])
+            cell = torch.stack([as_tensor(a.cell.array, torch.float64) for a in systems])
             pbc = torch.stack([as_tensor(a.pbc) for a in systems])
         made = cls(numbers, positions, batch, cell, pbc, num_systems=len(systems))
         return made.to(dtype=dtype).to(device)

@@ -398,7 +398,7 @@ class Potential(KnowsElements, KeepsArguments):
                 f"the position {batch.positions[atom].tolist()} of atom {atom} is NaN or infinite"
             )
         if not is_recorded(batch.positions):
-            neighbors.check()  # a list that overflowed has no edges
+            neighbors._check_search()  # a list that overflowed has no edges
         if batch.moved_by_cells and batch.positions.is_cpu:
             self._check_moved(batch, neighbors)
         self._check_reach(batch, neighbors)
