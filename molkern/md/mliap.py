@@ -15,6 +15,7 @@ from torch import Tensor
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
 from ..models.structure import Structure
+from ..nn.plain import is_plain
 from ..ops._library import first_derivatives_only
 from .elements import atomic_numbers
 from .kept import require_energy
@@ -71,6 +72,7 @@ class MLIAPMolkern:
         conditions: dict[str, Any] | None = None,
     ):
         require_energy(model)
+        _require_own_call(model)
         self.interface: Any = None  # LAMMPS sets it
         self.model, self.conditions = model.eval(), conditions or {}
         self.element_types = list(elements)
@@ -118,6 +120,7 @@ class MLIAPMolkern:
         """
         if data.npairs == 0 and data.nlistatoms == 0:
             return
+        _require_own_call(self.model)
         vectors = torch.as_tensor(data.rij, device=self._weight.device).double().reshape(-1, 3)
         graph = _with_vectors(self._edges(data), vectors, self._weight.dtype, data.nlistatoms)
         energy, gradient = self._evaluate(graph, data)
@@ -196,6 +199,16 @@ class GivenVectors(NeighborList):
 
     def within(self, cutoff: float, positions: Tensor, cell: Tensor | None = None) -> GivenVectors:
         return self
+
+
+def _require_own_call(model: Potential) -> None:
+    """Refuses, with a ValueError, models that do more in a call than to predict an energy."""
+    own = type(model).forward is Potential.forward and type(model).compute is Potential.compute
+    if not own or "compute" in model.__dict__ or not is_plain(model, type(model)):
+        raise ValueError(
+            f"this {type(model).__name__} has hooks or its own forward or compute, which "
+            "pair_style mliap does not call: take them away, or use molkern.md.LAMMPSFix"
+        )
 
 
 def _with_vectors(

@@ -14,7 +14,8 @@ from torch import Tensor
 import molkern._C
 
 from ..graph import NeighborList
-from ..nn.splines import Fingerprint
+from ..nn.fingerprint import Fingerprint
+from ..nn.plain import has_hooks
 from .fixed import FixedList
 from .verlet import VerletList
 
@@ -77,7 +78,8 @@ class GraphSteps:
     """Steps that are captured once and replayed, until the list outgrows its capacity.
 
     Whether the list was valid is found by the step itself, on the device: one that was not is done
-    again. So are steps whose weights or filters have changed, which are captured anew.
+    again. So are steps whose weights, layers or filters have changed, which are captured anew.
+    Hooks are Python: steps of a model that has some are run as they are.
 
     Args:
         neighbors: the list, whose tensors stay where they are.
@@ -120,7 +122,7 @@ class GraphSteps:
         if stress not in self._runs:
             self._runs[stress] = self._captured(lambda: self._step(stress))
             # A graph reads splines where they are, also when the model has made new ones
-            self._tables[stress] = getattr(splines, "_tables", None)
+            self._tables[stress] = getattr(splines, "made", None)
         return self._runs[stress]
 
     def _step(self, stress: bool) -> tuple[dict[str, Tensor], Tensor]:
@@ -128,6 +130,8 @@ class GraphSteps:
         return self._compute(neighbors, stress), verdict
 
     def _captured(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        if has_hooks(self._model):
+            return step
         step()  # what models make once and keep is not captured
         try:
             return self._capture(step)

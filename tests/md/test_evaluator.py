@@ -394,12 +394,13 @@ def test_splines_last_as_long_as_a_graph_that_reads_them():
     model, batch = MODELS["SchNet, splines"]().eval(), systems()
     steps, _, captured = replayed(model, batch, 0.4)
     steps(False)
-    table = weakref.ref(model._splines._tables[0])
-    model._splines._renew(model)  # as after some hundred evaluations with gradients by weights
+    table = weakref.ref(model._splines.made.tables[0])
+    # As after some hundred evaluations with gradients by weights
+    model._splines._renew(model, complete=False)
     model(batch, forces=True)
     steps(False)
     assert len(captured) == 1
-    assert model._splines._tables[0] is not table()
+    assert model._splines.made.tables[0] is not table()
     assert table() is not None
 
 
