@@ -28,6 +28,9 @@ DEGREE = 5
 #: How far a copy of filters in float64 may be from them, by the network's type.
 _ALIKE = {torch.float32: 1e-3, torch.float64: 1e-6}
 
+#: What splines ask of layers that are not molkern's own, or not as they were made.
+_NEEDED = "what makes them must work in a copy, in float64, and be smooth"
+
 _log = logging.getLogger(__name__)
 
 
@@ -138,14 +141,17 @@ class SplineTables:
         """Chooses the grid for the model as it is, and makes the tables if they are wanted."""
         # First of all: what changes while the tables are made is seen by the next use
         seen, before = Fingerprint(model), self.made
-        makers = _makers(model)
-        obstacle = model.spline_obstacle() or _backward_obstacle(makers)
-        double, problem = (None, obstacle) if obstacle else _tried_copy(model, makers)
-        if double is None:
-            _log.info("filters are exact, not splines: %s", problem)
-            made = MadeSplines(seen, problem)
+        makers, double, report = [], None, None
+        obstacle = model.spline_obstacle()
+        if not obstacle:
+            makers = _makers(model)
+            obstacle = _backward_obstacle(makers)
+        if not obstacle:
+            double, report, obstacle = self._fitted(model, makers, before)
+        if double is None or report is None:
+            _log.info("filters are exact, not splines: %s", obstacle)
+            made = MadeSplines(seen, obstacle)
         else:
-            report = self._chosen(model, double, before.report if before else None)
             tables = lean = None
             if complete:
                 tables = _constant_tables(double, report.grid, network_tensor(model))
@@ -153,6 +159,29 @@ class SplineTables:
             made = MadeSplines(seen, "", report, tables, lean, _varying(makers))
         self.made, self._uses = made, 0
         return made
+
+    def _fitted(
+        self, model: Any, makers: list[nn.Module], before: MadeSplines | None
+    ) -> tuple[Any, SplineReport | None, str]:
+        """The filters in float64 and their grid, or why there is none.
+
+        Modules of a user's own, hooks and replaced methods need not work in a copy or in float64
+        (a hook may hold tensors of another type, a replaced method the layer that it came from),
+        nor be smooth.
+        """
+        last = before.report if before else None
+        if all(is_known(part) for maker in makers for part in maker.modules()):
+            double = _double_copy(model, makers)
+            return double, self._chosen(model, double, last), ""
+        try:
+            double = _double_copy(model, makers)
+            if not _is_alike(model, double):
+                return None, None, f"{_NEEDED}, but in a copy they give other values"
+            return double, self._chosen(model, double, last), ""
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            return None, None, f"{_NEEDED}, but {type(error).__name__}: {error}"
 
     def _chosen(self, model: Any, double: Any, before: SplineReport | None) -> SplineReport:
         start, stop, zero_beyond = model.filter_span()
@@ -200,29 +229,6 @@ def _backward_obstacle(makers: list[nn.Module]) -> str:
 def _varying(makers: list[nn.Module]) -> tuple[nn.Module, ...]:
     kinds = _DropoutNd, _NormBase
     return tuple(m for maker in makers for m in maker.modules() if isinstance(m, kinds))
-
-
-def _tried_copy(model: Any, makers: list[nn.Module]) -> tuple[Any, str]:
-    """The model's filters in float64 on the CPU, or why there is no such copy that does as they do.
-
-    Modules of a user's own, hooks and replaced methods need not work in a copy or in float64: a
-    hook may hold tensors of another type, a replaced method the layer that it came from.
-    """
-    if all(is_known(part) for maker in makers for part in maker.modules()):
-        return _double_copy(model, makers), ""
-    try:
-        double = _double_copy(model, makers)
-        if _is_alike(model, double):
-            return double, ""
-        problem = "gives other values"
-    except NotImplementedError:
-        raise
-    except Exception as error:
-        problem = f"fails ({type(error).__name__}: {error})"
-    return None, (
-        f"a copy in float64 of the modules that make them {problem}; hooks, adapters and replaced "
-        "methods must work in copies and in float64"
-    )
 
 
 def _is_alike(model: Any, double: Any) -> bool:
