@@ -85,7 +85,10 @@ class DimeNetEmbedding(nn.Module):
         if not (is_plain(self.lin, Dense) and fused_activation(self.lin.unfused) == "none"):
             parts = ops.gather_receivers(h, graph), ops.gather_senders(h, graph)
             return self.activation(self.lin(torch.cat([*parts, self.lin_rbf(basis)], 1)))
-        of_receiver, of_sender, of_basis = self.lin.weight.chunk(3, dim=1)
+        weight, width = self.lin.weight, h.shape[1]
+        # Not by chunk: torch refuses its views after a step of an optimizer in another thread
+        of_receiver, of_sender = weight[:, :width], weight[:, width : 2 * width]
+        of_basis = weight[:, 2 * width :]
         receivers = ops.gather_receivers(ops.dense(h, of_receiver, self.lin.bias), graph)
         senders = ops.gather_senders(ops.dense(h, of_sender), graph)
         atoms = receivers + senders

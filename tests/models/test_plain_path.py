@@ -423,7 +423,7 @@ def test_backward_hooks_see_every_gradient(filters):
         places, seen = called(model), []
         for place in places:
             model.get_submodule(place).register_full_backward_hook(
-                lambda *_, p=place: seen.append(p)
+                lambda *_, p=place, s=seen: s.append(p)
             )
         model(batch, forces=True)
         # Embeddings have no gradient by what they are given; a readout gives a dictionary
@@ -720,7 +720,7 @@ def test_types_are_those_of_the_network():
     model.float().embedding = Ordinal()
     for filters in ("exact", "spline"):
         model.filters = filters
-        with pytest.raises(TypeError, match="the model is torch.float32"):
+        with pytest.raises(TypeError, match=r"the model is torch\.float32"):
             model(batch)
         model(batch.to(dtype=torch.float32), forces=True)
 
