@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
-from ..nn.plain import is_plain
+from ..models.potential import is_called_plainly
 from .fixed import FixedList
 from .order import spatial_order
 from .steps import GraphSteps, HostSteps, capture_graph
@@ -180,7 +180,7 @@ class Evaluator:
     def _compute(self, neighbors: NeighborList, stress: bool) -> dict[str, Tensor]:
         model, batch = self.model, self.batch
         # Without the checks, where a call would run nothing else
-        if type(model).forward is Potential.forward and is_plain(model, type(model)):
+        if is_called_plainly(model):
             return model.compute(batch, neighbors, self.forces, stress, **self.conditions)
         return model(
             batch, forces=self.forces, stress=stress, neighbors=neighbors, **self.conditions

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
+from ..models.potential import is_called_plainly
 from ..models.structure import Structure
-from ..nn.plain import is_plain
 from ..ops._library import first_derivatives_only
 from .elements import atomic_numbers
 from .kept import require_energy
@@ -203,8 +203,8 @@ class GivenVectors(NeighborList):
 
 def _require_own_call(model: Potential) -> None:
     """Refuses, with a ValueError, models that do more in a call than to predict an energy."""
-    own = type(model).forward is Potential.forward and type(model).compute is Potential.compute
-    if not own or "compute" in model.__dict__ or not is_plain(model, type(model)):
+    computes = type(model).compute is Potential.compute and "compute" not in model.__dict__
+    if not computes or not is_called_plainly(model):
         raise ValueError(
             f"this {type(model).__name__} has hooks or its own forward or compute, which "
             "pair_style mliap does not call: take them away, or use molkern.md.LAMMPSFix"

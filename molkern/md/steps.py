@@ -14,6 +14,7 @@ from torch import Tensor
 import molkern._C
 
 from ..graph import NeighborList
+from ..models.potential import is_called_plainly
 from ..nn.fingerprint import Fingerprint
 from ..nn.plain import has_hooks
 from .fixed import FixedList
@@ -79,7 +80,8 @@ class GraphSteps:
 
     Whether the list was valid is found by the step itself, on the device: one that was not is done
     again. So are steps whose weights, layers or filters have changed, which are captured anew.
-    Hooks are Python: steps of a model that has some are run as they are.
+    Hooks are Python: steps of a model that has some, or a ``forward`` of its own, are run as they
+    are.
 
     Args:
         neighbors: the list, whose tensors stay where they are.
@@ -130,7 +132,7 @@ class GraphSteps:
         return self._compute(neighbors, stress), verdict
 
     def _captured(self, step: Callable[[], Any]) -> Callable[[], Any]:
-        if has_hooks(self._model):
+        if has_hooks(self._model) or not is_called_plainly(self._model):
             return step
         step()  # what models make once and keep is not captured
         try:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import AtomicBatch, NeighborList
+from ..nn.plain import is_plain
 from ..nn.precision import network_tensor
 from ..nn.splines import SplineFilter, SplineReport, spline_tables
 from ..nn.tables import SplineTables
@@ -354,6 +355,15 @@ class Potential(nn.Module):
         tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
         metadata = {"molkern": json.dumps(description)}
         return safetensors.torch.save(tensors, metadata=metadata)
+
+
+def is_called_plainly(model: nn.Module) -> bool:
+    """Whether calling a model checks its arguments and computes, and nothing else happens.
+
+    Not where a subclass or an instance has a ``forward`` of its own, nor where there are hooks on
+    the model: then :meth:`Potential.compute` alone would leave something out.
+    """
+    return type(model).forward is Potential.forward and is_plain(model, type(model))
 
 
 def _volumes(batch: AtomicBatch) -> Tensor:

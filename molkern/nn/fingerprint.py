@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from itertools import chain
-from operator import itemgetter, methodcaller
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,6 @@ from .plain import OWN_HOOKS, has_global_hooks
 _PLAIN_VALUES = (int, float, bool, str, type(None))
 
 # It is asked for in every step: what runs over all modules and tensors is left to C.
-_own_forward = methodcaller("get", "forward")
 _version = Tensor._version.__get__  # type: ignore[attr-defined]
 
 
@@ -72,10 +72,10 @@ class Fingerprint:
         return [
             type(root),
             *map(type, self._below),
-            *map(_own_forward, own),
+            [attributes["forward"] for attributes in own if "forward" in attributes],
             list(map(tuple, filter(None, self._hooks))),
             has_global_hooks(),
-            root.__dict__.get("filter_values"),
+            own[0].get("filter_values"),
             settings,
         ]
 
@@ -90,12 +90,14 @@ class _Held:
     def __init__(self, dictionaries: list[Any]):
         self._empty = [d for d in dictionaries if not d]
         self._full = [d for d in dictionaries if d]
-        self.values = list(chain.from_iterable([d.values() for d in self._full]))
+        self.values = list(self._now())
         self._ids = list(map(id, self.values))
 
+    def _now(self) -> Iterator[Any]:
+        return chain.from_iterable(map(dict.values, self._full))
+
     def same(self) -> bool:
-        now = list(map(id, chain.from_iterable([d.values() for d in self._full])))
-        return now == self._ids and not any(self._empty)
+        return list(map(id, self._now())) == self._ids and not any(self._empty)
 
 
 def _setting_names(module: nn.Module) -> list[str]:
