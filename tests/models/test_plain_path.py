@@ -292,6 +292,11 @@ CHANGES = {
 WITHOUT_EFFECT = {("asparagus", "charge_correction")}
 
 
+def after_filters(place):
+    """Where splines change nothing, but for SchNet, which has a path of its own with them."""
+    return not place.startswith(("basis", "spherical", "lin_distance", "interaction"))
+
+
 def close(out, expected, rtol=1e-9):
     for key, value in zip(("energy", "forces"), expected, strict=True):
         scale = float(value.abs().max())
@@ -329,6 +334,8 @@ def test_one_answer(name, change):
             pairs = zip(unchanged(name), expected, strict=True)
             assert any((a - b).abs().max() > 1e-6 for a, b in pairs), place
         for filters, rtol in (("exact", 1e-9), ("spline", 1e-4)):
+            if filters == "spline" and not name.startswith("schnet") and after_filters(place):
+                continue
             model.filters = filters
             try:
                 if filters == "exact" or name.startswith("schnet"):
