@@ -16,8 +16,10 @@ EMULATED_TESTS := $(CUDA_TESTS) $(addprefix tests/,edges interop md models nn \
 	cuda_emulation/test_kernels.py)
 # Tests run on one thread each, so that every core takes some; PYTEST_FLAGS=-n0 runs one by one.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
+# SHUFFLE=7 runs the suites in the random order of that seed.
+ORDER = $(if $(SHUFFLE),--shuffle $(SHUFFLE))
 
-.PHONY: demo test lint sanitize bench gpu clean
+.PHONY: demo test fuzz lint sanitize bench gpu clean
 
 demo: $(BUILT)
 	$(BIN)/molkern demo
@@ -25,11 +27,16 @@ demo: $(BUILT)
 # The suite, the benchmarks as small checks, then operators and models on the CUDA kernels as the
 # host emulates them.
 test: $(BUILT)
-	$(BIN)/python -m pytest -q $(PARALLEL) $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -q $(PARALLEL) $(ORDER) $(PYTEST_FLAGS)
 	$(BIN)/python -m pytest -q benchmarks $(PARALLEL) $(PYTEST_FLAGS)
 	MOLKERN_EMULATE_CUDA=1 $(BIN)/python setup.py -q build --build-lib build/emulated
 	PYTHONPATH=build/emulated $(BIN)/pytest -q $(EMULATED_TESTS) -m "not unemulated" \
-		--every-kernel $(PARALLEL) $(PYTEST_FLAGS)
+		--every-kernel $(PARALLEL) $(ORDER) $(PYTEST_FLAGS)
+
+# Property tests with new random examples, until one fails or the time is over.
+FUZZ_SECONDS ?= 300
+fuzz: $(BUILT)
+	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS) $(FUZZ_FLAGS)
 
 lint: $(BUILT)
 	$(BIN)/ruff format --check .

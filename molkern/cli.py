@@ -36,7 +36,10 @@ EnergyUnit = Annotated[
     str, typer.Option(help="the model's unit of energy: eV, kcal/mol, kJ/mol or Hartree")
 ]
 Charge = Annotated[
-    float | None, typer.Option(help="total charge of a system, for models that take one")
+    float | None,
+    typer.Option(
+        help="total charge, for models that take one; by default what a frame states, or 0"
+    ),
 ]
 Workers = Annotated[
     int, typer.Option(min=0, help="workers of Ray that share the work; 0: this process does all")

@@ -13,29 +13,46 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 
-def read_frames(path: str | Path) -> Iterator[Atoms]:
-    """All structures of a file in any format of ASE's, one after the other.
+@contextmanager
+def reading(path: str | Path, where: str = "") -> Iterator[None]:
+    """Gives what parsers say about a file that cannot be read the file's name.
+
+    Args:
+        path: the file.
+        where: how far they came.
 
     Raises:
-        ValueError: no such file, no structures, or a file that cannot be read.
+        ValueError: in place of anything that a parser raises, but for the system's own errors.
     """
-    from ase.io import iread
-
-    if not Path(path).is_file():
-        raise ValueError(f"{path} is not a file: give one that ASE can read")
-    count = 0
     try:
-        for atoms in iread(str(path), index=":", do_not_split_by_at_sign=True):
-            yield atoms
-            count += 1
+        yield
     except MemoryError:
         raise
     except Exception as error:  # parsers raise anything
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        where = f" after frame {count - 1}" if count else ""
         raise ValueError(f"{path} cannot be read{where}: {reason}") from error
+
+
+def read_frames(path: str | Path) -> Iterator[Atoms]:
+    """All structures of a file in any format of ASE's, one after the other.
+
+    Raises:
+        ValueError: no such file, no structures, or a file that cannot be read.
+    """
+    from .structures import structures
+
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not a file: give one that ASE can read")
+    count, source = 0, structures(Path(path))
+    while True:
+        with reading(path, f" after frame {count - 1}" if count else ""):
+            atoms = next(source, None)
+        if atoms is None:
+            break
+        yield atoms
+        count += 1
     if count == 0:
         raise ValueError(f"{path} holds no structures: give a file with at least one frame")
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .ops import geometry, neighbors
-from .ops._library import Adjacency, describe
+from .ops._arguments import explained
+from .ops._library import Adjacency
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,6 +96,7 @@ class NeighborList:
             self._reverse_edges = _find_reverse(self.senders, self.receivers, self.shifts)
         return self._reverse_edges
 
+    @explained
     def vectors(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         """Vectors ``x_j + shift · cell − x_i`` of all edges, ``[E, 3]``.
 
@@ -103,6 +105,7 @@ class NeighborList:
         """
         return geometry.edge_vectors(*self._geometry(positions, cell))
 
+    @explained
     def distances(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         """Lengths of :meth:`vectors`, ``[E]``, twice differentiable (at length zero: zero)."""
         return geometry.edge_distances(*self._geometry(positions, cell))
@@ -123,16 +126,19 @@ class NeighborList:
         sides = self.by_receiver, self.by_sender
         return positions, cell, self.shifts, self.system, *sides, self.padded
 
+    @explained
     def sort_edges(self, values: Tensor) -> Tensor:
         """Brings edge values from the order of the given ``edge_index`` into this list's order."""
         return values if self.permutation is None else values[self.permutation]
 
+    @explained
     def counts(self, edges: Tensor) -> Tensor:
         """How many of each receiver's edges are marked, ``[N]``, given bools ``[E]``."""
         before = torch.cat([edges.new_zeros(1, dtype=torch.int64), edges.cumsum(0)])
         ends = before[self.row_ptr.long()]
         return ends[1:] - ends[:-1]
 
+    @explained
     def within(self, cutoff: float, positions: Tensor, cell: Tensor | None = None) -> NeighborList:
         """The edges shorter than ``cutoff``, as a list of their own.
 
@@ -180,6 +186,18 @@ class NeighborList:
         if self.status is not None:
             neighbors.check_status(self.status, capacity=self.senders.shape[0])
 
+    def __repr__(self) -> str:
+        edges = self.senders.shape[0]
+        parts = [
+            f"{self.num_atoms} atoms",
+            f"room for {edges} edges" if self.padded else f"{edges} edges",
+            f"{self.num_systems} system{'' if self.num_systems == 1 else 's'}",
+            "cutoff unknown" if self.cutoff is None else f"cutoff {float(self.cutoff):g}",
+            "not periodic" if self.shifts is None else "periodic",
+            f"{self.senders.dtype} on {self.senders.device}",
+        ]
+        return f"NeighborList({', '.join(parts)})"
+
     def to(self, device: torch.device | str) -> NeighborList:
         """The same list on another device."""
 
@@ -192,6 +210,7 @@ class NeighborList:
         return replace(self, **moved)
 
     @classmethod
+    @explained
     def from_edge_index(
         cls,
         edge_index: Tensor,
@@ -247,6 +266,7 @@ class NeighborList:
         )
 
 
+@explained
 def neighbor_list(
     positions: Tensor,
     cutoff: float,
@@ -316,6 +336,7 @@ class AtomicBatch:
             the positions.
     """
 
+    @explained
     def __init__(
         self,
         numbers: Tensor,
@@ -326,7 +347,10 @@ class AtomicBatch:
         num_systems: int | None = None,
     ):
         if positions.dim() != 2 or positions.shape[1] != 3:
-            raise ValueError(f"positions must have shape [N, 3], got {list(positions.shape)}")
+            raise ValueError(
+                f"positions must have shape [N, 3], got {list(positions.shape)}: the order is "
+                "AtomicBatch(numbers, positions)"
+            )
         if positions.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"positions must be float32 or float64, got {positions.dtype}")
         count = positions.shape[0]
@@ -381,7 +405,7 @@ class AtomicBatch:
 
     def _periodicity(self, pbc: Tensor | Sequence[bool] | bool | None) -> Tensor | None:
         if self.cell is None:
-            if pbc is not None and bool(torch.as_tensor(pbc).any()):
+            if pbc is not None and neighbors.any_axis(pbc):
                 raise ValueError("pbc is set but there is no cell: pass the lattice vectors")
             return None
         value = torch.as_tensor(True if pbc is None else pbc, device=self.positions.device)
@@ -417,6 +441,7 @@ class AtomicBatch:
             return None
         return read[2] if read[1] == self.numbers._version else None
 
+    @explained
     def neighbors(self, cutoff: float, **options: Any) -> NeighborList:
         """The neighbor list of the batch; options as for :func:`neighbor_list`."""
         return neighbor_list(
@@ -429,6 +454,7 @@ class AtomicBatch:
             **options,
         )
 
+    @explained
     def to(
         self,
         device: torch.device | str | None = None,
@@ -486,11 +512,14 @@ class AtomicBatch:
 
     def __repr__(self) -> str:
         return (
-            f"AtomicBatch({self.num_systems} systems, positions {describe(self.positions)}, "
-            f"{'not periodic' if self.cell is None else 'periodic'})"
+            f"AtomicBatch({self.num_atoms} atoms, {self.num_systems} "
+            f"system{'' if self.num_systems == 1 else 's'}, "
+            f"{'not periodic' if self.cell is None else 'periodic'}, "
+            f"{self.positions.dtype} on {self.positions.device})"
         )
 
     @classmethod
+    @explained
     def from_ase(
         cls,
         atoms: Atoms | Sequence[Atoms],
@@ -508,16 +537,19 @@ class AtomicBatch:
         systems = [atoms] if isinstance(atoms, Atoms) else list(atoms)
         if not systems:
             raise ValueError("from_ase needs at least one Atoms object, got an empty list")
-        numbers = torch.cat([torch.as_tensor(a.numbers, dtype=torch.int64) for a in systems])
-        positions = torch.cat([torch.as_tensor(a.get_positions(), dtype=dtype) for a in systems])
-        lengths = torch.tensor([len(a) for a in systems])
+        on: Any = {"device": "cpu"}  # whatever the default device
+        numbers = torch.cat([torch.as_tensor(a.numbers, dtype=torch.int64, **on) for a in systems])
+        positions = torch.cat(
+            [torch.as_tensor(a.get_positions(), dtype=dtype, **on) for a in systems]
+        )
+        lengths = torch.tensor([len(a) for a in systems], **on)
         batch = None
         if len(systems) > 1:
-            batch = torch.repeat_interleave(torch.arange(len(systems)), lengths).to(device)
+            batch = torch.repeat_interleave(torch.arange(len(systems), **on), lengths).to(device)
         cell = pbc = None
         if any(a.pbc.any() for a in systems):
-            cell = torch.stack([torch.as_tensor(a.cell.array, dtype=dtype) for a in systems])
-            pbc = torch.stack([torch.as_tensor(a.pbc) for a in systems]).to(device)
+            cell = torch.stack([torch.as_tensor(a.cell.array, dtype=dtype, **on) for a in systems])
+            pbc = torch.stack([torch.as_tensor(a.pbc, **on) for a in systems]).to(device)
             cell = cell.to(device)
         return cls(
             numbers.to(device), positions.to(device), batch, cell, pbc, num_systems=len(systems)

@@ -2,8 +2,10 @@
 
 import gc
 import os
+import random
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -17,11 +19,22 @@ collect_ignore_glob = ["reference/*"]
 # Tests are small: a second thread only waits. Those about threads set their own number.
 torch.set_num_threads(1)
 
+# The same examples on every machine. `make fuzz` takes the other profile: new ones every time, and
+# what it finds becomes an example of its test, with @hypothesis.example. Tests take their number
+# of examples from the profile's, 100 or 1,000.
+_slow_is_fine = dict(deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+hypothesis.settings.register_profile("fixed", derandomize=True, database=None, **_slow_is_fine)
+hypothesis.settings.register_profile("fuzz", database=None, max_examples=1000, **_slow_is_fine)
+hypothesis.settings.load_profile("fixed")
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() and molkern.build_info()["cuda"] else [])]
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """The longest come first, so that no worker of pytest-xdist is left with one at the end."""
+    seed = config.getoption("shuffle")
+    if seed is not None:
+        random.Random(seed).shuffle(items)
     items.sort(key=lambda item: item.path.name != "test_cuda_compile.py")
 
 
@@ -38,6 +51,9 @@ def pytest_addoption(parser):
         "--every-kernel",
         action="store_true",
         help="fail if there is a CUDA kernel in csrc that no test launched (emulated builds)",
+    )
+    parser.addoption(
+        "--shuffle", type=int, metavar="SEED", help="run the tests in the random order of a seed"
     )
 
 
@@ -90,23 +106,26 @@ def threads():
     molkern._C.set_thread_grain(grain)
 
 
-def reference_folder() -> Path:
-    default = Path(__file__).parents[2] / "shared" / "data"
-    return Path(os.environ.get("MOLKERN_REFERENCE_DATA", default))
+def reference_file(name: str) -> Path:
+    """The path of a file of reference data; skips the test where it is not at hand."""
+    folder = os.environ.get("MOLKERN_REFERENCE_DATA")
+    if not folder:
+        pytest.skip(f"needs reference data: set MOLKERN_REFERENCE_DATA to a folder with {name}")
+    path = Path(folder) / name
+    if not path.exists():
+        pytest.skip(f"reference data not found: {path} (see MOLKERN_REFERENCE_DATA)")
+    return path
 
 
 @pytest.fixture(scope="session")
 def reference():
-    """Loads a file of reference data by name; skips where the folder is not there."""
+    """Loads a file of reference data by name; skips where it is not at hand."""
 
     def load(name: str) -> dict:
-        path = reference_folder() / name
-        if not path.exists():
-            pytest.skip(f"reference data not found: {path} (set MOLKERN_REFERENCE_DATA)")
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(reference_file(name), allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
 
-    load.path = lambda name: reference_folder() / name
+    load.path = reference_file
     return load
 
 

@@ -12,11 +12,13 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/softplus.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/GradMode.h>
 #include <torch/library.h>
 
 #include <tuple>
@@ -243,6 +245,25 @@ std::tuple<Tensor, Tensor, Tensor> schnet_energy_grad(
   return {x, grad, grad_cell};
 }
 
+// Refuses positions and cells (arguments 1 and 2) that derivatives are asked by, which would come out
+// as none. The weights of a model always ask: that there is no graph for them is documented.
+void no_derivative(
+    const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const size_t count = op.schema().arguments().size();
+  for (const size_t k : {1, 2}) {
+    const c10::IValue& value = torch::jit::peek(*stack, k, count);
+    if (!value.isTensor() || !value.toTensor().defined()) continue;
+    const Tensor& tensor = value.toTensor();
+    TORCH_CHECK(
+        !(c10::GradMode::is_enabled() && tensor.requires_grad()) && !tensor._fw_grad(0).defined(),
+        "molkern::schnet_energy_grad has no derivative: it records no graph, and its second output "
+        "is the gradient by positions. Pass positions and cell with .detach(), or use "
+        "model(batch, forces=True) in training mode, or model.hessian(batch)");
+  }
+  const at::AutoDispatchBelowAutograd guard;
+  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(molkern, library) {
@@ -260,7 +281,7 @@ TORCH_LIBRARY_IMPL(molkern, CompositeExplicitAutograd, library) {
 }
 
 TORCH_LIBRARY_IMPL(molkern, Autograd, library) {
-  library.impl("schnet_energy_grad", torch::CppFunction::makeFallthrough());
+  library.impl("schnet_energy_grad", torch::CppFunction::makeFromBoxedFunction<&no_derivative>());
 }
 
 }  // namespace molkern

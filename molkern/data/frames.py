@@ -1,219 +1,110 @@
-"""Frames of simulations: npz of MD17 and its kind, and whatever ASE reads."""
+"""Frames of whatever ASE reads, extended XYZ and ASE's databases above all."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import read_frames, reading
+from ..structures import DATABASES, rows
+from . import labels as known
+from .conditions import NAMES, missing, stated
 from .dataset import PER_ATOM, Dataset
-from .reading import arrays_of, energy_factor, progress_over, require_angstrom
+from .reading import atomic_numbers, dipole_factor, energy_factor, progress_over, require_angstrom
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 Array = NDArray[Any]
-#: Names that the arrays of an npz go by: MD17 and sGDML, rMD17, PhysNet.
-_NAMES = dict(
-    numbers=("z", "nuclear_charges", "Z", "numbers"),
-    positions=("R", "coords", "positions"),
-    energy=("E", "energies", "energy"),
-    forces=("F", "forces"),
-    sizes=("N",),
-    total_charge=("Q", "total_charge"),
-    dipole=("D", "dipole"),
-)
-#: Labels of ASE that are energies, whole or by length, with their units here.
-_ENERGIES = dict(energy="eV", forces="eV/Å", stress="eV/Å³")
 #: An energy by a length: ``kcal/mol/Ang``, ``eV/Ang^3``.
 _LENGTH = re.compile(r"(.*?)(?:/(Ang|Angstrom|A|Å|Bohr|nm)(?:\^3|\*\*3|³)?)?", re.IGNORECASE)
+#: What calculators give that is a label.
+_RESULTS = ("energy", "forces", "stress", "charges", "dipole")
+#: What is said of virials.
+VIRIAL = ", the negative of volume times stress"
+#: Arrays of ASE's that are no labels.
+_OF_ATOMS = ("numbers", "positions")
 
 
-def load_npz(path: str | Path, energy_unit: str = "eV") -> Dataset:
-    """Frames of one molecule or of several, from an npz.
+def load_ase(
+    path: str | Path,
+    progress: bool = True,
+    energy_unit: str = "eV",
+    labels: Mapping[str, str] | None = None,
+) -> Dataset:
+    """Structures of any file that ASE reads, extended XYZ, SDF and ASE's databases above all.
 
-    Layouts: MD17 and sGDML (``z``, ``R``, ``E``, ``F``), rMD17 (``nuclear_charges``, ``coords``,
-    ``energies``, ``forces``), and PhysNet (``N``, ``Z``, ``R``, ``E``, ``F``, ``Q``, ``D``, with
-    atoms padded to the largest molecule).
-
-    Args:
-        path: the file.
-        energy_unit: of its energies (MD17 and rMD17 have kcal/mol, PhysNet's files eV); what the
-            file itself says (``e_unit``) counts more. Lengths are Å.
-
-    Returns:
-        ``"energy"`` in eV, ``"forces"`` in eV/Å; where the file has them ``"total_charge"`` in e
-        and ``"dipole"`` in e·Å, ``[M, 3]``. Periodic where it has lattice vectors: ``lattice`` in
-        columns, as sGDML's, or ``cell`` in rows, one for all frames or one for each, with ``pbc``.
-
-    Raises:
-        ValueError: a file that is damaged, lacks atoms, positions or energies, or has arrays that
-            do not fit; another unit of length, an unknown one of energy.
-        ImportError: ASE is not there; energies in eV do without.
-    """
-    path = Path(path)
-    content = arrays_of(path)
-    found = _named(path, content)
-    factor = _energy_factor(content, path, energy_unit)
-    numbers, positions, energy = found["numbers"], found["positions"], found["energy"]
-    frames, atoms = _frames_of(path, positions)
-    mask = None
-    if "sizes" in found:
-        sizes = found["sizes"].reshape(-1).astype(np.int64)
-        mask = np.arange(atoms) < sizes.reshape(-1, 1)
-        numbers = numbers[mask]
-    else:
-        sizes = np.full(frames, atoms)
-        numbers = np.tile(numbers.reshape(-1), frames) if numbers.ndim == 1 else numbers.reshape(-1)
-    properties = {"energy": energy.reshape(-1).astype(np.float64) * factor}
-    units = {"energy": "eV"}
-    if "forces" in found:
-        properties["forces"] = _flat(found["forces"], mask).astype(np.float64) * factor
-        units["forces"] = "eV/Å"
-    for name, unit, width in (("total_charge", "e", 1), ("dipole", "e·Å", 3)):
-        values = found.get(name)
-        if values is not None and values.size == frames * width:
-            shape = (frames,) if width == 1 else (frames, width)
-            properties[name] = values.reshape(shape).astype(np.float64)
-            units[name] = unit
-    cell, pbc = _periodicity(path, content, frames)
-    return Dataset(
-        numbers=numbers.astype(np.uint8),
-        positions=_flat(positions, mask),
-        ptr=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        properties=properties,
-        units=units,
-        cell=cell,
-        pbc=pbc,
-        name=path.stem,
-    )
-
-
-def _named(path: Path, content: dict[str, Array]) -> dict[str, Array]:
-    """The arrays by their names here."""
-    found = {
-        name: next(content[key] for key in keys if key in content)
-        for name, keys in _NAMES.items()
-        if any(key in content for key in keys)
-    }
-    for name in ("numbers", "positions", "energy"):
-        if name not in found:
-            raise ValueError(
-                f"{path} has no {name} (one of {', '.join(_NAMES[name])}): it holds "
-                f"{', '.join(content) or 'nothing'}"
-            )
-    return found
-
-
-def _frames_of(path: Path, positions: Array) -> tuple[int, int]:
-    if positions.ndim != 3 or positions.shape[2] != 3:
-        raise ValueError(
-            f"{path}: positions must have shape [frames, atoms, 3], got {list(positions.shape)}"
-        )
-    return positions.shape[0], positions.shape[1]
-
-
-def _flat(values: Array, mask: Array | None) -> Array:
-    return values.reshape(-1, 3) if mask is None else values[mask]
-
-
-def _periodicity(
-    path: Path, content: dict[str, Array], frames: int
-) -> tuple[Array | None, Array | None]:
-    """Lattice vectors ``[M, 3, 3]`` and periodicity ``[M, 3]``, or None twice."""
-    cell = content.get("cell")
-    if "lattice" in content:
-        cell = content["lattice"].T  # sGDML's vectors are columns
-    if cell is None or not cell.any():
-        return None, None
-    if cell.shape not in ((3, 3), (frames, 3, 3)):
-        raise ValueError(
-            f"{path}: cell must have shape [3, 3] or [{frames}, 3, 3], got {list(cell.shape)}"
-        )
-    pbc = content.get("pbc", np.ones(3)).astype(bool)
-    if pbc.shape not in ((), (3,), (frames, 3)):
-        raise ValueError(f"{path}: pbc must have shape [3] or [{frames}, 3], got {list(pbc.shape)}")
-    return np.broadcast_to(cell, (frames, 3, 3)), np.broadcast_to(pbc, (frames, 3))
-
-
-def _energy_factor(content: dict[str, Array], path: Path, energy_unit: str) -> float:
-    """From the file's unit of energy to eV."""
-    require_angstrom(_text(content.get("r_unit")), path)
-    return energy_factor(_text(content.get("e_unit")) or energy_unit, path)
-
-
-def _text(value: Array | None) -> str:
-    if value is None:
-        return ""
-    found = value.item() if value.ndim == 0 else str(value)
-    return found.decode() if isinstance(found, bytes) else str(found)
-
-
-def load_ase(path: str | Path, progress: bool = True, energy_unit: str = "eV") -> Dataset:
-    """Structures of any file that ASE reads, extended XYZ and ASE's databases above all.
+    Labels are looked for by their usual names: ``energy``, ``forces`` (or ``force``), ``stress``
+    (or ``virial``, ``virials``), ``charges``, ``dipole``, all of them also with ``REF_``, ``ref_``,
+    ``dft_`` or ``DFT_`` before, where there is no plain energy. What a name with ``virial`` in it
+    holds is −V times the stress, which it becomes here.
 
     Args:
         path: the file.
         progress: whether a progress bar is shown.
-        energy_unit: of energies, forces (per Å) and stress (per Å³) in the file; what a database
-            says of its own, as SchNetPack's do, counts more.
+        energy_unit: of energies, forces (per Å), stress (per Å³) and virials in the file, and of
+            all numbers with ``energy`` in their name; what a database says of its own, as
+            SchNetPack's do, counts more.
+        labels: names in the file by label where they are others, ``{"energy": "E0"}``: keys of
+            comment lines, columns of atoms, key-value pairs or data of a database, results of
+            calculators. Labels of one's own are numbers of frames or vectors of three.
 
     Returns:
-        ``"energy"`` in eV, ``"forces"`` in eV/Å, ``"stress"`` in eV/Å³ ``[M, 3, 3]``, and numbers
-        by name in the frames' ``info`` (or a database's key-value pairs and data) as they are;
-        what a frame lacks that others have is NaN. Cells where a frame is periodic. The ids of a
-        database are its rows'.
+        ``"energy"`` in eV, ``"forces"`` in eV/Å, ``"stress"`` in eV/Å³ ``[M, 3, 3]`` (positive
+        where the system pulls together, as ASE's; six components in ASE's order xx, yy, zz, yz,
+        xz, xy), ``"charges"`` in e, ``"total_charge"`` in e (see
+        :func:`molkern.data.conditions.stated`; 0 where a frame does not state it and others do),
+        and numbers and vectors of three by name in the frames' ``info`` as they are; what a frame
+        lacks that others have is NaN. Cells where a frame is periodic. The ids of a database are
+        its rows'. What else there is is listed in ``unused``.
 
     Raises:
         ValueError: no such file, one that cannot be read, an unknown unit of energy, or another
-            unit of length.
+            unit of length; naming the frame: a label of another shape, an atomic number that is
+            none, charges that contradict each other.
         ImportError: ASE is not there.
     """
     from ..extras import require
-    from ..files import read_frames
 
     require("train", "ase")
-    path = Path(path)
-    frames: list[Atoms] = []
-    rows: list[dict[str, Any]] = []
-    database = path.suffix == ".db"
-    units, ids = dict.fromkeys(_ENERGIES, energy_unit), list[int]()
-    if database:
-        units |= _units_of(path)
-    factors = {name: energy_factor(units[name], path) for name in _ENERGIES}
-    source = _database(path, ids) if database else _labelled(read_frames(path))
-    for atoms, values in progress_over(source, f"reading {path.name}", "structure", progress):
+    path, database = Path(path), Path(path).suffix in DATABASES
+    ids, frames = list[int](), list["Atoms"]()
+    source = _database(path, ids) if database else read_frames(path)
+    units = _units_of(path) if database else {}
+    for atoms in progress_over(source, f"reading {path.name}", "structure", progress):
         frames.append(atoms)
-        rows.append(values)
     if not frames:
         raise ValueError(f"{path} holds no structures")
-    sizes = np.array([len(atoms) for atoms in frames])
+    table = _Table(path, frames, known.checked_names(labels))
     periodic = any(atoms.pbc.any() for atoms in frames)
-    properties = _columns(rows, sizes)
-    for name in properties.keys() & factors.keys():
-        properties[name] *= factors[name]
-    units |= _ENERGIES
+    sizes = [len(atoms) for atoms in frames]
     return Dataset(
-        numbers=np.concatenate([atoms.numbers for atoms in frames]).astype(np.uint8),
+        numbers=_numbers(path, frames),
         positions=np.concatenate([atoms.positions for atoms in frames]),
         ptr=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        properties=properties,
-        units={name: units[name] for name in properties if name in units},
+        properties=table.properties(units, energy_unit),
+        units=table.units(units),
         cell=np.stack([atoms.cell.array for atoms in frames]) if periodic else None,
         pbc=np.stack([atoms.pbc for atoms in frames]) if periodic else None,
         ids=np.array(ids) if database else None,
         name=path.stem,
+        sources=table.sources,
+        unused=table.unused,
+        notes=table.notes,
     )
 
 
-def _labelled(frames: Iterable[Atoms]) -> Iterable[tuple[Atoms, dict[str, Any]]]:
-    for atoms in frames:
-        yield atoms, {**_numbers_in(atoms.info, len(atoms)), **_calculated(atoms)}
+def _database(path: Path, ids: list[int]) -> Iterable[Atoms]:
+    """Rows one by one; their numbers are appended to ``ids``."""
+    with reading(path):
+        for number, atoms in rows(path):
+            ids.append(number)
+            yield atoms
 
 
 def _units_of(path: Path) -> dict[str, str]:
@@ -222,88 +113,180 @@ def _units_of(path: Path) -> dict[str, str]:
     Raises:
         ValueError: a file that is no database, or a unit of length other than Å.
     """
-    with _opened(path) as database:
-        metadata = database.metadata
+    from ase.db import connect
+
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: give a database of ASE's")
+    with reading(path):
+        metadata = connect(str(path)).metadata
     require_angstrom(str(metadata.get("_distance_unit", "")), path)
     units = {name: str(unit) for name, unit in metadata.get("_property_unit_dict", {}).items()}
-    for name in ("forces", "stress"):
-        if name in units:
-            energy_by_length = _LENGTH.fullmatch(units[name])
+    for name, unit in units.items():
+        if name.lower().endswith(("forces", "force", "stress")):
+            energy_by_length = _LENGTH.fullmatch(unit)
             if energy_by_length is None:
-                raise ValueError(f"{path} has {name} in {units[name]!r}, which is no unit")
+                raise ValueError(f"{path} has {name} in {unit!r}, which is no unit")
             units[name], length = energy_by_length.groups()
             require_angstrom(length or "", path)
     return {name: unit for name, unit in units.items() if unit}
 
 
-def _database(path: Path, ids: list[int]) -> Iterable[tuple[Atoms, dict[str, Any]]]:
-    """Rows one by one; their numbers are appended to ``ids``."""
-    with _opened(path) as database:
-        for row in database.select():
-            atoms = row.toatoms()
-            ids.append(row.id)
-            values = {**_numbers_in(row.data, len(atoms)), **_numbers_in(row.key_value_pairs)}
-            yield atoms, {**values, **_calculated(atoms)}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A database of ASE's; what is raised while it is read names the file."""
-    from ase.db import connect
-
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file: give a database of ASE's")
+def _numbers(path: Path, frames: list[Atoms]) -> Array:
+    found = np.concatenate([atoms.numbers for atoms in frames])
     try:
-        yield connect(str(path))
-    except Exception as error:  # sqlite and ASE raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+        return atomic_numbers(found, str(path))
+    except ValueError:
+        for number, atoms in enumerate(frames):
+            atomic_numbers(atoms.numbers, f"{path}, frame {number}")
+        raise
 
 
-def _calculated(atoms: Atoms) -> dict[str, Any]:
-    results = {} if atoms.calc is None else atoms.calc.results
-    found = {name: results[name] for name in ("energy", "forces", "dipole") if name in results}
-    if "stress" in results:
-        found["stress"] = atoms.get_stress(voigt=False)
-    return {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
+def entries(atoms: Atoms) -> dict[str, Array | None]:
+    """What a frame holds besides atoms, by name; None for what is no real numbers."""
+    found: dict[str, Any] = {**atoms.info}
+    found |= {name: array for name, array in atoms.arrays.items() if name not in _OF_ATOMS}
+    if atoms.calc is not None:
+        results = {k: v for k, v in atoms.calc.results.items() if v is not None}
+        found |= {k: v for k, v in results.items() if k in _RESULTS or k not in found}
+    return {str(name): _real(value) for name, value in found.items() if value is not None}
 
 
-def _numbers_in(content: Any, atoms: int = 0) -> dict[str, Any]:
-    """Entries that are numbers or small vectors, and what belongs to atoms, of their number."""
-    found = {}
-    for name, value in content.items():
-        if isinstance(value, bool | str) or value is None:
-            continue
-        try:
-            array = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError):
-            continue
-        if name in PER_ATOM:
-            if array.ndim and len(array) == atoms:
-                found[name] = array.reshape(_per_atom(name, atoms))
-        elif array.size == 1 or array.shape == (3,):
-            found[name] = array.reshape(array.shape if array.shape == (3,) else ())
-    return found
+def _real(value: Any) -> Array | None:
+    if isinstance(value, bool | str):
+        return None
+    try:
+        array = np.asarray(value)
+        return array.astype(np.float64) if array.dtype.kind in "fiu" else None
+    except (TypeError, ValueError):
+        return None
 
 
-def _per_atom(name: str, atoms: int) -> tuple[int, ...]:
-    """Shape of a property of atoms."""
-    return (atoms, 3) if name == "forces" else (atoms,)
+class _Table:
+    """Labels of frames by name, and what else there is.
 
+    Attributes:
+        sources: names in the file by label.
+        unused: names of what is not used.
+        notes: sentences about what was found.
+    """
 
-def _columns(rows: list[dict[str, Any]], sizes: Array) -> dict[str, Array]:
-    """Arrays by name, with NaN where a row has no value."""
-    found = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        shape = next(row[name].shape for row in rows if name in row)
-        if name in PER_ATOM:
-            empty = [np.full(_per_atom(name, size), np.nan) for size in sizes]
-            found[name] = np.concatenate(
-                [row.get(name, blank) for row, blank in zip(rows, empty, strict=True)]
+    def __init__(self, path: Path, frames: list[Atoms], given: dict[str, str]):
+        self.path, self.frames = path, frames
+        content = [entries(atoms) for atoms in frames]
+        present = dict.fromkeys(name for row in content for name in row)
+        self.sources = known.choose(present, given, str(path), extra=NAMES)
+        self.notes = [
+            f"{label} is read from {name}" + (VIRIAL if known.is_virial(name) else "")
+            for label, name in self.sources.items()
+            if name != label and label not in given
+        ]
+        self._columns = {
+            label: self._labels(label, name, content) for label, name in self.sources.items()
+        }
+        conditions = self._conditions({k: v for k, v in given.items() if k in NAMES}, present)
+        taken = {*self.sources.values(), *conditions}
+        for name in [name for name in present if name not in taken]:
+            hidden = name in self._columns  # another column is given this name
+            column = None if hidden else self._others(name, content)
+            if column is not None:
+                self._columns[name] = column
+                taken.add(name)
+        self.unused = [name for name in present if name not in taken]
+
+    def _labels(self, label: str, name: str, content: list[dict[str, Array | None]]) -> Array:
+        """A label of all frames; NaN where one lacks it."""
+        found: list[Any] = []
+        for number, (atoms, row) in enumerate(zip(self.frames, content, strict=True)):
+            if name not in row:
+                found.append(None)
+                continue
+            value = row[name]
+            try:
+                if value is None:
+                    raise ValueError(f"{name} is no number")
+                value = known.of_frame(label, name, value, len(atoms))
+            except ValueError as error:
+                raise ValueError(f"{self.path}, frame {number}: {label}: {error}") from error
+            if label == "stress" and known.is_virial(name):
+                value = known.stress_of_virial(value, atoms.cell.array)
+            found.append(value)
+        if label in PER_ATOM:
+            width = (3,) if label == "forces" else ()
+            return np.concatenate(
+                [
+                    np.full((len(atoms), *width), np.nan) if value is None else value
+                    for atoms, value in zip(self.frames, found, strict=True)
+                ]
             )
-            continue
+        shape = next(value.shape for value in found if value is not None)
+        for number, value in enumerate(found):
+            if value is not None and value.shape != shape:
+                raise ValueError(
+                    f"{self.path}, frame {number}: {label}: {name} has shape "
+                    f"{list(value.shape)}, but {list(shape)} in frames before"
+                )
+        return np.stack([np.full(shape, np.nan) if value is None else value for value in found])
+
+    def _conditions(self, given: dict[str, str], present: Collection[str]) -> set[str]:
+        """Puts conditions among the columns; the names that they were read from."""
+        for label, name in given.items():
+            if name not in present:
+                known.choose(present, {label: name}, str(self.path))  # says what there is
+        read = []
+        for number, atoms in enumerate(self.frames):
+            try:
+                read.append(stated(atoms, given))
+            except ValueError as error:
+                raise ValueError(f"{self.path}, frame {number}: {error}") from error
+        used = set[str]()
+        for condition in NAMES:
+            count = sum(condition in row for row in read)
+            if not count:
+                continue
+            self._columns[condition] = np.array([row.get(condition, 0.0) for row in read])
+            self.notes += missing(condition, count, len(read))
+            names = (given[condition],) if condition in given else NAMES[condition]
+            used |= {name for name in names if name in present}
+            used |= {"initial_charges"} - used if condition not in given else set()
+        return used
+
+    def _others(self, name: str, content: list[dict[str, Array | None]]) -> Array | None:
+        """Numbers, or vectors of three, of frames; None for anything else."""
+        if name in known.NAMES or any(name in atoms.arrays for atoms in self.frames):
+            return None
+        if not any(name in atoms.info for atoms in self.frames):  # a calculator's
+            return None
+        found = [row.get(name) for row in content]
+        shapes = {
+            (3,) if value.shape == (3,) else () if value.size == 1 else None
+            for value in found
+            if value is not None
+        }
+        if len(shapes) != 1 or None in shapes:
+            return None
+        (shape,) = shapes
+        assert shape is not None
         blank = np.full(shape, np.nan)
-        values = [row.get(name, blank) for row in rows]
-        if all(value.shape == shape for value in values):
-            found[name] = np.stack(values)
-    return found
+        return np.stack([blank if value is None else value.reshape(shape) for value in found])
+
+    def properties(self, units: Mapping[str, str], energy_unit: str) -> dict[str, Array]:
+        """All columns, energies in eV."""
+        found = {}
+        for label, values in self._columns.items():
+            name = self.sources.get(label, label)
+            if known.is_energy(label, name):
+                values = values * energy_factor(units.get(name, energy_unit), self.path)
+            elif label == "dipole":
+                values = values * dipole_factor(units.get(name, ""), self.path)
+            found[label] = values
+        return found
+
+    def units(self, given: Mapping[str, str]) -> dict[str, str]:
+        """Units of the columns, where they are known."""
+        found = {}
+        for label in self._columns:
+            name = self.sources.get(label, label)
+            unit = known.unit_of(label, name) or given.get(name)
+            if unit is not None:
+                found[label] = unit
+        return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from importlib.resources import as_file, files
@@ -16,14 +17,16 @@ from typing import Any
 import numpy as np
 
 from .dataset import Dataset
-from .frames import load_ase, load_npz
+from .frames import load_ase
+from .labels import checked_names
+from .npz import load_npz
 from .qm9 import installed_tables, load_qm9
-from .reading import sha256_of
+from .reading import Archive, sha256_of
 
 FORMATS = ("auto", "qm9", "npz", "ase", "molkern", "ethanol")
 META = "meta.json"
 #: Raised where the way a reader understands files changes, so that nothing old is found.
-VERSION = 1
+VERSION = 2
 
 
 def load_dataset(
@@ -32,6 +35,7 @@ def load_dataset(
     format: str = "auto",
     energy_unit: str = "eV",
     sha256: str | None = None,
+    labels: Mapping[str, str] | None = None,
     cache: str | Path | None = None,
     progress: bool = True,
 ) -> Dataset:
@@ -45,12 +49,15 @@ def load_dataset(
             by the look of the file.
         energy_unit: of an npz or a file of ASE's that does not say.
         sha256: what the file's checksum must be.
+        labels: what an npz or a file of ASE's calls labels, by label, ``{"energy": "REF_energy"}``;
+            see :func:`load_npz` and :func:`load_ase`.
         cache: where data are kept that take long to read; by default ``MOLKERN_CACHE`` of the
             environment, or ``molkern`` in the user's cache folder.
         progress: whether progress bars are shown.
 
     Raises:
-        ValueError: a file that is not there, damaged, or not the one that is wanted.
+        ValueError: a file that is not there, damaged, or not the one that is wanted; names of
+            labels for a format that has its own.
 
     >>> from molkern.data import load_dataset
     >>> len(load_dataset(format="ethanol"))
@@ -58,6 +65,9 @@ def load_dataset(
     """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    labels = checked_names(labels)
+    if labels and format in ("qm9", "molkern", "ethanol"):
+        raise ValueError(f"data.labels: data of format {format} have names of their own: leave it")
     if format == "ethanol":
         return _ethanol()
     if path is None:
@@ -73,26 +83,33 @@ def load_dataset(
             "again, or leave data.sha256 out"
         )
     if format == "auto":
-        format = _guess(path)
+        return load_dataset(
+            path,
+            format=_guess(path, bool(labels)),
+            energy_unit=energy_unit,
+            labels=labels,
+            cache=cache,
+            progress=progress,
+        )
     if format == "molkern":
         return open_dataset(path)
     if format == "npz":
-        return load_npz(path, energy_unit)
+        return load_npz(path, energy_unit, labels)
     if format == "ase":
-        read = partial(load_ase, path, progress, energy_unit)
-        return _kept(path, f"ase-{energy_unit.replace('/', '_')}", read, cache)
+        read = partial(load_ase, path, progress, energy_unit, labels)
+        options = json.dumps([energy_unit, sorted(labels.items()), path.suffix])
+        return _kept(path, f"ase-{hashlib.sha256(options.encode()).hexdigest()[:8]}", read, cache)
     if path.suffix == ".npz":
         return load_qm9(path, progress)
     return _kept(path, "qm9", partial(load_qm9, path, progress), cache)
 
 
-def _guess(path: Path) -> str:
+def _guess(path: Path, labels: bool) -> str:
     if path.is_dir():
         return "molkern" if (path / META).exists() else "qm9"
-    if path.suffix == ".npz":
-        with suppress(Exception), np.load(path) as content:
-            if "id" in content.files and "N" in content.files:
-                return "qm9"
+    if path.suffix in (".npz", ".npy"):
+        with suppress(ValueError):
+            return "qm9" if not labels and {"id", "N"} <= Archive(path).headers.keys() else "npz"
         return "npz"
     return "qm9" if ".tar" in path.name or path.suffix in (".bz2", ".tgz") else "ase"
 
@@ -111,7 +128,9 @@ def _kept(
     folder = _cache_folder(cache) / f"{format}-{VERSION}-{sha256_of(path)[:32]}"
     if folder.exists():
         try:
-            return open_dataset(folder)
+            found = open_dataset(folder)
+            found.name = path.stem if found.name != "QM9" else found.name  # copies are the same
+            return found
         except ValueError:  # damaged: read it again
             shutil.rmtree(folder, ignore_errors=True)
     data = read()
@@ -155,6 +174,7 @@ def save_dataset(data: Dataset, folder: str | Path) -> None:
             np.save(file, np.ascontiguousarray(values))
             sums[name] = [file.name, sha256_of(file)]
         meta = dict(version=VERSION, name=data.name, units=dict(data.units), arrays=sums)
+        meta |= dict(sources=dict(data.sources), unused=list(data.unused), notes=list(data.notes))
         (part / META).write_text(json.dumps(meta, indent=1))
         part.rename(folder)
     finally:
@@ -175,13 +195,14 @@ def open_dataset(folder: str | Path, verify: bool = True) -> Dataset:
     try:
         meta = json.loads((folder / META).read_text())
         names, units, name = meta["arrays"], meta["units"], meta["name"]
+        about = {key: meta[key] for key in ("sources", "unused", "notes") if key in meta}
         if not {"numbers", "positions", "ptr"} <= names.keys():
             raise ValueError(f"{META} lists no atoms")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        places = {key: (folder / str(file), str(wanted)) for key, (file, wanted) in names.items()}
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder} holds no data set of molkern's ({error})") from error
     arrays = {
-        key: _mapped(folder / file, wanted if verify else None)
-        for key, (file, wanted) in names.items()
+        key: _mapped(file, wanted if verify else None) for key, (file, wanted) in places.items()
     }
     return Dataset(
         numbers=arrays["numbers"],
@@ -194,6 +215,7 @@ def open_dataset(folder: str | Path, verify: bool = True) -> Dataset:
         ids=arrays.get("ids"),
         reference=_under("reference.", arrays),
         name=name,
+        **about,
     )
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import lzma
+import math
 import re
 import tarfile
 import warnings
@@ -22,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dataset import Dataset
-from .reading import arrays_of, progress_over
+from .reading import Archive, atomic_numbers, progress_over, whole_numbers
+from .sdf import Molecule, molecules
 
 Array = NDArray[Any]
 
@@ -131,7 +133,7 @@ def _dataset(
 ) -> Dataset:
     """Of all molecules of a source those that are what they were meant to be."""
     data = Dataset(
-        numbers=numbers.astype(np.uint8),
+        numbers=atomic_numbers(numbers, str(path)),
         positions=positions,
         ptr=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         properties=values,
@@ -154,20 +156,37 @@ def _dataset(
 
 
 def _from_npz(path: Path) -> Dataset:
-    content = arrays_of(path)
+    archive = Archive(path)
     needed = ("N", "Z", "R", "id")
-    missing = [name for name in needed if name not in content]
+    missing = [name for name in needed if name not in archive]
     if missing:
         raise ValueError(
             f"{path} has no {', '.join(missing)}: it is no QM9 in DimeNet's layout (N, Z, R, id)"
         )
-    values = {name: content[name].astype(np.float64) for name in UNITS if name in content}
-    if "Q" in content:
-        values["charges"] = content["Q"]
-    ids = content["id"].astype(np.int64)
+    count, atoms = math.prod(archive.shape("id")), math.prod(archive.shape("Z"))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys([*needed, *UNITS], (count,))
+    shapes |= {"Z": (atoms,), "R": (atoms, 3), "Q": (atoms,)}
+    present = [name for name in shapes if name in archive]
+    for name in present:
+        archive.require_numbers(name)
+        if archive.shape(name) != shapes[name]:
+            raise ValueError(
+                f"{path}: {name} must have shape {list(shapes[name])}, as others have, got "
+                f"{list(archive.shape(name))}"
+            )
+    sizes = whole_numbers(archive.numbers("N"), f"{path}: N")
+    if (sizes < 0).any() or sizes.sum() != atoms:
+        raise ValueError(f"{path}: N adds up to {sizes.sum():,}, but Z has {atoms:,} atoms")
+    values = {name: archive.numbers(name).astype(np.float64) for name in UNITS if name in archive}
+    if "Q" in archive:
+        values["charges"] = archive.numbers("Q")
+    ids = whole_numbers(archive.numbers("id"), f"{path}: id")
     if (ids == 0).any():  # DimeNet's own file counts from 0, the raw files from 1
         ids += 1
-    return _dataset(path, ids, content["N"], content["Z"], content["R"], values)
+    numbers = atomic_numbers(archive.numbers("Z"), f"{path}: Z")
+    data = _dataset(path, ids, sizes, numbers, archive.numbers("R"), values)
+    data.unused = [name for name in archive.headers if name not in present]
+    return data
 
 
 class _Molecules:
@@ -186,6 +205,11 @@ class _Molecules:
     ) -> None:
         if index in uncharacterized():
             return
+        if np.shape(positions) != (len(numbers), 3) or len(charges) not in (0, len(numbers)):
+            raise ValueError(
+                f"molecule {index} has {len(numbers)} elements, positions "
+                f"{list(np.shape(positions))} and {len(charges)} charges"
+            )
         self.ids.append(index)
         self.sizes.append(len(numbers))
         self.numbers += numbers
@@ -299,34 +323,17 @@ class _Structures:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.seen: set[str] = set()
-        self.titles: list[str] = []
-        self.molecules: list[tuple[list[int], Array]] = []
+        self.molecules: list[Molecule] = []
         self.rows: list[tuple[str, list[float]]] = []
 
     def read(self, name: str, lines: Iterator[str]) -> None:
         """One of the two files."""
         self.seen.add(name)
         if name == self.FILES[0]:
-            while (title := next(lines, None)) is not None:
-                self.titles.append(title.strip())
-                self.molecules.append(self._molecule(lines))
+            self.molecules += molecules(lines)
         elif name == self.FILES[1]:
             for row in csv.DictReader(lines):
                 self.rows.append((row["mol_id"], [float(row[key]) for key in self.COLUMNS]))
-
-    def _molecule(self, lines: Iterator[str]) -> tuple[list[int], Array]:
-        """What follows the title, up to the line of dollars."""
-        try:
-            counts = [next(lines) for _ in range(3)][-1]
-            if "V2000" not in counts:
-                raise ValueError(f"molecule {len(self.titles)} is not in V2000")
-            atoms = [next(lines) for _ in range(int(counts[:3]))]
-            while not next(lines).startswith("$$$$"):
-                pass
-        except StopIteration:
-            raise ValueError(f"it ends within molecule {len(self.titles)}") from None
-        places = [[float(line[k : k + 10]) for k in (0, 10, 20)] for line in atoms]
-        return [_SYMBOLS[line[31:34].strip()] for line in atoms], np.array(places, np.float32)
 
     def add_to(self, found: _Molecules) -> None:
         """Pairs structures with values.
@@ -342,15 +349,16 @@ class _Structures:
                 f"{self.path}: gdb9.sdf has {len(self.molecules):,} molecules, its table "
                 f"{len(self.rows):,}: take both from one archive"
             )
-        pairs = zip(self.titles, self.molecules, self.rows, strict=True)
-        for k, (title, (numbers, positions), (label, values)) in enumerate(pairs, 1):
-            index, known = _index(label), _index(title)
+        pairs = zip(self.molecules, self.rows, strict=True)
+        for k, (molecule, (label, values)) in enumerate(pairs, 1):
+            index, known = _index(label), _index(molecule.title)
             if index is None or known not in (None, index):
                 raise ValueError(
-                    f"{self.path}: molecule {k} of gdb9.sdf is {title}, but {label} in its table: "
-                    "take both from one archive"
+                    f"{self.path}: molecule {k} of gdb9.sdf is {molecule.title}, but {label} in "
+                    "its table: take both from one archive"
                 )
-            found.add(index, numbers, positions, [], values)
+            numbers = [_SYMBOLS[symbol] for symbol in molecule.symbols]
+            found.add(index, numbers, molecule.positions, [], values)
 
 
 def _index(label: str) -> int | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..graph import AtomicBatch
 from ..models import Potential, load
+from .indices import Index, as_indices
 
 
 @dataclass
@@ -32,13 +33,26 @@ class Frames:
     def __len__(self) -> int:
         return self.positions.shape[0]
 
-    def __getitem__(self, index: Tensor | slice) -> Frames:
-        return Frames(self.numbers, self.positions[index], self.energies[index], self.forces[index])
+    def __repr__(self) -> str:
+        frames, atoms = self.positions.shape[:2]
+        return f"Frames({frames:,} of {atoms} atoms, {self.positions.dtype})"
+
+    def __getitem__(self, index: Index) -> Frames:
+        """Some frames; of an integer, the one frame. See :class:`molkern.data.Dataset`."""
+        if isinstance(index, tuple):
+            raise TypeError("frames have one axis: give a list of frames, and choose atoms after")
+        chosen = torch.from_numpy(as_indices(index, len(self), "frames"))
+        chosen = chosen.to(self.positions.device)
+        return Frames(
+            self.numbers, self.positions[chosen], self.energies[chosen], self.forces[chosen]
+        )
 
     def batch(self, dtype: torch.dtype = torch.float32) -> AtomicBatch:
         """All frames side by side."""
         frames, atoms, _ = self.positions.shape
-        system = None if frames == 1 else torch.arange(frames).repeat_interleave(atoms)
+        system = (
+            None if frames == 1 else torch.arange(frames, device="cpu").repeat_interleave(atoms)
+        )
         positions = self.positions.reshape(-1, 3).to(dtype)
         return AtomicBatch(self.numbers.repeat(frames), positions, system, num_systems=frames)
 
@@ -52,10 +66,10 @@ def ethanol_frames() -> dict[str, Frames]:
     """
     with as_file(files("molkern.data") / "ethanol_gfn2_500K.npz") as path, np.load(path) as data:
         frames = Frames(
-            torch.as_tensor(data["z"], dtype=torch.int64),
-            torch.as_tensor(data["R"], dtype=torch.float64),
-            torch.as_tensor(data["E"], dtype=torch.float64).flatten(),
-            torch.as_tensor(data["F"], dtype=torch.float64),
+            torch.as_tensor(data["z"], dtype=torch.int64, device="cpu"),
+            torch.as_tensor(data["R"], dtype=torch.float64, device="cpu"),
+            torch.as_tensor(data["E"], dtype=torch.float64, device="cpu").flatten(),
+            torch.as_tensor(data["F"], dtype=torch.float64, device="cpu"),
         )
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(frames)))
     bounds = {"train": (0, 1000), "validation": (1000, 1200), "test": (1200, 2000)}

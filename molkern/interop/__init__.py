@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from ..models import Potential
+from ..ops._arguments import checked
+from ..ops._modes import ordinary_tensors
 from . import dimenet, dtnn, physnet, schnet
 from .entries import Entries
 from .mlcg import from_mlcg_module
@@ -104,6 +106,7 @@ def from_mlcg(module: nn.Module) -> Potential:
     return _converted(from_mlcg_module, inner)
 
 
+@ordinary_tensors()
 def _converted(convert: Callable[[Any], Potential], module: nn.Module) -> Potential:
     try:
         model = convert(module)
@@ -143,6 +146,7 @@ def from_asparagus(
     return _apply(physnet.from_asparagus_state, tensors, Entries(config, "its configuration"))
 
 
+@checked
 def load(path: str | Path) -> Potential:
     """A model from an ``.npz`` of published variables, recognised by their names.
 
@@ -186,6 +190,7 @@ def _convert(arrays: dict[str, np.ndarray]) -> Potential:
     )
 
 
+@ordinary_tensors()
 def _apply(
     recipe: Callable[[Any, Any], Potential], entries: Mapping[str, Any], meta: Entries
 ) -> Potential:

@@ -14,8 +14,10 @@ from ase.calculators.calculator import (
 )
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from ..data.conditions import ConditionReader, stated
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..ops._arguments import checked
 from .evaluator import Evaluator
 from .kept import require_energy
 
@@ -28,10 +30,13 @@ class ASECalculator(Calculator):
         skin: how much farther than the model's cutoff the neighbor list reaches, in Å, see
             :class:`molkern.md.Evaluator`.
         energy_unit: the model's unit of energy in eV (``ase.units.kcal / ase.units.mol``, say).
-        conditions: what else the model's prediction depends on (``total_charge``, say).
+        conditions: what else the model's prediction depends on (``total_charge``, say). A total
+            charge that is not given here is what the atoms state, in ``info`` or by their initial
+            charges (:func:`molkern.data.conditions.stated`), or 0.
 
     Raises:
-        ValueError: a model of something other than energies.
+        ValueError: a model of something other than energies; on calculating, a charge that is no
+            number.
 
     >>> import ase.build, molkern
     >>> atoms = ase.build.molecule("CH3CH2OH")
@@ -43,6 +48,7 @@ class ASECalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
 
+    @checked
     def __init__(
         self,
         model: Potential,
@@ -60,6 +66,9 @@ class ASECalculator(Calculator):
         #: Of the atoms that were calculated last; None before.
         self.evaluator: Evaluator | None = None
         self._numbers = self._pbc = np.empty(0)
+        #: What the model depends on and nobody gave: the atoms are asked.
+        self._wanted = [name for name in model.conditions if name not in self.conditions]
+        self._stated: dict[str, float] = {}
 
     def calculate(
         self,
@@ -95,7 +104,10 @@ class ASECalculator(Calculator):
         }
         pairs["cell"], pairs["pbc"] = (known.cell.array, atoms.cell.array), (known.pbc, atoms.pbc)
         watched = [name for name in all_changes if name not in self.ignored_changes]
-        return [name for name in watched if not _same(*pairs[name])]
+        changed = [name for name in watched if not _same(*pairs[name])]
+        if self._wanted and "initial_charges" not in changed and stated(known) != stated(atoms):
+            changed.append("initial_charges")  # by info
+        return changed
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes an evaluator of its own, whose memory is no data
@@ -104,10 +116,14 @@ class ASECalculator(Calculator):
     def _evaluator_for(self, atoms: Atoms) -> Evaluator:
         numbers, pbc = atoms.numbers, atoms.pbc
         known = np.array_equal(numbers, self._numbers) and np.array_equal(pbc, self._pbc)
+        if self._wanted:
+            stated = ConditionReader(self._wanted).read(atoms, "the atoms")
+            known, self._stated = known and stated == self._stated, stated
         if self.evaluator is None or not known:
             weight = next(self.model.parameters())
             batch = AtomicBatch.from_ase(atoms, weight.dtype, weight.device)
-            self.evaluator = Evaluator(self.model, batch, skin=self.skin, **self.conditions)
+            conditions = {**self._stated, **self.conditions}
+            self.evaluator = Evaluator(self.model, batch, skin=self.skin, **conditions)
             self._numbers, self._pbc = numbers.copy(), pbc.copy()
         return self.evaluator
 

@@ -97,7 +97,7 @@ def dynamics(
     size = default_group(len(atoms), device) if group is None else group
     together = len(atoms) * min(size, settings["replicas"])
     plan = Plan(
-        source,
+        source.for_structure(atoms, str(structure)),
         atoms,
         Settings(**settings, energy_unit=unit_of_energy(energy_unit)),
         output_path(out),

@@ -177,7 +177,7 @@ class ReplicaNoise:
 
     def __init__(self, seed: int, replicas: Sequence[int], atoms: int):
         self.seed, self.replicas, self.atoms = seed, replicas, atoms
-        self._block, self._numbers = -1, torch.empty(0)
+        self._block, self._numbers = -1, torch.empty(0, device="cpu")
 
     def __call__(self, step: int) -> Tensor:
         """Those of a step, ``[len(replicas) · n, 3]``, float64."""

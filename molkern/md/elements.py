@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 
 _SYMBOLS = (
@@ -21,7 +22,8 @@ def atomic_numbers(elements: Iterable[str | int]) -> list[int]:
     """Atomic numbers of chemical symbols; integers are taken as they are.
 
     Raises:
-        ValueError: a string that is no chemical symbol.
+        ValueError: a string that is no chemical symbol, a negative number.
+        TypeError: something that is neither a string nor an integer.
 
     >>> atomic_numbers(["H", "Og", 8])
     [1, 118, 8]
@@ -30,5 +32,15 @@ def atomic_numbers(elements: Iterable[str | int]) -> list[int]:
     for element in elements:
         if isinstance(element, str) and element not in _NUMBERS:
             raise ValueError(f"{element!r} is no chemical symbol: write them as in 'H' or 'Cl'")
-        numbers.append(_NUMBERS[element] if isinstance(element, str) else int(element))
+        numbers.append(_NUMBERS[element] if isinstance(element, str) else _whole(element))
     return numbers
+
+
+def _whole(element: int) -> int:
+    try:
+        number = operator.index(element)
+    except TypeError:
+        raise TypeError(f"{element!r} is neither a chemical symbol nor an integer") from None
+    if number < 0:
+        raise ValueError(f"atomic numbers are not negative, got {number}")
+    return number

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..data.conditions import CONDITIONS, ConditionReader, write_into
+from ..data.frames import entries
+from ..data.labels import choose, of_frame
 from ..extras import require
 from ..files import read_frames, writing
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..structures import check_frame
 from .parallel import run_pieces
 from .source import ModelSource, check_elements
 from .trajectories import XYZ
@@ -35,7 +39,7 @@ class Chunk:
 
     Attributes:
         first: number of the first one's frame.
-        systems: elements, positions, cells and periodicity only.
+        systems: elements, positions, cells, periodicity, and conditions in ``info``, only.
         stress: whether theirs is wanted.
     """
 
@@ -86,7 +90,8 @@ def _has_stress(frame: Atoms) -> bool:
 def _bare(frame: Atoms) -> Atoms:
     from ase import Atoms
 
-    return Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc)
+    info = {name: frame.info[name] for name in CONDITIONS if name in frame.info}
+    return Atoms(frame.numbers, frame.positions, cell=frame.cell, pbc=frame.pbc, info=info)
 
 
 class EvaluateWorker:
@@ -142,10 +147,23 @@ class EvaluateWorker:
                 self._compute(Chunk(chunk.first + count // 2, second, chunk.stress)),
             )
         out = self._model(
-            batch, forces=True, stress=chunk.stress, neighbors=neighbors, **self._conditions
+            batch,
+            forces=True,
+            stress=chunk.stress,
+            neighbors=neighbors,
+            **self._conditions_of(chunk.systems, batch.positions.device),
         )
         found = {k: out[k].to("cpu", torch.float64).numpy() * self._unit for k in out}
         return Results(found["energy"], found["forces"], found.get("stress"))
+
+    def _conditions_of(self, systems: list[Atoms], device: torch.device) -> dict[str, Any]:
+        """What the systems carry, or what is given for all."""
+        found = dict(self._conditions)
+        for name in self._model.conditions:
+            if all(name in atoms.info for atoms in systems):
+                values = [float(atoms.info[name]) for atoms in systems]
+                found[name] = torch.tensor(values, dtype=torch.float64, device=device)
+        return found
 
 
 def _joined(a: Results, b: Results) -> Results:
@@ -199,10 +217,17 @@ class Errors:
 
 
 def _reference(frame: Atoms) -> dict[str, Any]:
-    """Energy and forces that came with a structure."""
-    calculator = frame.calc
-    results = {} if calculator is None else calculator.results
-    return {k: results[k] for k in ("energy", "forces") if results.get(k) is not None}
+    """Energy and forces that came with a structure, by the names that training knows too."""
+    content = {name: value for name, value in entries(frame).items() if value is not None}
+    names = choose(content, {}, "")
+    found: dict[str, Any] = {}
+    for label in ("energy", "forces"):
+        if label in names:
+            with suppress(ValueError):  # of another shape: no reference
+                value = of_frame(label, names[label], content[names[label]], len(frame))
+                if np.isfinite(value).all():
+                    found[label] = value
+    return found
 
 
 class Output(Protocol):
@@ -217,8 +242,8 @@ class Output(Protocol):
 class _Frames:
     """Extended XYZ, with a file's own energies and forces as ``reference_…``."""
 
-    def __init__(self, file: TextIO):
-        self._file = file
+    def __init__(self, file: TextIO, conditions: Sequence[str] = ()):
+        self._file = file  # conditions are in the frames' info
 
     def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None:
         from ase.calculators.singlepoint import SinglePointCalculator
@@ -230,6 +255,9 @@ class _Frames:
             result.info["reference_energy"] = before["energy"]
         if "forces" in before:
             result.arrays["reference_forces"] = np.asarray(before["forces"])
+        for name in ("energy", "forces", "stress"):  # write_xyz refuses what is there already
+            result.info.pop(name, None)
+            result.arrays.pop(name, None)
         voigt = {} if stress is None else {"stress": full_3x3_to_voigt_6_stress(stress)}
         result.calc = SinglePointCalculator(result, energy=energy, forces=forces, **voigt)
         write_xyz(self._file, result)
@@ -239,14 +267,15 @@ class _Frames:
 
 
 class _Table:
-    """Comma-separated: frame, atoms, energy."""
+    """Comma-separated: frame, atoms, energy, and conditions where there are some."""
 
-    def __init__(self, file: TextIO):
-        self._file, self._count = file, 0
-        file.write("frame,atoms,energy_eV\n")
+    def __init__(self, file: TextIO, conditions: Sequence[str] = ()):
+        self._file, self._conditions, self._count = file, conditions, 0
+        file.write(",".join(["frame,atoms,energy_eV", *conditions]) + "\n")
 
     def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None:
-        self._file.write(f"{self._count},{len(frame)},{energy!r}\n")
+        values = [repr(float(frame.info[name])) for name in self._conditions]
+        self._file.write(",".join([f"{self._count},{len(frame)},{energy!r}", *values]) + "\n")
         self._count += 1
 
     def finish(self) -> bytes:
@@ -254,13 +283,17 @@ class _Table:
 
 
 class _Arrays:
-    """NumPy's archive: ``energies`` [M], ``forces`` [N, 3], ``atoms`` [M], ``stress`` [M, 3, 3]."""
+    """NumPy's archive: ``energies`` [M], ``forces`` [N, 3], ``atoms`` [M], ``stress`` [M, 3, 3],
+    and conditions [M]."""
 
-    def __init__(self, file: TextIO):
+    def __init__(self, file: TextIO, conditions: Sequence[str] = ()):
         self._rows: list[tuple[int, float, Array, Array | None]] = []
+        self._conditions: dict[str, list[float]] = {name: [] for name in conditions}
 
     def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None:
         self._rows.append((len(frame), energy, forces, stress))
+        for name, values in self._conditions.items():
+            values.append(float(frame.info[name]))
 
     def finish(self) -> bytes:
         nothing = np.full((3, 3), np.nan)
@@ -268,6 +301,7 @@ class _Arrays:
             "atoms": np.array([row[0] for row in self._rows]),
             "energies": np.array([row[1] for row in self._rows]),
             "forces": np.concatenate([row[2] for row in self._rows]),
+            **{name: np.array(values) for name, values in self._conditions.items()},
         }
         if any(row[3] is not None for row in self._rows):
             arrays["stress"] = np.array([nothing if r[3] is None else r[3] for r in self._rows])
@@ -308,21 +342,29 @@ def evaluate(
         ray_address: of a cluster.
 
     Returns:
-        How many structures there were, and lines about errors where the file has references.
+        How many structures there were, and lines about errors where the file has references, and
+        about conditions: models that take a total charge are given what
+        :func:`molkern.data.conditions.stated` finds in a frame, or 0, unless the source has one.
 
     Raises:
         ValueError: files that are missing, empty or cannot be read, elements that the model does
-            not know (naming frame and atom), structures that the model refuses.
+            not know (naming frame and atom), structures that cannot be computed (naming the
+            frame) or that the model refuses.
         OSError: naming a file that cannot be written.
     """
     require("md", "ase", "tqdm")
     _check_arguments(structures, out, max_atoms, max_edges)
-    known = source.elements(source.load())
+    model = source.load()
+    known = source.elements(model)
+    conditions = ConditionReader(model.conditions, dict(source.conditions))
     kept: dict[int, Atoms] = {}
 
     def frames() -> Iterator[Atoms]:
         for index, frame in enumerate(read_frames(structures)):
-            check_elements(frame.numbers, known, source.name, f"{structures}, frame {index}")
+            where = f"{structures}, frame {index}"
+            check_frame(frame, where)
+            check_elements(frame.numbers, known, source.name, where)
+            write_into(frame, conditions.read(frame, where))
             kept[index] = frame
             yield frame
 
@@ -336,7 +378,8 @@ def evaluate(
         gpus=int(device.startswith("cuda")),
         address=ray_address,
     )
-    return _write(out, results, kept)
+    count, lines = _write(out, results, kept, conditions.wanted)
+    return count, [*lines, *conditions.notes()]
 
 
 def _check_arguments(structures: Path, out: Path, max_atoms: int, max_edges: int) -> None:
@@ -352,7 +395,9 @@ def _check_arguments(structures: Path, out: Path, max_atoms: int, max_edges: int
         raise ValueError(f"{out} is the file of structures itself: choose another --out")
 
 
-def _write(out: Path, results: Iterator[Results], kept: dict[int, Atoms]) -> tuple[int, list[str]]:
+def _write(
+    out: Path, results: Iterator[Results], kept: dict[int, Atoms], conditions: Sequence[str]
+) -> tuple[int, list[str]]:
     from tqdm import tqdm
 
     errors, count = Errors(), 0
@@ -361,7 +406,7 @@ def _write(out: Path, results: Iterator[Results], kept: dict[int, Atoms]) -> tup
         with writing(out):
             file = part.open("w", encoding="utf-8")
         with file, tqdm(desc="evaluating", unit="frame", file=sys.stderr) as bar:
-            output: Output = _OUTPUTS[out.suffix](file)
+            output: Output = _OUTPUTS[out.suffix](file, conditions)
             for result in results:
                 with writing(out):
                     count += _add(output, result, kept, count, errors)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
 from ..models.potential import is_called_plainly
+from ..ops._arguments import checked, explained
 from .fixed import FixedList
 from .order import spatial_order
 from .steps import GraphSteps, HostSteps, capture_graph
@@ -66,6 +67,7 @@ class Evaluator:
     1
     """
 
+    @checked
     def __init__(
         self,
         model: Potential,
@@ -120,6 +122,7 @@ class Evaluator:
         """On the CPU: bytes held for steps, and how often the system was asked for memory."""
         return self._steps.memory if isinstance(self._steps, HostSteps) else None
 
+    @explained
     def __call__(
         self,
         positions: Tensor | None = None,

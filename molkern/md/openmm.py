@@ -12,6 +12,7 @@ import torch
 from openmm import app, unit
 
 from ..models import Potential
+from ..ops._arguments import checked
 from .kept import KeptEvaluators
 
 #: kJ/mol per eV: e · N_A / 1000, exact in the SI of 2019.
@@ -43,7 +44,7 @@ class OpenMMCompute:
         skin: float = 0.5,
         conditions: dict[str, Any] | None = None,
     ):
-        self.model, self.numbers = model.eval(), torch.as_tensor(list(numbers))
+        self.model, self.numbers = model.eval(), torch.as_tensor(list(numbers), device="cpu")
         self.energy_unit, self.periodic = energy_unit, periodic
         self.options = {"skin": skin, **(conditions or {})}
         self._prepare()
@@ -70,7 +71,7 @@ class OpenMMCompute:
         if self.periodic:
             box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)
             cell = torch.from_numpy(_ANGSTROM_PER_NM * box).unsqueeze(0)
-            pbc = torch.ones(1, 3, dtype=torch.bool)
+            pbc = torch.ones(1, 3, dtype=torch.bool, device="cpu")
         scale = self.energy_unit * _KJ_PER_EV
         with self._lock:
             out = self.kept.find(self.numbers, place, cell, pbc)(place, cell)
@@ -86,6 +87,7 @@ class OpenMMCompute:
         self._prepare()
 
 
+@checked
 def openmm_force(
     model: Potential,
     atoms: app.Topology | Iterable[int],

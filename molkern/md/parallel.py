@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -277,6 +278,7 @@ def _connect(workers: int, threads: int, gpus: int, address: str | None) -> bool
             f"{workers} workers need a GPU each, but there are {torch.cuda.device_count()}: use "
             "fewer --workers, or --ray-address of a cluster"
         )
+    check_shared_memory()
     ray.init(
         num_cpus=workers * threads,
         include_dashboard=False,
@@ -284,6 +286,19 @@ def _connect(workers: int, threads: int, gpus: int, address: str | None) -> bool
         **quiet,
     )
     return True
+
+
+def check_shared_memory() -> None:
+    """Refuses to start Ray where there is no shared memory: it would wait, or fail on its own.
+
+    Raises:
+        OSError: ``/dev/shm`` is missing or read-only, as in some containers.
+    """
+    if sys.platform == "linux" and not os.access("/dev/shm", os.W_OK):
+        raise OSError(
+            "Ray keeps its objects in /dev/shm, which is missing or read-only here: mount it "
+            "(docker run --shm-size=1g), or leave --workers out"
+        )
 
 
 def _check_room(workers: int, threads: int, gpus: int) -> None:

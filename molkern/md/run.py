@@ -13,10 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
 from ..extras import require
 from ..files import AppendedText, writing
+from ..structures import check_frame
 from . import report
 from .group import DynamicsWorker, GroupReport
 from .parallel import run_pieces
@@ -61,8 +60,9 @@ def check_structure(plan: Plan, name: str) -> None:
     """Refuses structures that cannot be run.
 
     Raises:
-        ValueError: no atoms, constraints, positions that are not finite, no velocities to keep,
-            elements that the model does not know, masses that are not positive.
+        ValueError: no atoms, constraints, positions that are not finite, a cell that is missing or
+            singular, no velocities to keep, elements that the model does not know, masses that are
+            not positive.
     """
     atoms = plan.atoms
     if len(atoms) == 0:
@@ -72,11 +72,7 @@ def check_structure(plan: Plan, name: str) -> None:
         raise ValueError(f"{name} has constraints ({kind}), which are not kept here: remove them")
     if plan.settings.keep_velocities and not atoms.has("momenta"):
         raise ValueError(f"{name} has no velocities to keep: leave --keep-velocities out")
-    finite = np.isfinite(atoms.positions).all(1)
-    if not finite.all():
-        atom = int((~finite).argmax())
-        place = atoms.positions[atom].tolist()
-        raise ValueError(f"{name}: atom {atom} is at {place}, which is not finite")
+    check_frame(atoms, name)
     masses = atoms.get_masses()
     if not (masses > 0).all():
         atom = int((~(masses > 0)).argmax())

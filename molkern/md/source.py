@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..data.conditions import ConditionReader
 from ..models import Potential, load
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 #: The model that is shipped with the package, and what it was trained on.
 SHIPPED = "ethanol"
@@ -82,6 +86,19 @@ class ModelSource:
         if self.filters is not None:
             model.filters = self.filters
         return model
+
+    def for_structure(self, atoms: Atoms, name: str) -> ModelSource:
+        """With the conditions that a structure states, where the model takes some and none are
+        given.
+
+        Raises:
+            ValueError: conditions of the structure (``name``) that are no numbers, or contradict.
+        """
+        wanted = [key for key in self.load().conditions if key not in dict(self.conditions)]
+        found = ConditionReader(wanted).read(atoms, name)
+        own = {key: value for key, value in found.items() if value}  # 0 is what models take anyway
+        conditions = {**dict(self.conditions), **own}
+        return replace(self, conditions=tuple(sorted(conditions.items())))
 
     @staticmethod
     def _prediction(model: Potential) -> str:

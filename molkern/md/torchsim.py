@@ -10,6 +10,7 @@ from torch_sim import SimState
 from torch_sim.models.interface import ModelInterface
 
 from ..models import Potential
+from ..ops._arguments import checked
 from .kept import KeptEvaluators
 
 
@@ -48,6 +49,7 @@ class TorchSimModel(ModelInterface):
     (torch.Size([2]), torch.Size([12, 3]))
     """
 
+    @checked
     def __init__(
         self,
         model: Potential,
@@ -106,7 +108,7 @@ class TorchSimModel(ModelInterface):
             masses = state.get("masses", torch.ones_like(state["positions"][:, 0]))
             state = SimState(**{**state, "masses": masses})
         count = state.cell.shape[0]
-        pbc = torch.as_tensor(state.pbc).bool().expand(count, 3)
+        pbc = torch.as_tensor(state.pbc, device=state.positions.device).bool().expand(count, 3)
         periodic = bool(pbc.any())
         # Columns there, rows here
         cell = state.cell.transpose(1, 2) if periodic else None

@@ -30,4 +30,4 @@ def check_reference(config: dict[str, Any]) -> None:
 
 def plain(value: float | Sequence[Any]) -> Any:
     """A number, or (nested) lists of numbers, as JSON has them."""
-    return torch.as_tensor(value, dtype=torch.float64).tolist()
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu").tolist()

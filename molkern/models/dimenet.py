@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from ..nn import (
 )
 from ..nn.plain import is_plain
 from ..nn.precision import network_tensor
+from ..ops._arguments import checked
 from ..ops.geometry import edge_norm
 from .checks import check_reference, plain
 from .potential import Potential
@@ -231,6 +233,7 @@ class DimeNet(_Directional):
     (torch.Size([1, 2]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -317,6 +320,7 @@ class DimeNetPlusPlus(_Directional):
     (torch.Size([1]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -406,5 +410,5 @@ def _reference(config: dict[str, Any]) -> AtomicReference | None:
     """Scale, mean and references; None if neutral, as in files from before there were any."""
     scale, mean, reference = config["scale"], config["mean"], config["reference"]
     made = AtomicReference(scale, mean, reference, num_targets=config["num_targets"])
-    neutral = reference is None and bool((made.scale == 1).all() and (made.mean == 0).all())
+    neutral = reference is None and np.all(np.equal(scale, 1)) and np.all(np.equal(mean, 0))
     return None if neutral else made

@@ -15,6 +15,7 @@ from ..nn.activations import dense, product_weight, smooth_activations
 from ..nn.heads import per_atom
 from ..nn.plain import is_plain
 from ..nn.precision import network_tensor
+from ..ops._arguments import checked
 from ..ops._library import is_recorded
 from .checks import check_sizes
 from .potential import Potential
@@ -88,6 +89,7 @@ class DTNN(Potential):
     (torch.Size([1]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 30,

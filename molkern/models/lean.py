@@ -15,6 +15,8 @@ from ..nn import AtomicReference, AtomwiseHead, ShiftedSoftplus
 from ..nn.activations import fused_activation
 from ..nn.plain import is_plain
 from ..ops import segment_sum
+from ..ops._arguments import checked
+from ..ops._derivatives import mapped
 from ..ops._library import operators
 from ..ops.dense import DENSE_ACTIVATIONS
 from ..ops.splines import SplineGrid
@@ -52,6 +54,7 @@ class LeanSchNet(nn.Module):
     >>> program = torch.export.export(lean, inputs, dynamic_shapes=shapes)
     """
 
+    @checked
     def __init__(self, model: SchNet):
         super().__init__()
         self._source: list[SchNet] = [model]  # in a list, not to be a module of this one
@@ -193,6 +196,9 @@ def _(numbers: Tensor, positions: Tensor, cell: Tensor | None, *rest: Any) -> tu
     systems = 0 if cell is None or not rest[-1] else cell.shape[0]
     values = positions.new_empty(positions.shape[0], 1)
     return values, torch.empty_like(positions), positions.new_empty(systems, 3, 3)
+
+
+mapped("schnet_energy_grad")
 
 
 def below_autograd() -> AbstractContextManager[Any]:

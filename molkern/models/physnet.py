@@ -23,9 +23,10 @@ from ..nn import (
 from ..nn.activations import product_weight, smooth_activations
 from ..nn.dispersion import BOHR, HARTREE, HARTREE_FOCK
 from ..nn.electrostatics import COULOMB_CONSTANT
-from ..nn.physnet import nonhierarchicality
+from ..nn.physnet import checked_total_charge, nonhierarchicality
 from ..nn.plain import is_plain
 from ..nn.precision import network_tensor
+from ..ops._arguments import checked
 from ..ops._library import is_recorded
 from .checks import plain
 from .potential import Potential
@@ -122,6 +123,7 @@ class PhysNet(Potential):
     tensor(-1., dtype=torch.float64)
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -219,6 +221,7 @@ class PhysNet(Potential):
             )
 
     @classmethod
+    @checked
     def asparagus(
         cls,
         hidden_channels: int = 128,
@@ -275,6 +278,7 @@ class PhysNet(Potential):
         if self.differentiated == "electronic_spatial_extent":
             extent = self.readout(charges, structure)
             return {**extent, "charges": charges, "nonhierarchicality": penalty}
+        total_charge = checked_total_charge(total_charge, structure.batch.num_systems, charges)
         excess = structure.sum_atoms(charges) - total_charge
         charges = self.charge_correction(charges, total_charge, structure.batch.system_ptr)
         if self.differentiated == "dipole_moment":
@@ -370,7 +374,9 @@ class PhysNet(Potential):
     def _set_scaling(self, scales: tuple[Any, Any], shifts: tuple[Any, Any]) -> None:
         for target, values in ((self.scaling.scale, scales), (self.scaling.shift, shifts)):
             for column, value in enumerate(values):
-                target[:, column] = torch.as_tensor(value, dtype=torch.float64)
+                target[:, column] = torch.as_tensor(
+                    value, dtype=torch.float64, device=target.device
+                )
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..graph import AtomicBatch, NeighborList
 from ..nn.plain import is_plain
@@ -19,12 +22,26 @@ from ..nn.precision import network_tensor
 from ..nn.splines import SplineFilter, SplineReport, spline_tables
 from ..nn.tables import SplineTables
 from ..ops import segment_sum
-from ..ops._library import first_derivatives_only, is_recorded, keeps_first_only
+from ..ops._arguments import checked, explained
+from ..ops._derivatives import in_forward_mode, refuse_forward_mode
+from ..ops._library import (
+    constant_weights,
+    first_derivatives_only,
+    is_recorded,
+    keeps_weights_constant,
+)
+from ..ops._modes import is_hidden, is_transformed, ordinary_tensors
 from ..ops.splines import SplineGrid
 from .lean import below_autograd
 from .structure import Structure
 
 FORMAT = 1
+
+_INFERENCE_TENSORS = (
+    "torch.inference_mode() forbids derivatives of tensors that were made under it, here the "
+    "model's weights or what is given beside the batch: outside of it copy.deepcopy(model) and "
+    "tensor.clone() make ordinary ones; or use torch.no_grad() in its place"
+)
 
 
 class Potential(nn.Module):
@@ -132,7 +149,7 @@ class Potential(nn.Module):
         """
         if self.filters != "spline":
             return None
-        differentiable = torch.is_grad_enabled() and not keeps_first_only()
+        differentiable = torch.is_grad_enabled() and not keeps_weights_constant()
         trainable = differentiable and any(p.requires_grad for p in self.parameters())
         made = (self._splines.measured if trainable else self._splines.constant)(self)
         if made.report is None or not made.serves:
@@ -152,10 +169,12 @@ class Potential(nn.Module):
         """How far a neighbor list must reach for this batch; for most models their cutoff."""
         return self.cutoff
 
+    @explained
     def neighbors(self, batch: AtomicBatch) -> NeighborList:
         """The neighbor list that the model needs of a batch."""
         return batch.neighbors(self.list_cutoff(batch))
 
+    @explained
     def forward(
         self,
         batch: AtomicBatch,
@@ -187,16 +206,22 @@ class Potential(nn.Module):
         """
         differentiate = forces or stress
         if not torch.compiler.is_compiling():
+            if not (isinstance(forces, bool) and isinstance(stress, bool)):
+                _check_flags(forces, stress)
             self.check(batch, neighbors)
             self.check_conditions(conditions)
-            if differentiate and torch.is_inference_mode_enabled():
-                raise RuntimeError(
-                    "forces and stress are derivatives, which torch.inference_mode() forbids: "
-                    "use torch.no_grad(), they are computed all the same"
-                )
+            if differentiate:
+                self._refuse_modes("forces and stress", batch)
+            if differentiate or torch.is_grad_enabled():
+                batch, neighbors = _ordinary(batch), _ordinary(neighbors)
         if neighbors is None:
             neighbors = self.neighbors(batch)
-        return self.compute(batch, neighbors, forces, stress, **conditions)
+        try:
+            return self.compute(batch, neighbors, forces, stress, **conditions)
+        except RuntimeError as error:
+            if "nference" not in str(error):
+                raise
+            raise RuntimeError(_INFERENCE_TENSORS) from error
 
     def compute(
         self,
@@ -208,7 +233,7 @@ class Potential(nn.Module):
     ) -> dict[str, Tensor]:
         """What :meth:`forward` gives, without its checks: for arguments that passed them once."""
         differentiate = forces or stress
-        keep = self.training and torch.is_grad_enabled()
+        keep = torch.is_grad_enabled() and (self.training or _differentiable(batch))
         if differentiate and not keep and not torch.compiler.is_compiling():
             lean = self.lean()
             if lean is not None:
@@ -242,6 +267,55 @@ class Potential(nn.Module):
             out["stress"] = symmetric / volume
         return out
 
+    @explained
+    def hessian(
+        self, batch: AtomicBatch, neighbors: NeighborList | None = None, **conditions: Any
+    ) -> Tensor | list[Tensor]:
+        """The Hessian of the energy by positions, ``d²E / dR_ia dR_jb``, ``[N, 3, N, 3]``.
+
+        Row by row, by 3N backward passes through the gradient, so that memory is that of one; the
+        mean of it and its transpose, which differ by rounding. For a model of something else than
+        energies it is the Hessian of the sum that forces are derivatives of. It works in training
+        and evaluation, under ``torch.no_grad()`` too, and cannot be differentiated further.
+
+        Args:
+            batch: systems of the model's type and on its device.
+            neighbors: a list made elsewhere, with at least the model's cutoff.
+            conditions: what else the model's prediction depends on.
+
+        Returns:
+            The Hessian of one system, ``[N, 3, N, 3]``, in the type of the positions; for a batch
+            of several systems a list of theirs, ``[n, 3, n, 3]`` each.
+
+        Raises:
+            TypeError, ValueError: as :meth:`forward`.
+            RuntimeError: under ``torch.inference_mode()`` or a transform of ``torch.func``.
+
+        >>> import torch, molkern
+        >>> model = molkern.models.SchNet(16, 16, 2).double()
+        >>> water = molkern.AtomicBatch(
+        ...     torch.tensor([8, 1, 1]),
+        ...     torch.tensor([[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]).double(),
+        ... )
+        >>> model.hessian(water).shape
+        torch.Size([3, 3, 3, 3])
+        """
+        self._refuse_modes("Hessians", batch)
+        self.check(batch, neighbors)
+        self.check_conditions(conditions)
+        batch, neighbors = _ordinary(batch), _ordinary(neighbors)
+        if neighbors is None:
+            neighbors = self.neighbors(batch)
+        positions = batch.positions.detach().requires_grad_(True)
+        with torch.enable_grad(), constant_weights():
+            structure = Structure(batch, neighbors, positions, batch.cell)
+            energy = self.predict(structure, **conditions)[self.differentiated].sum()
+            (gradient,) = torch.autograd.grad(
+                energy, positions, create_graph=True, materialize_grads=True
+            )
+        made = _hessians(gradient, positions, batch.system_ptr.tolist())
+        return made[0] if batch.batch is None else made
+
     def lean(self) -> Any | None:
         """The same energy and forces without a tape, where the model has that as it is set."""
         return None
@@ -272,9 +346,35 @@ class Potential(nn.Module):
                 out["stress"] = symmetric / volumes.reshape(-1, 1, 1)
         return out
 
+    def _refuse_modes(self, what: str, batch: AtomicBatch) -> None:
+        """Refuses derivatives where torch computes none, or only by other means.
+
+        Raises:
+            RuntimeError: naming what to use instead.
+        """
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"{what} are derivatives, which torch.inference_mode() forbids: use "
+                "torch.no_grad(), they are computed all the same"
+            )
+        if is_transformed():
+            raise RuntimeError(
+                f"{what} are derivatives by torch.autograd, which torch.func's transforms do not "
+                "let in: there, take torch.func.grad or jacrev of the model's energy; or leave "
+                "torch.func: torch.autograd.grad(..., is_grads_batched=True), "
+                "torch.autograd.functional.hessian and vhp work, and model.hessian(batch) is the "
+                "Hessian of the energy"
+            )
+        if in_forward_mode():
+            name = f"{type(self).__name__} with forces or stress"
+            refuse_forward_mode(name, batch.positions, batch.cell, *self.parameters())
+
+    @explained
     def check(self, batch: AtomicBatch, neighbors: NeighborList | None = None) -> None:
         """Refuses a batch or list that the model cannot take, with :meth:`forward`'s errors."""
         weight = network_tensor(self)
+        if not isinstance(batch, AtomicBatch):
+            raise TypeError("batch must be a molkern.AtomicBatch")  # explained by its kind
         if batch.positions.dtype != weight.dtype:
             raise TypeError(
                 f"positions are {batch.positions.dtype} but the model is {weight.dtype}: use "
@@ -324,7 +424,9 @@ class Potential(nn.Module):
                 "cell, or leave the cell out of the batch"
             )
         # A search would have refused these; on a GPU looking would wait for it.
-        if batch.positions.is_cpu and not bool(batch.positions.isfinite().all()):
+        if is_hidden(batch.positions):
+            pass  # by vmap: nothing can depend on their values
+        elif batch.positions.is_cpu and not bool(batch.positions.isfinite().all()):
             atom = int((~batch.positions.isfinite()).any(1).nonzero()[0])
             raise ValueError(
                 f"the position {batch.positions[atom].tolist()} of atom {atom} is NaN or infinite"
@@ -345,6 +447,7 @@ class Potential(nn.Module):
                 f"{needed}: make it with neighbor_list(positions, {needed}, ...)"
             )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Writes weights and configuration to one safetensors file, for :func:`load`."""
         Path(path).write_bytes(self.to_bytes())
@@ -364,6 +467,51 @@ def is_called_plainly(model: nn.Module) -> bool:
     the model: then :meth:`Potential.compute` alone would leave something out.
     """
     return type(model).forward is Potential.forward and is_plain(model, type(model))
+
+
+def _hessians(gradient: Tensor, positions: Tensor, first_atoms: list[int]) -> list[Tensor]:
+    """For each system the derivatives of its gradient, symmetrised: ``[n, 3, n, 3]``.
+
+    A backward pass gives one row of every system: they do not depend on each other.
+    """
+    spans = list(pairwise(first_atoms))
+    made = [positions.new_zeros(stop - start, 3, stop - start, 3) for start, stop in spans]
+    if not gradient.requires_grad:  # of what does not depend on the positions
+        return made
+    for atom in range(max((stop - start for start, stop in spans), default=0)):
+        rows = [(k, start, stop) for k, (start, stop) in enumerate(spans) if atom < stop - start]
+        for axis in range(3):
+            direction = torch.zeros_like(positions)
+            direction[[start + atom for _, start, _ in rows], axis] = 1.0
+            (row,) = torch.autograd.grad(
+                gradient, positions, direction, retain_graph=True, materialize_grads=True
+            )
+            for k, start, stop in rows:
+                made[k][atom, axis] = row[start:stop]
+    return [0.5 * (h + h.permute(2, 3, 0, 1)) for h in made]
+
+
+def _ordinary(value: Any) -> Any:
+    """A batch or list whose tensors can be kept for a backward pass, unlike inference tensors."""
+    if value is None or torch.is_inference_mode_enabled():
+        return value
+    kept = vars(value)
+    if not any(isinstance(v, Tensor) and v.is_inference() for v in kept.values()):
+        return value
+    if isinstance(value, AtomicBatch):
+        return value._mapped(torch.clone)
+    names = [f.name for f in fields(value) if f.init]
+    return replace(value, **tree_map_only(Tensor, torch.clone, {k: kept[k] for k in names}))
+
+
+@checked
+def _check_flags(forces: bool, stress: bool) -> None:
+    """Refuses what would count as True."""
+
+
+def _differentiable(batch: AtomicBatch) -> bool:
+    """Whether a gradient by positions or cells may be asked for, of forces too."""
+    return batch.positions.requires_grad or (batch.cell is not None and batch.cell.requires_grad)
 
 
 def _volumes(batch: AtomicBatch) -> Tensor:
@@ -398,6 +546,8 @@ def _strained(batch: AtomicBatch, positions: Tensor) -> tuple[Tensor, Tensor, Te
         return moved, batch.cell @ deformation, strain
 
 
+@checked
+@ordinary_tensors()
 def load(path: str | Path | bytes, device: torch.device | str = "cpu") -> Potential:
     """The model that :meth:`Potential.save` wrote, in evaluation mode.
 

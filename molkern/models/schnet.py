@@ -22,6 +22,7 @@ from ..nn.activations import smooth_activations
 from ..nn.heads import per_atom
 from ..nn.plain import is_plain
 from ..nn.precision import network_tensor
+from ..ops._arguments import checked
 from ..ops.splines import SplineGrid
 from .checks import check_sizes
 from .lean import LeanSchNet
@@ -88,6 +89,7 @@ class SchNet(Potential):
     (torch.Size([1]), torch.Size([3, 3]))
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int = 128,
@@ -168,6 +170,7 @@ class SchNet(Potential):
         self.differentiated = prediction
 
     @classmethod
+    @checked
     def official(
         cls,
         hidden_channels: int = 64,

@@ -28,6 +28,9 @@ class Structure:
     positions: Tensor
     cell: Tensor | None
 
+    def __repr__(self) -> str:
+        return f"Structure({self.batch}, {self.neighbors})"
+
     @property
     def numbers(self) -> Tensor:
         return self.batch.numbers

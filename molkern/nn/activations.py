@@ -5,10 +5,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops._arguments import checked
 from .plain import PLAIN_TENSORS, is_plain
 
 _mode = threading.local()
@@ -41,6 +43,7 @@ class ShiftedSoftplus(nn.Module):
     tensor([0., 0.])
     """
 
+    @checked
     def __init__(self, threshold: float = 20.0, shift: float = math.log(2.0)):
         super().__init__()
         self.threshold, self.shift = threshold, shift
@@ -54,7 +57,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "ssp": ShiftedSoftplus,
     "ssp_exact": lambda: ShiftedSoftplus(threshold=35.0),
     "ssp_official": lambda: ShiftedSoftplus(threshold=14.0),
-    "ssp_pyg": lambda: ShiftedSoftplus(shift=float(torch.tensor(2.0).log())),
+    "ssp_pyg": lambda: ShiftedSoftplus(shift=float(np.log(np.float32(2.0)))),
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
@@ -120,6 +123,7 @@ class Dense(nn.Linear):
     torch.Size([3, 4])
     """
 
+    @checked
     def __init__(self, inputs: int, outputs: int, bias: bool = True, activation: str = "none"):
         _check_widths(inputs, outputs)
         super().__init__(inputs, outputs, bias=bias)
@@ -194,3 +198,10 @@ def dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     layer = nn.Linear(inputs, outputs, bias=bias)
     _initialize(layer)
     return layer
+
+
+@torch.no_grad()
+def orthogonal_(weight: Tensor, gain: float = 1.0) -> None:
+    """:func:`torch.nn.init.orthogonal_` for 16-bit weights too, which torch cannot factorise."""
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    weight.copy_(nn.init.orthogonal_(wide, gain))

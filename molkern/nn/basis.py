@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops._arguments import checked, explained
 from ..ops.radial import CUTOFF_FUNCTIONS
 from .precision import Float64Module
 
@@ -31,6 +32,7 @@ class RadialBasis(Float64Module):
     raw_centers: Tensor
     raw_widths: Tensor
 
+    @checked
     def __init__(self, centers: Tensor, width: float, trainable: bool, positive: bool = False):
         super().__init__()
         if positive and not trainable:
@@ -96,6 +98,7 @@ class GaussianBasis(RadialBasis):
     torch.Size([7, 50])
     """
 
+    @checked
     def __init__(
         self,
         num_functions: int,
@@ -115,6 +118,7 @@ class GaussianBasis(RadialBasis):
         super().__init__(centers, coefficient, trainable)
         self.cutoff, self.cutoff_function = float(cutoff), cutoff_function
 
+    @explained
     def forward(self, distances: Tensor) -> Tensor:
         return ops.radial_basis(
             distances,
@@ -150,6 +154,7 @@ class ExponentialBasis(RadialBasis):
     torch.Size([7, 64])
     """
 
+    @checked
     def __init__(
         self,
         num_functions: int,
@@ -169,6 +174,7 @@ class ExponentialBasis(RadialBasis):
         super().__init__(centers, width, trainable, positive)
         self.cutoff, self.alpha, self.cutoff_function = float(cutoff), float(alpha), cutoff_function
 
+    @explained
     def forward(self, distances: Tensor) -> Tensor:
         return ops.radial_basis(
             distances,
@@ -202,6 +208,7 @@ class BesselBasis(Float64Module):
     torch.Size([7, 6])
     """
 
+    @checked
     def __init__(
         self,
         num_functions: int,
@@ -222,6 +229,7 @@ class BesselBasis(Float64Module):
         self.cutoff, self.exponent = float(cutoff), exponent
         self.cutoff_function = cutoff_function
 
+    @explained
     def forward(self, distances: Tensor) -> Tensor:
         return ops.radial_basis(
             distances,
@@ -250,11 +258,13 @@ class CutoffFunction(nn.Module):
             [0.]])
     """
 
+    @checked
     def __init__(self, name: str, cutoff: float, *, exponent: int = 6):
         super().__init__()
         _check_cutoff(cutoff, name)
         self.name, self.cutoff, self.exponent = name, float(cutoff), exponent
 
+    @explained
     def forward(self, distances: Tensor) -> Tensor:
         flat = distances.new_zeros(1)  # a Gaussian of width 0: the constant 1
         return ops.radial_basis(

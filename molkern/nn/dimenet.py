@@ -9,9 +9,17 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import checked, explained
 from ..ops._library import first_derivatives_only, keeps_first_only
 from ..ops.triplets import ANGLES
-from .activations import Dense, apply_dense, fused_activation, is_matrix, product_weight
+from .activations import (
+    Dense,
+    apply_dense,
+    fused_activation,
+    is_matrix,
+    orthogonal_,
+    product_weight,
+)
 from .activations import activation as activation_layer
 from .plain import is_plain
 from .triplets import TripletList
@@ -25,7 +33,7 @@ def glorot_orthogonal_(weight: Tensor, scale: float = 2.0) -> None:
     The initialisation of DimeNet's published code; ``weight`` is a matrix.
     """
     rows, columns = weight.shape
-    nn.init.orthogonal_(weight, math.sqrt(scale * max(rows, columns) / (rows + columns)))
+    orthogonal_(weight, math.sqrt(scale * max(rows, columns) / (rows + columns)))
 
 
 def dense(inputs: int, outputs: int, bias: bool = True, activation: str = "none") -> Dense:
@@ -64,6 +72,7 @@ class DimeNetEmbedding(nn.Module):
     torch.Size([12, 128])
     """
 
+    @checked
     def __init__(
         self,
         num_radial: int,
@@ -80,6 +89,7 @@ class DimeNetEmbedding(nn.Module):
         nn.init.uniform_(self.emb.weight, -math.sqrt(3.0), math.sqrt(3.0))
         self.activation = activation_layer(activation)
 
+    @explained
     def forward(self, numbers: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
         h = self.emb(numbers)
         if not (is_plain(self.lin, Dense) and fused_activation(self.lin.unfused) == "none"):
@@ -114,6 +124,7 @@ class DimeNetResidual(nn.Module):
     torch.Size([12, 128])
     """
 
+    @checked
     def __init__(self, channels: int, *, activation: str = "silu"):
         super().__init__()
         self.lin1 = dense(channels, channels, activation=activation)
@@ -144,6 +155,7 @@ class _Interaction(nn.Module):
     #: bilinear layer takes most of it.
     saves_memory = False
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -228,6 +240,7 @@ class DimeNetInteraction(_Interaction):
 
     saves_memory = True
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -248,6 +261,7 @@ class DimeNetInteraction(_Interaction):
         self.bilinear = nn.Parameter(torch.empty(hidden_channels, num_bilinear, hidden_channels))
         nn.init.normal_(self.bilinear, std=2.0 / hidden_channels)
 
+    @explained
     def forward(
         self,
         messages: Tensor,
@@ -326,6 +340,7 @@ class DimeNetPlusPlusInteraction(_Interaction):
     torch.Size([12, 128])
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -354,6 +369,7 @@ class DimeNetPlusPlusInteraction(_Interaction):
         self.lin_down = dense(hidden_channels, int_emb_size, bias=False, activation=activation)
         self.lin_up = dense(int_emb_size, hidden_channels, bias=False, activation=activation)
 
+    @explained
     def forward(
         self,
         messages: Tensor,
@@ -405,6 +421,7 @@ class _Output(nn.Module):
     #: Whether the factors of the messages, as large as they are, are computed twice.
     saves_memory = False
 
+    @checked
     def __init__(
         self,
         num_radial: int,
@@ -430,6 +447,7 @@ class _Output(nn.Module):
         if output_init == "zeros":
             nn.init.zeros_(self.lin.weight)
 
+    @explained
     def forward(self, messages: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
         # What is computed again would be called again
         if self.saves_memory and keeps_first_only() and is_plain(self.lin_rbf, Dense):
@@ -478,6 +496,7 @@ class DimeNetOutput(_Output):
 
     saves_memory = True
 
+    @checked
     def __init__(
         self,
         num_radial: int,
@@ -518,6 +537,7 @@ class DimeNetPlusPlusOutput(_Output):
     torch.Size([4, 1])
     """
 
+    @checked
     def __init__(
         self,
         num_radial: int,

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import checked, explained
+from ..ops._modes import ordinary_tensors
 from .basis import softplus, softplus_inverse
 from .precision import Float64Module
 
@@ -39,15 +41,21 @@ class D3Tables(Float64Module):
                 "dispersion needs the package tad-dftd3: pip install 'molkern[dispersion]' or "
                 "pip install tad-dftd3"
             ) from error
-        reference = tad_dftd3.reference.Reference(dtype=torch.float64, device=torch.device("cpu"))
-        tables = {
-            "c6": reference.c6,
-            "coordination": reference.cn,
-            "radii": radii.COV_D3(dtype=torch.float64),
-            "r4_over_r2": tad_dftd3.data.R4R2(dtype=torch.float64),
-        }
+        with ordinary_tensors():
+            reference = tad_dftd3.reference.Reference(
+                dtype=torch.float64, device=torch.device("cpu")
+            )
+            tables = {
+                "c6": reference.c6,
+                "coordination": reference.cn,
+                "radii": radii.COV_D3(dtype=torch.float64),
+                "r4_over_r2": tad_dftd3.data.R4R2(dtype=torch.float64),
+            }
+        default = torch.get_default_device()
         for name, value in tables.items():  # not in the state: they come with the package
-            self.register_buffer(name, value, persistent=False)
+            # On "meta" they would be lost, as no file has them
+            made = value if default.type == "meta" else value.to(default)
+            self.register_buffer(name, made, persistent=False)
 
     def weights(self, numbers: Tensor, coordination: Tensor) -> Tensor:
         """Weights of an element's reference systems, ``[N, 7]``."""
@@ -99,6 +107,7 @@ class D3Dispersion(nn.Module):
 
     raw: Tensor
 
+    @checked
     def __init__(
         self,
         cutoff: float | None = None,
@@ -126,6 +135,7 @@ class D3Dispersion(nn.Module):
         """s6, s8, a1 and a2 as they stand in the formula, ``[4]``."""
         return softplus(self.raw)
 
+    @explained
     def forward(self, numbers: Tensor, distances: Tensor, neighbors: NeighborList) -> Tensor:
         """numbers ``[N]``, distances ``[E]`` → energies ``[N]``.
 

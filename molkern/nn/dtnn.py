@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import checked, explained
 from .activations import dense, product_weight
 from .splines import SplineFilter
 
@@ -33,6 +34,7 @@ class DTNNInteraction(nn.Module):
     torch.Size([3, 30])
     """
 
+    @checked
     def __init__(self, hidden_channels: int, num_factors: int, *, zero_start: bool = True):
         super().__init__()
         self.lin_in = dense(hidden_channels, num_factors)
@@ -40,6 +42,7 @@ class DTNNInteraction(nn.Module):
         if zero_start:
             nn.init.zeros_(self.lin_out.weight)
 
+    @explained
     def forward(self, x: Tensor, factors: Tensor | SplineFilter, neighbors: NeighborList) -> Tensor:
         """x ``[N, C]``, factors of the distances ``[E, F]``, or as splines → ``[N, C]``."""
         if isinstance(factors, SplineFilter):

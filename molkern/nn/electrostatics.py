@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._arguments import checked, explained
 from .basis import CutoffFunction
 
 #: e² / (4 π ε₀) in eV·Å, as PhysNet's published code has it.
@@ -43,6 +44,7 @@ class ShieldedElectrostatics(nn.Module):
     tensor(-1.8000)
     """
 
+    @checked
     def __init__(
         self,
         switch_range: float,
@@ -64,6 +66,7 @@ class ShieldedElectrostatics(nn.Module):
         self.cutoff = None if cutoff is None else float(cutoff)
         self.coulomb_constant, self.shift_shielded = float(coulomb_constant), shift_shielded
 
+    @explained
     def forward(self, charges: Tensor, distances: Tensor, neighbors: NeighborList) -> Tensor:
         """charges ``[N]`` and distances ``[E]``, of one type → energies ``[N]``."""
         charge = charges.unsqueeze(1)

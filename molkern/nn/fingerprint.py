@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..ops._modes import is_transformed, values_of
 from .plain import OWN_HOOKS, has_global_hooks
 
 _PLAIN_VALUES = (int, float, bool, str, type(None))
@@ -39,9 +40,13 @@ class Fingerprint:
         self._settings = [(place, itemgetter(*names)) for place, names in named if names]
         self._children = _Held([part._modules for part in modules])
         held = [(part._parameters, part._buffers) for part in modules]
-        self._tensors = _Held(list(chain.from_iterable(held)))
         self._structure = self._called(module)
+        self._tensors = _Held(list(chain.from_iterable(held)))
         tensors = [value for value in self._tensors.values if value is not None]
+        # What a transform of torch.func wraps ends with it, and is not to be held
+        self._lasts = not (is_transformed() and any(values_of(t) is not t for t in tensors))
+        if not self._lasts:
+            self._tensors, tensors = _Held([]), []
         self._placed = [tensor for tensor in tensors if _has_place(tensor)]
         self._versioned = [tensor for tensor in tensors if not tensor.is_inference()]
         self._places, self._versions = self._now()
@@ -51,6 +56,7 @@ class Fingerprint:
         root = self._root()
         return (
             root is not None
+            and self._lasts
             and self._tensors.same()
             and self._now() == (self._places, self._versions)
             and self._children.same()

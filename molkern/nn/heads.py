@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops._arguments import checked, explained
 from .activations import activation, dense
 from .precision import Float64Module
 
@@ -28,6 +29,7 @@ class AtomwiseHead(nn.Module):
     torch.Size([5])
     """
 
+    @checked
     def __init__(
         self,
         in_channels: int,
@@ -44,6 +46,7 @@ class AtomwiseHead(nn.Module):
             self.layers.append(activation(activation_name))
         self.layers.append(dense(widths[-1], 1, bias=final_bias))
 
+    @explained
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x).squeeze(1)
 
@@ -79,7 +82,7 @@ class AtomicReference(Float64Module):
     Args:
         scale, mean: in the unit of the energy, per atom.
         reference: energy of each free atom by atomic number, ``[Z]``; None for zero. Numbers must
-            be below Z, which is not checked: it would wait for the device.
+            lie in [0, Z), which is checked on the CPU (a GPU would have to be waited for).
         trainable: whether the references are parameters (as in PyTorch Geometric).
         num_targets: None for one number per atom; T for T of them side by side, each with its own
             scale and mean ``[T]``, or the same for all, and references ``[Z, T]`` (also ``[Z]``
@@ -98,6 +101,7 @@ class AtomicReference(Float64Module):
     mean: Tensor
     reference: Tensor | None
 
+    @checked
     def __init__(
         self,
         scale: float | Sequence[float] = 1.0,
@@ -116,16 +120,36 @@ class AtomicReference(Float64Module):
         else:
             self.register_buffer("reference", value)
 
+    @explained
     def forward(self, y: Tensor, numbers: Tensor) -> Tensor:
-        """y ``[N]`` or ``[N, T]``, numbers ``[N]`` → energies of y's shape, float64."""
+        """y ``[N]`` or ``[N, T]``, numbers ``[N]`` → energies of y's shape, float64.
+
+        Raises:
+            ValueError: on the CPU, a number that the references do not reach.
+            TypeError: numbers that are no integers.
+        """
         energies = y.double() * self.scale + self.mean
-        return energies if self.reference is None else energies + self.reference[numbers]
+        if self.reference is None:
+            return energies
+        if numbers.is_cpu and numbers.numel() and not torch.compiler.is_compiling():
+            _check_range(numbers, self.reference.shape[0])
+        if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+            raise TypeError(f"numbers must be integers, got {numbers.dtype}")
+        return energies + self.reference[numbers.long()]  # uint8 would be a mask
 
     def extra_repr(self) -> str:
         found = self.reference
         return (
             f"scale={_shown(self.scale)}, mean={_shown(self.mean)}, "
             f"reference={'none' if found is None else list(found.shape)}"
+        )
+
+
+def _check_range(numbers: Tensor, size: int) -> None:
+    low, high = (int(value) for value in numbers.aminmax())
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"references are of atomic numbers from 0 to {size - 1}, got {low if low < 0 else high}"
         )
 
 

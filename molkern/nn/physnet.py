@@ -1,14 +1,18 @@
 """PhysNet's layers (Unke & Meuwly, JCTC 15, 3678 (2019)), as its published code has them."""
 
 import math
+import numbers
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
-from .activations import activation, dense
+from ..ops._arguments import checked, explained
+from .activations import activation, dense, orthogonal_
 from .precision import Float64Module
 from .splines import SplineFilter, convolve
 
@@ -22,11 +26,12 @@ def orthogonal_dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
         ValueError: no inputs or no outputs.
     """
     layer = dense(inputs, outputs, bias=bias)
-    nn.init.orthogonal_(layer.weight)
+    orthogonal_(layer.weight)
     with torch.no_grad():
         variance = layer.weight.var(correction=0)
-        if variance > 0:  # a single weight has none
-            layer.weight.mul_((2.0 / ((inputs + outputs) * variance)).sqrt())
+        # A single weight has none; of weights without values (on "meta") none is known
+        scale = (2.0 / ((inputs + outputs) * variance)).sqrt()
+        layer.weight.mul_(torch.where(variance > 0, scale, 1.0))
     return layer
 
 
@@ -54,6 +59,7 @@ class PreActivatedResidual(nn.Module):
     torch.Size([5, 16])
     """
 
+    @checked
     def __init__(self, channels: int, *, activation_name: str = "ssp"):
         super().__init__()
         self.lin1 = orthogonal_dense(channels, channels)
@@ -106,6 +112,7 @@ class PhysNetInteraction(nn.Module):
     torch.Size([3, 16])
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -129,6 +136,7 @@ class PhysNetInteraction(nn.Module):
         self.activation = activation(activation_name)
         self.activated_skip = activated_skip
 
+    @explained
     def forward(self, x: Tensor, basis: Tensor | SplineFilter, neighbors: NeighborList) -> Tensor:
         """x ``[N, C]``, basis ``[E, K]`` in the order of ``neighbors`` → ``[N, C]``.
 
@@ -172,6 +180,7 @@ class PhysNetOutput(nn.Module):
             [0., 0.]], grad_fn=<MmBackward0>)
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -221,6 +230,7 @@ class ElementScaling(Float64Module):
     scale: Tensor
     shift: Tensor
 
+    @checked
     def __init__(self, num_elements: int, num_targets: int = 2, *, trainable: bool = True):
         super().__init__()
         if num_elements < 1 or num_targets < 1:
@@ -254,6 +264,7 @@ class ChargeCorrection(nn.Module):
     tensor([ 0.2500, -0.2500,  0.0000])
     """
 
+    @explained
     def forward(
         self,
         charges: Tensor,
@@ -287,10 +298,13 @@ def checked_total_charge(total_charge: Tensor | float, num_systems: int, like: T
     Raises:
         ValueError: another shape, another device, or a number that is not finite.
     """
+    if isinstance(total_charge, (list, tuple, np.ndarray)):
+        total_charge = torch.as_tensor(total_charge, device=like.device)
     if not isinstance(total_charge, Tensor):
-        if not math.isfinite(total_charge):
-            raise ValueError(f"total_charge must be finite, got {total_charge}")
-        return like.new_full((num_systems,), float(total_charge))
+        # A compiled function has the number as a symbol, to serve any
+        if not torch.compiler.is_compiling():
+            _check_charge(total_charge)
+        return like.new_zeros(num_systems) + total_charge  # a sum, which keeps it a symbol
     if total_charge.shape not in ((), (num_systems,)):
         raise ValueError(
             f"total_charge must be a number or have shape [{num_systems}], one for each system, "
@@ -302,6 +316,16 @@ def checked_total_charge(total_charge: Tensor | float, num_systems: int, like: T
             "one of them with .to()"
         )
     return total_charge.to(like.dtype).expand(num_systems)
+
+
+def _check_charge(total_charge: Any) -> None:
+    if not isinstance(total_charge, numbers.Real):
+        raise TypeError(
+            f"total_charge must be a number, or a tensor or list of one for each system, got "
+            f"{total_charge!r}"
+        )
+    if not math.isfinite(total_charge):
+        raise ValueError(f"total_charge must be finite, got {total_charge}")
 
 
 def nonhierarchicality(outputs: list[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -18,7 +19,14 @@ class Float64Module(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         if not self.keeps_float64:
             return super()._apply(fn, recurse)
-        return super()._apply(lambda tensor: tensor.to(fn(tensor.detach()).device), recurse)
+
+        def moved(tensor: Tensor) -> Tensor:
+            device = fn(tensor.detach()).device
+            if tensor.is_meta:  # to_empty() gives it memory, to be loaded into
+                return torch.empty_like(tensor, device=device)
+            return tensor.to(device)
+
+        return super()._apply(moved, recurse)
 
 
 def network_tensor(module: nn.Module) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..graph import AtomicBatch
 from ..ops import segment_sum
+from ..ops._arguments import checked, explained
 from ..ops.geometry import edge_norm
 from .masses import ATOMIC_MASSES
 from .precision import Float64Module
@@ -23,6 +24,7 @@ class CentredSum(Float64Module):
 
     masses: Tensor
 
+    @checked
     def __init__(self, masses: Tensor | Sequence[float] | None = None):
         super().__init__()
         values = torch.as_tensor(ATOMIC_MASSES if masses is None else masses, dtype=torch.float64)
@@ -98,6 +100,7 @@ class DipoleMoment(CentredSum):
     tensor([0.4705], dtype=torch.float64)
     """
 
+    @explained
     def forward(
         self, charges: Tensor, batch: AtomicBatch, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -127,6 +130,7 @@ class ElectronicSpatialExtent(CentredSum):
     tensor([4.2350], dtype=torch.float64)
     """
 
+    @explained
     def forward(
         self, charges: Tensor, batch: AtomicBatch, positions: Tensor | None = None
     ) -> Tensor:

@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from ..graph import NeighborList
+from ..ops._arguments import checked, explained
 from .activations import activation, dense
 from .basis import CutoffFunction
 from .splines import SplineFilter, convolve
@@ -36,6 +37,7 @@ class FilterNetwork(nn.Module):
     torch.Size([7, 128])
     """
 
+    @checked
     def __init__(
         self,
         num_basis: int,
@@ -87,6 +89,7 @@ class CFConv(nn.Module):
     torch.Size([2, 16])
     """
 
+    @checked
     def __init__(
         self, in_channels: int, num_filters: int, out_channels: int, *, aggregation: str = "sum"
     ):
@@ -97,6 +100,7 @@ class CFConv(nn.Module):
         self.lin_out = dense(num_filters, out_channels)
         self.aggregation = aggregation
 
+    @explained
     def forward(
         self,
         x: Tensor,
@@ -140,6 +144,7 @@ class SchNetInteraction(nn.Module):
     torch.Size([3, 16])
     """
 
+    @checked
     def __init__(
         self,
         hidden_channels: int,
@@ -157,6 +162,7 @@ class SchNetInteraction(nn.Module):
         self.activation = activation(activation_name)
         self.lin = dense(hidden_channels, hidden_channels)
 
+    @explained
     def forward(
         self,
         x: Tensor,

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops._arguments import checked, explained
 from .precision import Float64Module
 
 MOST_ORDERS = 16  # of the kernels
 
 
+@checked
 def spherical_bessel_zeros(num_orders: int, num_zeros: int) -> Tensor:
     """The first positive zeros of the spherical Bessel functions ``j_0 … j_{num_orders−1}``.
 
@@ -45,7 +47,7 @@ def spherical_bessel_zeros(num_orders: int, num_zeros: int) -> Tensor:
             for low, high in pairwise(row)
         ]
         rows.append(row[:num_zeros])
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 class SphericalRadialBasis(Float64Module):
@@ -88,6 +90,7 @@ class SphericalRadialBasis(Float64Module):
     zeros: Tensor
     norms: Tensor
 
+    @checked
     def __init__(
         self,
         num_spherical: int,
@@ -109,10 +112,12 @@ class SphericalRadialBasis(Float64Module):
         if zeros_dtype not in (torch.float32, torch.float64):
             raise TypeError(f"zeros_dtype must be torch.float32 or float64, got {zeros_dtype}")
         zeros = spherical_bessel_zeros(num_spherical, num_radial).to(zeros_dtype).double()
-        self.register_buffer("zeros", zeros)
-        self.register_buffer("norms", _norms(zeros))
+        device = torch.get_default_device()
+        self.register_buffer("zeros", zeros.to(device))
+        self.register_buffer("norms", _norms(zeros).to(device))
         self.cutoff, self.exponent = float(cutoff), exponent
 
+    @explained
     def forward(self, distances: Tensor) -> Tensor:
         y = ops.spherical_radial(
             distances, self.zeros, self.norms, cutoff=self.cutoff, exponent=self.exponent
@@ -124,7 +129,7 @@ def _norms(zeros: Tensor) -> Tensor:
     """√(2 / j_{l+1}(z_ln)²) √((2l + 1) / 4π)."""
     from scipy.special import spherical_jn
 
-    orders = torch.arange(len(zeros), dtype=torch.float64).unsqueeze(1)
+    orders = torch.arange(len(zeros), dtype=torch.float64, device="cpu").unsqueeze(1)
     after = torch.from_numpy(spherical_jn(orders.numpy().astype(int) + 1, zeros.numpy()))
     return ((2 * orders + 1) / (2 * math.pi)).sqrt() / after.abs()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..graph import NeighborList
+from ..ops._derivatives import differentiable
+from ..ops._modes import ordinary_tensors
 from ..ops.splines import SplineGrid, spline_cfconv
 
 #: Distances ``[P]`` → the filters there, some tensors ``[P, F]``.
@@ -47,6 +50,12 @@ class SplineFilter:
     grid: SplineGrid
     distances: Tensor
     bins: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"SplineFilter({self.distances.shape[0]} edges, {self.table.shape[1]} filters, "
+            f"{self.grid}, {self.table.dtype} on {self.table.device})"
+        )
 
     def convolve(self, x: Tensor, neighbors: NeighborList, **options: Any) -> Tensor:
         """``Σ_j x_j ∘ w_ij``, options as for :func:`molkern.ops.cfconv`: ``[N, F]``."""
@@ -100,9 +109,11 @@ class SplineReport:
     @property
     def excess(self) -> float:
         """The largest error over what the tolerance allows for it."""
-        allowed = self.tolerance * torch.tensor([1.0, 1e2, 1e4], dtype=torch.float64)
-        errors = torch.tensor([self.value_error, self.slope_error, self.curvature_error])
-        return float((errors / allowed).max())
+        errors = self.value_error, self.slope_error / 1e2, self.curvature_error / 1e4
+        return max(errors, key=lambda e: math.inf if math.isnan(e) else e) / self.tolerance
+
+    def __repr__(self) -> str:
+        return f"SplineReport({self})"
 
     def __str__(self) -> str:
         grid = self.grid
@@ -114,13 +125,14 @@ class SplineReport:
         )
 
 
-def _points(grid: SplineGrid) -> Tensor:
+def _points(grid: SplineGrid, device: torch.device | str = "cpu") -> Tensor:
     """Where a spline is fitted: at all knots, and between those at either end as often as needed.
 
     The last point lies just below the end, where filters with a hard cutoff have their limit.
     """
-    knots = torch.arange(grid.intervals + 1, dtype=torch.float64)
-    between = torch.arange((grid.degree - 1) // 2, dtype=torch.float64) + 0.5
+    on: Any = {"dtype": torch.float64, "device": device}
+    knots = torch.arange(grid.intervals + 1, **on)
+    between = torch.arange((grid.degree - 1) // 2, **on) + 0.5
     t = torch.cat([knots, between, grid.intervals - between]).sort().values
     points = grid.start + t * ((grid.stop - grid.start) / grid.intervals)
     points[-1] = torch.nextafter(points[-1], points[0])
@@ -172,36 +184,69 @@ def _inverse(grid: SplineGrid, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @lru_cache(maxsize=16)
-def _fit(grid: SplineGrid, device: torch.device) -> tuple[Tensor, ...]:
-    """Points ``[P]``, and the sparse matrix from values there to coefficients and its transpose.
+def _fit(grid: SplineGrid, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Points ``[P]``, and the sparse matrix from values there to coefficients, transposed first.
 
     In float64 for float32 too: at the ends coefficients depend strongly on the values.
     """
-    points = _points(grid)
-    row, column, value = _inverse(grid, points)
-
-    def compressed(indices: list[Tensor]) -> Tensor:
-        size = (len(points), len(points))
-        matrix = torch.sparse_coo_tensor(torch.stack(indices), value, size, check_invariants=False)
-        with warnings.catch_warnings():  # torch calls these matrices a beta, once per process
-            warnings.simplefilter("ignore", UserWarning)
-            return matrix.to(device).coalesce().to_sparse_csr()
-
-    return points.to(device), compressed([row, column]), compressed([column, row])
+    with ordinary_tensors():  # what is kept here serves whatever comes later
+        points = _points(grid)
+        row, column, value = _inverse(grid, points)
+        size = len(points)
+        rows = _compressed([row, column], value, size, device)
+        columns = _compressed([column, row], value, size, device)
+        return points.to(device), columns, rows
 
 
-class _SparseProduct(torch.autograd.Function):
-    """A constant sparse matrix times a dense one, differentiable to any order."""
+def _compressed(indices: list[Tensor], value: Tensor, size: int, device: torch.device) -> Tensor:
+    """A square sparse matrix by rows."""
+    matrix = torch.sparse_coo_tensor(
+        torch.stack(indices), value, (size, size), check_invariants=False
+    )
+    return matrix.to(device).coalesce().to_sparse_csr()
 
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor, transposed: Tensor, values: Tensor) -> Tensor:
-        ctx.matrices = matrix, transposed
-        return matrix @ values
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
-        matrix, transposed = ctx.matrices
-        return None, None, _SparseProduct.apply(transposed, matrix, g.contiguous())
+def _hear_of_beta() -> None:
+    """Torch calls these matrices a beta, once per process: it says so here, unheard.
+
+    Now, not where they are made: there other threads may change the filters of warnings too.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.zeros(1, 1, device="cpu").to_sparse_csr()
+
+
+_hear_of_beta()
+
+
+_library = torch.library.Library("molkern", "FRAGMENT")
+_library.define(
+    "spline_coefficients(Tensor values, float start, float stop, int intervals, int degree, "
+    "bool transposed) -> Tensor"
+)
+
+
+def _coefficients(
+    values: Tensor, start: float, stop: float, intervals: int, degree: int, transposed: bool
+) -> Tensor:
+    """From values at the points to coefficients, ``[P, F]``, or that transposed: float64."""
+    return _fit(SplineGrid(start, stop, intervals, degree), values.device)[2 - transposed] @ values
+
+
+def _coefficients_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, *ctx.grid, ctx.transposed = inputs
+
+
+def _coefficients_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    back = torch.ops.molkern.spline_coefficients(g.contiguous(), *ctx.grid, not ctx.transposed)
+    return back, *[None] * 5
+
+
+_library.impl("spline_coefficients", _coefficients, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "molkern::spline_coefficients", lambda values, *rest: values.new_empty(values.shape)
+)
+differentiable("spline_coefficients", _coefficients_backward, _coefficients_setup)
 
 
 def spline_tables(function: FilterFunction, grid: SplineGrid, like: Tensor) -> list[Tensor]:
@@ -210,10 +255,15 @@ def spline_tables(function: FilterFunction, grid: SplineGrid, like: Tensor) -> l
     The function is called once, with float64 distances within the knots. Differentiable to any
     order by what the function depends on.
     """
-    points, matrix, transposed = _fit(grid, like.device)
-    values = [value.double() for value in function(points)]
-    joined = _SparseProduct.apply(matrix, transposed, torch.cat(values, 1)).to(like.dtype)
-    return [table.contiguous() for table in joined.split([v.shape[1] for v in values], 1)]
+    if torch.compiler.is_compiling():
+        points = _points(grid, like.device)
+    else:
+        points = _fit(grid, like.device)[0]
+    filters = [value.double() for value in function(points)]
+    widths, values = [f.shape[1] for f in filters], torch.cat(filters, 1)
+    form = float(grid.start), float(grid.stop), grid.intervals, grid.degree
+    joined = torch.ops.molkern.spline_coefficients(values, *form, False).to(like.dtype)
+    return [table.contiguous() for table in joined.split(widths, 1)]
 
 
 def _with_slope(function: FilterFunction, d: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -290,6 +340,7 @@ class _OneEdgeEach:
         return self.receivers
 
 
+@ordinary_tensors()
 def choose_grid(
     function: FilterFunction,
     start: float,

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..ops._modes import is_transformed, ordinary_tensors, values_of
 from ..ops.splines import SplineGrid
 from .fingerprint import Fingerprint
-from .plain import OWN_HOOKS, has_backward_hooks, is_known
+from .plain import OWN_HOOKS, PLAIN_TENSORS, has_backward_hooks, is_known
 from .precision import network_tensor
 from .splines import SplineReport, _with_slope, choose_grid, spline_tables
 
@@ -205,9 +206,9 @@ def _serves_constant(made: MadeSplines | None) -> TypeGuard[MadeSplines]:
 
 
 def _constant_tables(double: Any, grid: SplineGrid, like: Tensor) -> list[Tensor]:
-    with torch.no_grad():
+    with ordinary_tensors():
         tables = spline_tables(double.filter_values, grid, network_tensor(double))
-    return [table.to(like.device, like.dtype).contiguous() for table in tables]
+        return [table.to(like.device, like.dtype).contiguous() for table in tables]
 
 
 def _makers(model: Any) -> list[nn.Module]:
@@ -232,12 +233,15 @@ def _varying(makers: list[nn.Module]) -> tuple[nn.Module, ...]:
 
 
 def _is_alike(model: Any, double: Any) -> bool:
+    if is_transformed():  # the model's tensors belong to the transform
+        return True
     start, stop, _ = model.filter_span()
     like = network_tensor(model)
-    points = torch.linspace(start, stop, 8, dtype=torch.float64)[1:-1]
+    points = torch.linspace(start, stop, 8, dtype=torch.float64, device="cpu")[1:-1]
     with torch.no_grad():
         theirs = model.filter_values(points.to(like.device))
-    ours = [value for value, _ in _with_slope(double.filter_values, points)]
+    with torch.inference_mode(False):
+        ours = [value for value, _ in _with_slope(double.filter_values, points.clone())]
     for a, b in zip(ours, theirs, strict=True):
         allowed = _ALIKE[like.dtype] * max(float(a.abs().max()), 1e-30)
         if a.shape != b.shape or not bool(((a - b.to(a)).abs() <= allowed).all()):
@@ -250,22 +254,38 @@ def _double_copy(model: Any, makers: list[nn.Module]) -> Any:
     needed = {id(part) for maker in makers for part in maker.modules()}
     known: dict[int, Any] = {}
     for part in model.modules():
-        if id(part) in needed:
-            known |= _without_graphs(part)
-        elif needed.isdisjoint(map(id, part.modules())):
+        if id(part) not in needed and needed.isdisjoint(map(id, part.modules())):
             known[id(part)] = nn.Identity()
-        else:  # it holds some
-            known |= _without_graphs(part)
+            continue
+        known |= _copied_tensors(part)
+        if id(part) not in needed:
             known |= {id(getattr(part, name)): OrderedDict() for name in OWN_HOOKS}
-    return copy.deepcopy(model, known).to("cpu", torch.float64).requires_grad_(False).eval()
+    with ordinary_tensors():
+        double = copy.deepcopy(model, known).to("cpu", torch.float64)
+        return double.requires_grad_(False).eval()
 
 
-def _without_graphs(module: nn.Module) -> dict[int, Any]:
-    """For copies: a module's tensors that have a history, which cannot be copied, without it."""
-    own = module.__dict__
-    values = [*own.values(), *own["_parameters"].values(), *own["_buffers"].values()]
-    return {
-        id(value): value.detach().clone()
-        for value in values
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
+def _copied_tensors(module: nn.Module) -> dict[int, Any]:
+    """A module's own tensors by identity, as ordinary ones of float64 whatever they are.
+
+    Those of a kind of their own are left to copy themselves.
+
+    Raises:
+        RuntimeError: weights that :func:`torch.vmap` hides.
+    """
+    own, copies = module.__dict__, {}
+    for name, tensor in [*own.items(), *own["_parameters"].items(), *own["_buffers"].items()]:
+        if not isinstance(tensor, Tensor) or type(tensor) not in PLAIN_TENSORS:
+            continue
+        values = values_of(tensor)
+        if values is None:
+            raise RuntimeError(
+                f"torch.vmap over {name} of {type(module).__name__}: there are no splines of "
+                "weights that it hides; set model.filters = 'exact' for ensembles of weights"
+            )
+        with ordinary_tensors():
+            dtype = torch.float64 if values.is_floating_point() else values.dtype
+            made = values.detach().to("cpu", dtype, copy=True)
+            parameter = isinstance(tensor, nn.Parameter)
+            copies[id(tensor)] = nn.Parameter(made, False) if parameter else made
+    return copies

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import molkern._C
 
+from ._modes import is_hidden
+
 build_info = molkern._C.build_info
 operators = torch.ops.molkern
 
@@ -55,21 +57,32 @@ def first_derivatives_only() -> Iterator[None]:
         _mode.first_only = before
 
 
+@contextmanager
+def constant_weights() -> Iterator[None]:
+    """Within it no derivative by parameters is taken, so that splines need not follow them."""
+    before = getattr(_mode, "constant_weights", False)
+    _mode.constant_weights = True
+    try:
+        yield
+    finally:
+        _mode.constant_weights = before
+
+
+def keeps_weights_constant() -> bool:
+    """Whether nothing is differentiated by parameters in this thread."""
+    return keeps_first_only() or getattr(_mode, "constant_weights", False)
+
+
 def keeps_first_only() -> bool:
     """Whether :func:`first_derivatives_only` holds in this thread; never in compiled code."""
     return not torch.compiler.is_compiling() and getattr(_mode, "first_only", False)
 
 
 def is_recorded(tensor: Tensor) -> bool:
-    """Whether what is done to a tensor is compiled or captured, so that no value can be read."""
-    if torch.compiler.is_compiling():
+    """Whether what is done to a tensor is compiled, captured or mapped: no value can be read."""
+    if torch.compiler.is_compiling() or is_hidden(tensor):
         return True
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def describe(tensor: Tensor) -> str:
-    """Shape, type and device of a tensor, for error messages."""
-    return f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
 
 
 def full_precision(*names: str) -> None:
@@ -106,8 +119,3 @@ def gradient_wanted(ctx: Any, argument: int) -> bool:
         return torch._C._will_engine_execute_node(node)
     except (AttributeError, RuntimeError):  # RuntimeError: a leaf whose gradient is asked for
         return True
-
-
-def no_third_derivative(name: str) -> None:
-    """Refuses to differentiate a second derivative instead of returning a wrong gradient."""
-    raise RuntimeError(f"molkern: {name} has no third derivative")

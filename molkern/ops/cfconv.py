@@ -5,9 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import explained
+from ._derivatives import differentiable
 from ._library import Graph, full_precision, operators
+from ._modes import read
 
 
+@explained
 def cfconv(
     x: Tensor,
     filters: Tensor,
@@ -67,6 +71,7 @@ _ONE_THREAD = 32768
 _CHUNK = 1024
 
 
+@explained
 def segment_sum(values: Tensor, segment_ptr: Tensor) -> Tensor:
     """Sums rows of ``values`` over consecutive segments, in a fixed order.
 
@@ -122,7 +127,9 @@ def _check_segments(name: str, segment_ptr: Tensor, values: Tensor, count: int) 
     # The values cannot be read while a compiler traces, and on CUDA they would have to be awaited.
     if segment_ptr.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    first_rows = segment_ptr.numpy()
+    first_rows = read(segment_ptr)
+    if first_rows is None:
+        return
     if first_rows[0] != 0 or first_rows[-1] != count:
         raise ValueError(
             f"{name}: segment_ptr must begin with 0 and end with {count}, the number of "
@@ -146,15 +153,16 @@ def _sum_segments(values: Tensor, segment_ptr: Tensor) -> Tensor:
         if device.type != "cpu" or values.numel() < _ONE_THREAD:
             return values.sum(0, keepdim=True)
         if count > _CHUNK:
-            starts = _chunk_starts(count)
+            starts = _chunk_starts(count, device)
             chunks = _sum_segments(values, starts)
-            ends = torch.tensor([0, chunks.shape[0]], dtype=torch.int32)
+            ends = torch.tensor([0, chunks.shape[0]], dtype=torch.int32, device=device)
             return _sum_segments(chunks, ends)
     by_segment, by_row = _segment_graph(segment_ptr, count)
     ones = torch.ones_like(values, memory_format=torch.contiguous_format)
     return operators.cfconv(values.contiguous(), ones, *by_segment, *by_row, False)
 
 
+@explained
 def segment_expand(values: Tensor, segment_ptr: Tensor, count: int) -> Tensor:
     """Gives every row of consecutive segments its segment's value: :func:`segment_sum` transposed.
 
@@ -190,8 +198,8 @@ def segment_expand(values: Tensor, segment_ptr: Tensor, count: int) -> Tensor:
         if device.type != "cpu" or count * values.shape[1] < _ONE_THREAD:
             return values.expand(count, values.shape[1])
         if count > _CHUNK:  # in two steps, whose transposes sum in chunks
-            starts = _chunk_starts(count)
-            ends = torch.tensor([0, starts.shape[0] - 1], dtype=torch.int32)
+            starts = _chunk_starts(count, device)
+            ends = torch.tensor([0, starts.shape[0] - 1], dtype=torch.int32, device=device)
             chunks = segment_expand(values, ends, starts.shape[0] - 1)
             return segment_expand(chunks, starts, count)
     by_segment, by_row = _segment_graph(segment_ptr, count)
@@ -199,8 +207,9 @@ def segment_expand(values: Tensor, segment_ptr: Tensor, count: int) -> Tensor:
     return operators.cfconv(values.contiguous(), ones, *by_row, *by_segment, False)
 
 
-def _chunk_starts(count: int) -> Tensor:
-    return torch.arange(0, count + _CHUNK, _CHUNK, dtype=torch.int32).clamp(max=count)
+def _chunk_starts(count: int, device: torch.device) -> Tensor:
+    starts = torch.arange(0, count + _CHUNK, _CHUNK, dtype=torch.int32, device=device)
+    return starts.clamp(max=count)
 
 
 def _segment_graph(segment_ptr: Tensor, count: int) -> tuple[Any, Any]:
@@ -269,8 +278,6 @@ def _edge_product_backward(ctx: Any, h: Tensor) -> tuple[Any, ...]:
     return (grad_a, grad_b, *[None] * 7)
 
 
-torch.library.register_autograd("molkern::cfconv", _cfconv_backward, setup_context=_cfconv_setup)
-torch.library.register_autograd(
-    "molkern::edge_product", _edge_product_backward, setup_context=_edge_product_setup
-)
+differentiable("cfconv", _cfconv_backward, _cfconv_setup)
+differentiable("edge_product", _edge_product_backward, _edge_product_setup)
 full_precision("cfconv", "edge_product")

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import explained
+from ._derivatives import differentiable
 from ._library import full_precision, gradient_wanted, keeps_first_only, operators
 
 #: Names of the activations; positions are the codes that the operators take.
@@ -14,6 +16,7 @@ DENSE_ACTIVATIONS = ("none", "silu", "ssp", "tanh")
 _THRESHOLD = 20.0
 
 
+@explained
 def dense(
     x: Tensor,
     weight: Tensor,
@@ -264,8 +267,6 @@ def _input_grad_backward(ctx: Any, h: Tensor | None) -> tuple[Tensor | None, ...
     return gg, gs, gw, h if ctx.needs_input_grad[3] else None
 
 
-torch.library.register_autograd("molkern::dense", _dense_backward, setup_context=_dense_setup)
-torch.library.register_autograd(
-    "molkern::dense_input_grad", _input_grad_backward, setup_context=_input_grad_setup
-)
+differentiable("dense", _dense_backward, _dense_setup)
+differentiable("dense_input_grad", _input_grad_backward, _input_grad_setup)
 full_precision("dense", "dense_input_grad")

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._arguments import explained
+from ._derivatives import differentiable
 from ._library import full_precision, gradient_wanted, keeps_first_only, operators
 from .dense import (
     DENSE_ACTIVATIONS,
@@ -16,6 +18,7 @@ from .dense import (
 )
 
 
+@explained
 def dense_residual(
     x: Tensor,
     weight1: Tensor,
@@ -137,5 +140,5 @@ def _factor(
     return _slope(DENSE_ACTIVATIONS[code], z) if slope is None else slope, terms
 
 
-torch.library.register_autograd("molkern::dense_residual", _backward, setup_context=_setup)
+differentiable("dense_residual", _backward, _setup)
 full_precision("dense_residual")

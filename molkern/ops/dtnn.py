@@ -7,17 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import (
-    Graph,
-    build_info,
-    full_precision,
-    gradient_wanted,
-    no_third_derivative,
-    operators,
-)
+from ._arguments import explained
+from ._derivatives import differentiable, no_third_derivative
+from ._library import Graph, build_info, full_precision, gradient_wanted, operators
 from .splines import SplineGrid
 
 
+@explained
 def dtnn_message(
     x: Tensor,
     table: Tensor,
@@ -207,11 +203,7 @@ def _product_backward(ctx: Any, *grads: Tensor) -> None:
     no_third_derivative("dtnn_message")
 
 
-torch.library.register_autograd(
-    "molkern::dtnn_message", _value_backward, setup_context=_value_setup
-)
-torch.library.register_autograd(
-    "molkern::dtnn_message_grad", _gradient_backward, setup_context=_gradient_setup
-)
-torch.library.register_autograd("molkern::dtnn_message_hvp", _product_backward)
+differentiable("dtnn_message", _value_backward, _value_setup)
+differentiable("dtnn_message_grad", _gradient_backward, _gradient_setup)
+differentiable("dtnn_message_hvp", _product_backward)
 full_precision("dtnn_message", "dtnn_message_grad", "dtnn_message_hvp")

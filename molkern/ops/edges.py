@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from ._arguments import explained
 from ._library import Graph, operators
 
 
+@explained
 def gather_senders(x: Tensor, graph: Graph) -> Tensor:
     """The sender's row of ``x`` for every edge, ``[N, F]`` → ``[E, F]``.
 
@@ -29,6 +31,7 @@ def gather_senders(x: Tensor, graph: Graph) -> Tensor:
     return _gather(x, graph, receivers=False)
 
 
+@explained
 def gather_receivers(x: Tensor, graph: Graph) -> Tensor:
     """The receiver's row of ``x`` for every edge; otherwise as :func:`gather_senders`."""
     return _gather(x, graph, receivers=True)
@@ -43,6 +46,7 @@ def _gather(x: Tensor, graph: Graph, receivers: bool) -> Tensor:
     return operators.edge_product(*pair, *graph.by_receiver, *graph.by_sender, graph.padded)
 
 
+@explained
 def sum_edges(values: Tensor, graph: Graph, *, factors: Tensor | None = None) -> Tensor:
     """The sum over the edges that each atom receives, ``[E, F]`` → ``[N, F]``.
 

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import Adjacency, full_precision, no_third_derivative, operators
+from ._arguments import explained
+from ._derivatives import differentiable, no_third_derivative
+from ._library import Adjacency, full_precision, operators
 
 
 def edge_vectors(
@@ -71,6 +73,7 @@ def edge_distances(
     return operators.edge_distances(positions.contiguous(), *images, *graph)
 
 
+@explained
 def edge_norm(vectors: Tensor) -> Tensor:
     """Lengths of vectors ``[E, 3]``, twice differentiable; derivatives at zero length are zero.
 
@@ -216,19 +219,11 @@ def _norm_hvp_backward(ctx: Any, *grads: Tensor) -> None:
     no_third_derivative("edge_norm")
 
 
-torch.library.register_autograd(
-    "molkern::edge_vectors", _vectors_backward, setup_context=_vectors_setup
-)
-torch.library.register_autograd(
-    "molkern::edge_distances", _distances_backward, setup_context=_distances_setup
-)
-torch.library.register_autograd(
-    "molkern::edge_vectors_adjoint", _adjoint_backward, setup_context=_adjoint_setup
-)
-torch.library.register_autograd("molkern::edge_norm", _norm_backward, setup_context=_norm_setup)
-torch.library.register_autograd(
-    "molkern::edge_norm_grad", _norm_grad_backward, setup_context=_norm_grad_setup
-)
-torch.library.register_autograd("molkern::edge_norm_hvp", _norm_hvp_backward)
+differentiable("edge_vectors", _vectors_backward, _vectors_setup)
+differentiable("edge_distances", _distances_backward, _distances_setup)
+differentiable("edge_vectors_adjoint", _adjoint_backward, _adjoint_setup)
+differentiable("edge_norm", _norm_backward, _norm_setup)
+differentiable("edge_norm_grad", _norm_grad_backward, _norm_grad_setup)
+differentiable("edge_norm_hvp", _norm_hvp_backward)
 full_precision("edge_vectors", "edge_distances", "edge_vectors_adjoint")
 full_precision("edge_norm", "edge_norm_grad", "edge_norm_hvp")

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ._derivatives import by_slices, mapped
 from ._library import operators
 
 _ALGORITHMS = {"auto": 0, "direct": 1, "cell_list": 2}
@@ -54,7 +56,9 @@ def neighbor_arrays(
     """
     if algorithm not in _ALGORITHMS:
         raise ValueError(f"algorithm must be one of {', '.join(_ALGORITHMS)}, got {algorithm!r}")
-    if cell is None and pbc is not None and not bool(torch.as_tensor(pbc).any()):
+    if isinstance(cutoff, bool):
+        raise TypeError(f"cutoff must be a number, got {cutoff}")
+    if cell is None and pbc is not None and not any_axis(pbc):
         pbc = None
     if pbc is not None and cell is not None and not (isinstance(pbc, Tensor) and pbc.dim()):
         flags = torch.as_tensor(pbc, dtype=torch.bool, device=positions.device)
@@ -80,6 +84,11 @@ def neighbor_arrays(
         "status": None if capacity is None else status,
         "padded": capacity is not None,
     }
+
+
+def any_axis(pbc: Tensor | Sequence[bool] | bool) -> bool:
+    """Whether any axis is periodic."""
+    return bool(pbc.any() if isinstance(pbc, Tensor) else np.any(pbc))
 
 
 def count_systems(cell: Tensor | None, batch: Tensor | None) -> int:
@@ -124,3 +133,16 @@ def _(
 @torch.library.register_fake("molkern::check_neighbor_status")
 def _(status: Tensor, capacity: int) -> None:
     return None
+
+
+def _mapped(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    """Under :func:`torch.vmap`: one search after the other, each with room for as many edges."""
+    if arguments[6] is None:
+        raise RuntimeError(
+            "neighbor_list under torch.vmap: the numbers of edges differ; give capacity=, the most "
+            "edges that there may be, or make the list outside of it"
+        )
+    return by_slices(operators.neighbor_list.default, info, in_dims, arguments)
+
+
+mapped("neighbor_list", _mapped)

@@ -5,13 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import full_precision, no_third_derivative, operators
+from ._arguments import explained, number
+from ._derivatives import differentiable, no_third_derivative
+from ._library import full_precision, operators
 
 #: Names of the basis and cutoff functions; positions are the codes that the operators take.
 BASES = ("gaussian", "exponential", "bessel")
 CUTOFF_FUNCTIONS = ("none", "cosine", "physnet", "envelope")
 
 
+@explained
 def radial_basis(
     distances: Tensor,
     centers: Tensor,
@@ -96,8 +99,8 @@ def radial_basis(
         widths,
         _code("basis", basis, BASES),
         _code("cutoff_function", cutoff_function, CUTOFF_FUNCTIONS),
-        float(cutoff),
-        float(alpha),
+        number("cutoff", cutoff),
+        number("alpha", alpha),
         exponent,
     )
 
@@ -171,11 +174,7 @@ def _product_backward(ctx: Any, *grads: Tensor) -> None:
     no_third_derivative("radial_basis")
 
 
-torch.library.register_autograd(
-    "molkern::radial_basis", _value_backward, setup_context=_value_setup
-)
-torch.library.register_autograd(
-    "molkern::radial_basis_grad", _gradient_backward, setup_context=_gradient_setup
-)
-torch.library.register_autograd("molkern::radial_basis_hvp", _product_backward)
+differentiable("radial_basis", _value_backward, _value_setup)
+differentiable("radial_basis_grad", _gradient_backward, _gradient_setup)
+differentiable("radial_basis_hvp", _product_backward)
 full_precision("radial_basis", "radial_basis_grad", "radial_basis_hvp")

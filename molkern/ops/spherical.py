@@ -5,9 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import full_precision, no_third_derivative, operators
+from ._arguments import explained, number
+from ._derivatives import differentiable, no_third_derivative
+from ._library import full_precision, operators
 
 
+@explained
 def spherical_radial(
     distances: Tensor, zeros: Tensor, norms: Tensor, *, cutoff: float, exponent: int = 6
 ) -> Tensor:
@@ -69,7 +72,7 @@ def spherical_radial(
                 f"spherical_radial: {name} are constants, but require a gradient; "
                 "pass them with .detach()"
             )
-    return operators.spherical_radial(distances, zeros, norms, float(cutoff), exponent)
+    return operators.spherical_radial(distances, zeros, norms, number("cutoff", cutoff), exponent)
 
 
 @torch.library.register_fake("molkern::spherical_radial")
@@ -113,11 +116,7 @@ def _product_backward(ctx: Any, *grads: Tensor) -> None:
     no_third_derivative("spherical_radial")
 
 
-torch.library.register_autograd(
-    "molkern::spherical_radial", _value_backward, setup_context=_value_setup
-)
-torch.library.register_autograd(
-    "molkern::spherical_radial_grad", _gradient_backward, setup_context=_gradient_setup
-)
-torch.library.register_autograd("molkern::spherical_radial_hvp", _product_backward)
+differentiable("spherical_radial", _value_backward, _value_setup)
+differentiable("spherical_radial_grad", _gradient_backward, _gradient_setup)
+differentiable("spherical_radial_hvp", _product_backward)
 full_precision("spherical_radial", "spherical_radial_grad", "spherical_radial_hvp")

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import Graph, full_precision, gradient_wanted, no_third_derivative, operators
+from ._arguments import explained, number
+from ._derivatives import differentiable, mapped, no_third_derivative
+from ._library import Graph, full_precision, gradient_wanted, operators
 
 DEGREES = (3, 5)
 
@@ -44,6 +46,7 @@ class SplineGrid:
     zero_beyond: bool = True
 
     def __post_init__(self) -> None:
+        number("start", self.start), number("stop", self.stop)
         if not -math.inf < self.start < self.stop < math.inf:
             raise ValueError(
                 f"start and stop must be finite and ascend, got {self.start} and {self.stop}"
@@ -63,6 +66,7 @@ class SplineGrid:
         """The arguments by which the operators know the grid; the table tells the intervals."""
         return float(self.start), float(self.stop), self.degree, self.zero_beyond
 
+    @explained
     def bins(self, distances: Tensor, graph: Graph) -> Tensor:
         """The edges of a graph by interval, for the gradient of tables: once for all of them.
 
@@ -82,6 +86,7 @@ class SplineGrid:
         )
 
 
+@explained
 def spline_cfconv(
     x: Tensor,
     table: Tensor,
@@ -241,11 +246,8 @@ def _product_backward(ctx: Any, *grads: Tensor) -> None:
     no_third_derivative("spline_cfconv")
 
 
-torch.library.register_autograd(
-    "molkern::spline_cfconv", _value_backward, setup_context=_value_setup
-)
-torch.library.register_autograd(
-    "molkern::spline_cfconv_grad", _gradient_backward, setup_context=_gradient_setup
-)
-torch.library.register_autograd("molkern::spline_cfconv_hvp", _product_backward)
+mapped("spline_bins")
+differentiable("spline_cfconv", _value_backward, _value_setup)
+differentiable("spline_cfconv_grad", _gradient_backward, _gradient_setup)
+differentiable("spline_cfconv_hvp", _product_backward)
 full_precision("spline_bins", "spline_cfconv", "spline_cfconv_grad", "spline_cfconv_hvp")

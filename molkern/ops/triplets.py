@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import Graph, full_precision, no_third_derivative, operators
+from ._arguments import explained
+from ._derivatives import differentiable, no_third_derivative
+from ._library import Graph, full_precision, operators
 
 #: Conventions for the angle; positions are the codes that the operators take.
 ANGLES = ("kji", "plusplus", "at_i")
 _NEVER = 2**31 - 1
 
 
+@explained
 def triplet_sum(
     x: Tensor,
     radial: Tensor,
@@ -199,9 +202,7 @@ def _product_backward(ctx: Any, *grads: Tensor) -> None:
     no_third_derivative("triplet_sum")
 
 
-torch.library.register_autograd("molkern::triplet_sum", _value_backward, setup_context=_value_setup)
-torch.library.register_autograd(
-    "molkern::triplet_sum_grad", _gradient_backward, setup_context=_gradient_setup
-)
-torch.library.register_autograd("molkern::triplet_sum_hvp", _product_backward)
+differentiable("triplet_sum", _value_backward, _value_setup)
+differentiable("triplet_sum_grad", _gradient_backward, _gradient_setup)
+differentiable("triplet_sum_hvp", _product_backward)
 full_precision("triplet_sum", "triplet_sum_grad", "triplet_sum_hvp")

@@ -85,7 +85,7 @@ def predict(run: Path, structures: Path, out: Path, device: str, batch_size: int
     require("train", *PACKAGES)
     from .predict import predict as predicted
 
-    count = predicted(run, structures, out, device=_device(device), batch_size=batch_size)
+    count = predicted(run, structures, out, device=_device(device), batch_size=batch_size, say=say)
     say(f"{count:,} structures: {out}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +26,11 @@ class _Section(BaseModel):
 
 
 class Split(_Section):
-    """How many systems are for what; fractions below 1 are of all, null takes what is left."""
+    """How many systems are for what; fractions below 1 are of all, null takes what is left.
+
+    Fractions are shared out by largest remainders, so that those that add up to 1 leave none out;
+    of a fraction comes at least one system.
+    """
 
     train: int | float = Field(gt=0)
     validation: int | float = Field(gt=0)
@@ -33,14 +38,35 @@ class Split(_Section):
     seed: int = Field(default=0, ge=0)
     file: str | None = None
 
+    @field_validator("train", "validation", "test")
+    @classmethod
+    def _count_or_fraction(cls, value: float | None) -> float | None:
+        if value is None or isinstance(value, int):
+            return value
+        if not math.isfinite(value) or value == 1.0 or (value > 1 and not value.is_integer()):
+            raise ValueError(f"must be a whole number of systems, or a fraction below 1: {value:g}")
+        return value
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> Split:
+        given = (self.train, self.validation, self.test)
+        total = sum(value for value in given if value is not None and 0 < value < 1)
+        if total > 1 + 1e-6:
+            raise ValueError(f"fractions add up to {total:g}, more than 1")
+        return self
+
 
 class Data(_Section):
-    """Where the data come from, see :func:`molkern.data.load_dataset`."""
+    """Where the data come from, see :func:`molkern.data.load_dataset`.
+
+    ``labels`` names what the file calls labels, ``{energy: REF_energy, stress: virial}``.
+    """
 
     format: Literal["auto", "qm9", "npz", "ase", "molkern", "ethanol"] = "auto"
     path: str | None = None
     energy_unit: str = "eV"
     sha256: str | None = None
+    labels: dict[str, str] = {}
     split: Split
 
 

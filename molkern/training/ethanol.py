@@ -63,7 +63,7 @@ def train(steps: int, seed: int = 0) -> tuple[SchNet, dict[str, tuple[float, flo
     best, best_error = copy.deepcopy(model), float("inf")
     progress = tqdm(range(1, steps + 1), desc="training", unit="step")
     for step in progress:
-        choice = torch.randint(len(split["train"]), (BATCH_SIZE,))
+        choice = torch.randint(len(split["train"]), (BATCH_SIZE,), device="cpu")
         train_step(model, optimizer, split["train"][choice])
         schedule.step()
         with torch.no_grad():

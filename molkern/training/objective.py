@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import Dataset, Sample
+from ..data.conditions import CONDITIONS
 from ..data.dataset import PER_ATOM
+from ..data.labels import listed
 from ..models import Potential
 from .config import Config
 from .split import Indices
@@ -23,8 +25,6 @@ POWERS = {"mse": 2, "mae": 1}
 DEBYE = 0.20819433
 #: Labels that are outputs of their own, not the model's main prediction.
 OUTPUTS = ("forces", "stress", "charges", "dipole")
-#: Columns of data that predictions depend on, for models that say so.
-CONDITIONS = ("total_charge",)
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,40 @@ def check_labels(config: Config, labels: Labels, data: Dataset) -> None:
     """
     for name in config.objective:
         if name not in data.properties:
-            known = ", ".join(data.properties)
-            raise ValueError(f"objective.{name}: {data.name} has no such label, it has {known}")
+            raise ValueError(f"objective.{name}: {data.name} {_lacks(name, data)}")
     shapes = {name: () for name in (*labels.main, "mu", "charges")}
     for name, shape in {**shapes, "forces": (3,), "dipole": (3,), "stress": (3, 3)}.items():
         if name in config.objective and data.properties[name].shape[1:] != shape:
             found = list(data.properties[name].shape[1:])
             raise ValueError(f"objective.{name}: has shape {found} a row, needs {list(shape)}")
+    _check_units(config, labels, data)
+
+
+def _lacks(name: str, data: Dataset) -> str:
+    """What data have in place of a label, and how it may be given."""
+    text = f"has no such label, it has {', '.join(data.properties)}"
+    for label, source in data.sources.items():
+        if source == name:
+            return f"{text}; its {name} is {label} here"
+    if name in data.unused:
+        return f"{text}; {name} in its file is nothing that a frame has one number or vector of"
+    if data.unused:
+        text += f" (and what data.labels may name: {listed(data.unused)})"
+    return text
+
+
+def _check_units(config: Config, labels: Labels, data: Dataset) -> None:
+    """Refuses forces and stress in another unit of energy than the label they derive from."""
+    name = labels.main[0]
+    derived = [part for part in ("forces", "stress") if part in config.objective]
+    unit = data.units.get(name)
+    same = unit == "eV" or (unit is None and config.data.energy_unit.lower() == "ev")
+    if derived and not same:
+        raise ValueError(
+            f"objective.{name}: {derived[0]} are in {data.units.get(derived[0], 'eV/Å')}, but "
+            f"{name} is in {unit or 'the unit of its file'}: name it as the energy, data.labels: "
+            f"{{energy: {data.sources.get(name, name)}}}"
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from ..data import Sample
+from ..data.conditions import CONDITIONS, ConditionReader, write_into
 from ..data.dataset import PER_ATOM
 from ..files import read_frames, write_whole
 from ..graph import AtomicBatch
 from ..md.source import check_elements
 from ..models import Potential
+from ..structures import check_frame
 from .objective import evaluate, match_labels
 from .results import Run
 
@@ -36,25 +38,28 @@ def predict(
     device: torch.device | str = "cpu",
     batch_size: int = 256,
     progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Predicts what a run's model was trained on for every structure of a file.
 
     Args:
         folder: of the run.
-        structures: any file that ASE reads; ``total_charge`` (or ``charge``) in a frame's ``info``
-            is for models that take one.
+        structures: any file that ASE reads; for models that take a total charge it is what
+            :func:`molkern.data.conditions.stated` finds in a frame, or 0, and is written beside the
+            predictions.
         out: ``.csv`` (one number per structure and label), ``.npz`` (everything, atoms side by
             side) or ``.extxyz``.
         device: where the model is evaluated.
         batch_size: structures at once.
         progress: whether a progress bar is shown.
+        say: takes sentences for the user.
 
     Returns:
         The number of structures.
 
     Raises:
-        ValueError: no finished run, a file that cannot be read, an element that the model was not
-            trained on, or another ending of ``out``.
+        ValueError: no finished run, a file that cannot be read, a frame that cannot be computed or
+            has an element that the model was not trained on, or another ending of ``out``.
     """
     if out.suffix not in ENDINGS:
         raise ValueError(f"{out} ends in {out.suffix!r}: choose one of {', '.join(ENDINGS)}")
@@ -63,18 +68,25 @@ def predict(
     run = Run.open(folder)
     model = run.model(device)
     frames, found = [], []
-    for chunk in _chunks(_checked(structures, run), batch_size, progress):
+    conditions = ConditionReader(model.conditions, names=run.config.data.labels)
+    for chunk in _chunks(_checked(structures, run, conditions), batch_size, progress):
         frames += chunk
         found += _predict(model, chunk, run)
     writers = dict(zip(ENDINGS, (_csv, _npz, _extxyz), strict=True))
     write_whole(out, writers[out.suffix](frames, found))
+    for note in conditions.notes():
+        say(note)
     return len(frames)
 
 
-def _checked(structures: Path, run: Run) -> Iterator[Atoms]:
+def _checked(structures: Path, run: Run, conditions: ConditionReader) -> Iterator[Atoms]:
+    """The structures of a file, with their conditions in ``info``."""
     elements = frozenset(run.facts.get("elements", range(1, 119)))
     for number, atoms in enumerate(read_frames(structures)):
-        check_elements(atoms.numbers, elements, str(run.folder), f"{structures} frame {number}")
+        where = f"{structures}, frame {number}"
+        check_frame(atoms, where)
+        check_elements(atoms.numbers, elements, str(run.folder), where)
+        write_into(atoms, conditions.read(atoms, where))
         yield atoms
 
 
@@ -97,23 +109,22 @@ def _predict(model: Potential, chunk: list[Atoms], run: Run) -> list[dict[str, A
     """What the model predicts for each structure, by label or name of the output."""
     parameter = next(model.parameters())
     batch = AtomicBatch.from_ase(chunk, parameter.dtype, parameter.device)
-    charges = [_charge(atoms) for atoms in chunk]
-    given = {"total_charge": torch.tensor(charges, dtype=torch.float64).to(parameter.device)}
+    kind: dict[str, Any] = {"dtype": torch.float64, "device": batch.positions.device}
+    given = {
+        name: torch.tensor([atoms.info[name] for atoms in chunk], **kind)
+        for name in model.conditions
+    }
     labels = match_labels(run.config)
-    out = evaluate(model, labels, Sample(batch, given, torch.arange(len(chunk))))
+    out = evaluate(model, labels, Sample(batch, given, torch.arange(len(chunk), device="cpu")))
     found = {name: labels.predicted(out, name) for name in run.config.objective}
     found |= {name: out[name] for name in _BESIDE if name in out}
+    found |= given
     values = {name: value.detach().cpu().double().numpy() for name, value in found.items()}
     ends = np.cumsum([0, *(len(atoms) for atoms in chunk)])
     return [
         {k: v[ends[i] : ends[i + 1]] if k in PER_ATOM else v[i] for k, v in values.items()}
         for i in range(len(chunk))
     ]
-
-
-def _charge(atoms: Atoms) -> float:
-    """Of a structure, e: what it says of itself, or 0."""
-    return float(atoms.info.get("total_charge", atoms.info.get("charge", 0.0)))
 
 
 def _csv(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
@@ -150,12 +161,15 @@ def _extxyz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
         atoms = atoms.copy()
         known = {k: values[k] for k in ("energy", "forces", "stress") if k in values}
         for key, value in values.items():
-            if key in known:
+            if key in known or key in CONDITIONS:  # these are in info already
                 continue
             if key in PER_ATOM:
                 atoms.set_array(f"predicted_{key}", value)
             else:
                 atoms.info[f"predicted_{key}"] = value if np.ndim(value) else float(value)
+        for name in known:  # write_xyz refuses what is there already
+            atoms.info.pop(name, None)
+            atoms.arrays.pop(name, None)
         if known:
             atoms.calc = SinglePointCalculator(atoms, **known)
         write_xyz(text, atoms)

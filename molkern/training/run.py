@@ -20,13 +20,23 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Timer, TQDMProgressBar
 
 from ..data import Dataset, load_dataset
+from ..data.labels import listed
 from ..files import write_whole
 from ..models import Potential
 from .config import Config, data_path, read_config
 from .module import TrainingData, TrainingModule
 from .objective import Labels, Objective, check_labels, evaluate, match_labels, needed
 from .records import BEST, LAST, METRICS, Records
-from .split import PARTS, Indices, load_split, make_split, save_split, usable
+from .split import (
+    PARTS,
+    Indices,
+    check_conditions,
+    check_systems,
+    load_split,
+    make_split,
+    save_split,
+    usable,
+)
 from .standardize import build_model, standards
 
 CONFIG, SPLIT, FACTS = "config.yaml", "split.npz", "run.json"
@@ -70,6 +80,7 @@ def load_data(config: Config) -> Dataset:
         format=options.format,
         energy_unit=options.energy_unit,
         sha256=options.sha256,
+        labels=options.labels,
     )
 
 
@@ -90,10 +101,12 @@ def prepare(
     data = load_data(config)
     check_labels(config, labels, data)
     keep, notes = usable(data, list(config.objective))
+    notes = [*(f"{data.name}: {note}" for note in data.notes), *notes]
     if split is not None:
-        parts = load_split(split, data.digest)
+        parts = load_split(split, data.digest, len(data))
     else:
-        parts = make_split(config.data.split, keep, data.digest)
+        parts = make_split(config.data.split, keep, data.digest, len(data))
+    check_systems(data, np.concatenate([*parts.values()]))
     train = parts["train"]
     if config.training.batch_size > len(train):
         raise ValueError(
@@ -103,8 +116,17 @@ def prepare(
     torch.manual_seed(config.training.seed)
     model = build(config, labels, standards(config, labels, data, train))
     objective = Objective(config, labels, data, train)
+    check_conditions(data, np.concatenate([*parts.values()]), model.conditions)
+    notes += _unused(config, data, model)
     _try_out(model, labels, data, train)
     return Prepared(config, data, labels, parts, TrainingModule(model, objective, config), notes)
+
+
+def _unused(config: Config, data: Dataset, model: Potential) -> list[str]:
+    """A sentence about what the data hold and training does not use, or none."""
+    used = {*config.objective, *model.conditions}
+    names = [*(name for name in data.properties if name not in used), *data.unused]
+    return [f"{data.name} has more than is used: {listed(names)}"] if names else []
 
 
 def _try_out(model: Potential, labels: Labels, data: Dataset, train: Indices) -> None:
@@ -171,7 +193,9 @@ def open_folder(folder: Path, config: Config, resume: bool, restart: bool) -> bo
 
 def _same(config: Config, folder: Path) -> None:
     old = _flat(read_config(folder / CONFIG).model_dump(mode="json"))
-    for key, value in _flat(config.model_dump(mode="json")).items():
+    new = _flat(config.model_dump(mode="json"))
+    for key in {**new, **old}:
+        value = new.get(key)
         if old.get(key) != value:
             raise ValueError(
                 f"{folder} holds a run with {key}: {old.get(key)}, which cannot go on with "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import Dataset
+from ..data.conditions import require_finite
+from ..data.indices import as_indices
+from ..data.reading import Archive
 from ..files import write_whole
 from .config import Split
 
@@ -34,41 +39,103 @@ def usable(data: Dataset, labels: list[str]) -> tuple[Indices, list[str]]:
     return keep.astype(np.int64), notes
 
 
-def make_split(options: Split, keep: Indices, digest: str) -> dict[str, Indices]:
+def check_systems(data: Dataset, members: Indices) -> None:
+    """Refuses systems for which nothing can be computed.
+
+    Raises:
+        ValueError: naming the first ones by their numbers in the file, and what is wrong.
+    """
+    found = data.faults(np.sort(members))
+    if found:
+        (first, reason), *others = found.items()
+        raise ValueError(f"{data.where(first)}: {reason}{_and_others(data, others)}")
+
+
+def check_conditions(data: Dataset, members: Indices, wanted: Iterable[str]) -> None:
+    """Refuses conditions that a model depends on and that are no numbers.
+
+    Raises:
+        ValueError: naming the first system.
+    """
+    for name in wanted:
+        if name in data.properties:
+            chosen = np.sort(members)
+            bad = chosen[~np.isfinite(data.properties[name][chosen])]
+            for system in bad[:1]:
+                require_finite(name, float(data.properties[name][system]), data.where(system))
+
+
+def _and_others(data: Dataset, others: list[Any]) -> str:
+    if not others:
+        return ""
+    shown = ", ".join(data.label(system) for system, _ in others[:5])
+    return f" (and {len(others):,} more: {shown}{', …' if len(others) > 5 else ''})"
+
+
+def make_split(
+    options: Split, keep: Indices, digest: str, systems: int | None = None
+) -> dict[str, Indices]:
     """Systems for training, validation and test, at random by seed or from a file.
 
     Args:
         options: sizes and seed, or a file, which counts more.
         keep: the systems to be shared out.
         digest: of the data, which that of the file must be.
+        systems: of the data, where it is known, see :func:`load_split`.
 
     Raises:
         ValueError: more systems wanted than there are, or a file of other data.
     """
     if options.file is not None:
-        given = load_split(options.file, digest)
+        given = load_split(options.file, digest, systems)
         return {part: members[np.isin(members, keep)] for part, members in given.items()}
-    sizes = [_count(getattr(options, part), len(keep)) for part in PARTS[:2]]
-    rest = len(keep) - sum(sizes)
-    wanted = rest if options.test is None else _count(options.test, len(keep))
-    if rest < 0 or wanted > rest:
-        raise ValueError(
-            f"data.split: {sizes[0]:,} for training, {sizes[1]:,} for validation"
-            + (f" and {wanted:,} for the test" if options.test else "")
-            + f" are more than the {len(keep):,} systems that there are"
-        )
-    for part, size in zip(PARTS, sizes, strict=False):
-        if size < 1:
-            raise ValueError(f"data.split.{part}: none of {len(keep):,} systems")
+    sizes = part_sizes((options.train, options.validation, options.test), len(keep))
     order = np.random.default_rng(options.seed).permutation(keep)
-    ends = np.cumsum([0, *sizes, wanted])
+    ends = np.cumsum([0, *sizes])
     return {part: order[ends[k] : ends[k + 1]] for k, part in enumerate(PARTS)}
 
 
-def _count(wanted: float | None, all_of_them: int) -> int:
-    if wanted is None:
-        return 0
-    return round(wanted * all_of_them) if 0 < wanted < 1 else int(wanted)
+def part_sizes(wanted: tuple[float, float, float | None], count: int) -> list[int]:
+    """Systems for training, validation and test.
+
+    Fractions are of all; together they get as many systems as their sum is nearest to, by largest
+    remainders, and each at least one.
+
+    Args:
+        wanted: numbers of systems, or fractions below 1; the last may be None for the rest.
+        count: how many systems there are.
+
+    Raises:
+        ValueError: more than there are.
+
+    >>> part_sizes((0.8, 0.1, 0.1), 15)
+    [12, 2, 1]
+    """
+    fractions = {k: Fraction(str(w)) for k, w in enumerate(wanted) if w is not None and 0 < w < 1}
+    total = sum(fractions.values(), Fraction(0))
+    if abs(total - 1) <= Fraction(1, 10**6):  # 0.333 and the like
+        fractions = {k: fraction / total for k, fraction in fractions.items()}
+    sizes = [0 if w is None or k in fractions else int(w) for k, w in enumerate(wanted)]
+    exact = {k: fraction * count for k, fraction in fractions.items()}
+    sizes = [math.floor(exact[k]) if k in exact else size for k, size in enumerate(sizes)]
+    left = round(sum(exact.values())) - sum(sizes[k] for k in exact)
+    by_remainder = sorted(exact, key=lambda k: (math.floor(exact[k]) - exact[k], k))
+    for k in by_remainder[:left]:
+        sizes[k] += 1
+    for k in exact:
+        if sizes[k] == 0:  # the largest can spare one
+            largest = max(exact, key=lambda j: sizes[j])
+            sizes[k] = 1
+            sizes[largest] -= sizes[largest] > 1
+    if wanted[2] is None:
+        sizes[2] = max(0, count - sizes[0] - sizes[1])
+    if sum(sizes) > count:
+        raise ValueError(
+            f"data.split: {sizes[0]:,} for training, {sizes[1]:,} for validation"
+            + (f" and {sizes[2]:,} for the test" if sizes[2] else "")
+            + f" are more than the {count:,} systems that there are"
+        )
+    return sizes
 
 
 def save_split(path: Path, split: dict[str, Indices], digest: str) -> None:
@@ -79,22 +146,55 @@ def save_split(path: Path, split: dict[str, Indices], digest: str) -> None:
     write_whole(path, content.getvalue())
 
 
-def load_split(path: str | Path, digest: str | None) -> dict[str, Indices]:
+def load_split(
+    path: str | Path, digest: str | None, systems: int | None = None
+) -> dict[str, Indices]:
     """A split that :func:`save_split` wrote; without a digest, of any data.
 
+    Args:
+        path: the file.
+        digest: of the data, which that in the file must be.
+        systems: of the data; with them masks and negative numbers are understood as a data set
+            understands them, without them refused.
+
     Raises:
-        ValueError: no such file, or a split of other data.
+        ValueError: no such file, a damaged one, a split of other data, or parts that are no
+            indices or have systems in common.
     """
     try:
-        with np.load(path) as content:
-            found, made = {part: content[part] for part in PARTS}, str(content["digest"])
-    except (OSError, KeyError, ValueError) as error:
+        archive = Archive(path)
+        missing = [name for name in (*PARTS, "digest") if name not in archive]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        made = archive.text("digest")
+        if digest is None or made == digest:
+            found = {part: _members(archive.numbers(part, "fiub"), systems) for part in PARTS}
+            _require_disjoint(found)
+    except (OSError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f"{path} is not a split that a run saved: {error}") from error
     if digest is not None and made != digest:
         raise ValueError(
             f"{path} was made for other data: give the data of that run, or another split"
         )
     return found
+
+
+def _members(values: NDArray[Any], systems: int | None) -> Indices:
+    """A part in a file as indices from 0."""
+    if values.size == 0:
+        return np.empty(0, dtype=np.int64)
+    if systems is None and (values.dtype.kind == "b" or values.min() < 0):
+        raise ValueError("it has masks or negative numbers")
+    return as_indices(values, int(values.max()) + 1 if systems is None else systems)
+
+
+def _require_disjoint(parts: dict[str, Indices]) -> None:
+    members = np.concatenate([*parts.values()])
+    seen, counts = np.unique(members, return_counts=True)
+    if (counts > 1).any():
+        system = int(seen[counts.argmax()])
+        where = [part for part, some in parts.items() if system in some]
+        raise ValueError(f"system {system} is there twice (in {' and '.join(where)})")
 
 
 @dataclass

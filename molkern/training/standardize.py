@@ -173,7 +173,7 @@ def _with_charges(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         )
     if name == "PhysNet" and "charge_shift" not in arguments:
         size = arguments.get("num_elements") or _default_size(name)
-        return {**arguments, "charge_shift": (0.1 * torch.randn(size)).tolist()}
+        return {**arguments, "charge_shift": (0.1 * torch.randn(size, device="cpu")).tolist()}
     return arguments
 
 

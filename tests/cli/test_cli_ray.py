@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -15,13 +16,17 @@ from cli_files import arrays
 
 from molkern.md.evaluate import EvaluateWorker, chunks
 from molkern.md.group import DynamicsWorker
-from molkern.md.parallel import RayPool, run_here
+from molkern.md.parallel import RayPool, check_shared_memory, run_here
 from molkern.md.source import ModelSource
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """Ray, started once for all tests; pools use what runs in their process."""
+    try:
+        check_shared_memory()
+    except OSError as error:
+        pytest.skip(str(error))
     options = {"num_cpus": 2, "object_store_memory": 100 << 20, "log_to_driver": False}
     ray.init(include_dashboard=False, **options)
     yield
@@ -141,3 +146,10 @@ def test_replicas(cluster, molkern, ethanol, tmp_path, monkeypatch):
     for k in range(3):
         one, two = (arrays(tmp_path / f"{n}.group{k}.checkpoint") for n in ("one", "two"))
         assert one == two
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory of Linux")
+def test_no_shared_memory(monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "/dev/shm")
+    with pytest.raises(OSError, match=r"/dev/shm, which is missing or read-only here: mount it"):
+        check_shared_memory()

@@ -1,5 +1,7 @@
 """Data sets: what batches hold, folders in memory, and clear words about what is wrong."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,24 @@ def test_a_damaged_folder_is_named(data, tmp_path):
     (folder / "meta.json").unlink()
     with pytest.raises(ValueError, match="holds no data set"):
         open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [[], {"numbers": 1}, {"numbers": [], "positions": [], "ptr": []}, "words", None],
+    ids=str,
+)
+def test_a_description_of_something_else(data, tmp_path, arrays):
+    save_dataset(data, tmp_path / "kept")
+    meta = {"arrays": arrays, "units": {}, "name": "x"}
+    (tmp_path / "kept" / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="kept holds no data set of molkern's"):
+        open_dataset(tmp_path / "kept")
+
+
+def test_systems_begin_at_whole_numbers(data):
+    with pytest.raises(ValueError, match="ptr must hold integers, got float64"):
+        Dataset(data.numbers, data.positions, data.ptr.astype(float), {})
 
 
 def test_digests_tell_data_apart(data):

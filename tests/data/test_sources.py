@@ -156,6 +156,17 @@ def test_an_sdf_and_a_table_that_do_not_belong_together(tmp_path):
         load_qm9(tmp_path, progress=False)
 
 
+def test_tables_whose_columns_do_not_belong_together(tmp_path):
+    """Of two molecules with as many atoms together as there are positions."""
+    for name in ("positions", "charges"):
+        made = Molecules([1, 2])
+        values = getattr(made, name)
+        values[0], values[1] = values[1], values[0]
+        (tmp_path / "qm9_part1.csv").write_bytes(made.table())
+        with pytest.raises(ValueError, match="molecule 1 has 3 elements, positions"):
+            load_qm9(tmp_path, progress=False)
+
+
 def test_ids_that_count_from_0(tmp_path):
     made = Molecules(IDS)
     made.npz(tmp_path / "qm9.npz", first=0)

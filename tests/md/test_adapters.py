@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import molkern.md
+from molkern.md.elements import atomic_numbers
 
 NEEDS = {
     "ASECalculator": ("ase", "md"),
@@ -43,3 +45,12 @@ def test_names():
     assert {*NEEDS, "Evaluator", "MLIAPMolkern", "dynamics"} == set(molkern.md.__all__)
     with pytest.raises(AttributeError, match="no attribute 'GROMACS'"):
         _ = molkern.md.GROMACS
+
+
+@pytest.mark.parametrize(
+    ("element", "error"), [(6.9, TypeError), (None, TypeError), (-1, ValueError), ("Q", ValueError)]
+)
+def test_elements_that_are_none(element, error):
+    with pytest.raises(error):
+        atomic_numbers(["H", element])
+    assert atomic_numbers(["Og", np.int64(8), np.uint8(1)]) == [118, 8, 1]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.neighbors import batch_neighbor_list
 
@@ -120,10 +120,7 @@ def check_structure(found):
     assert found.row_ptr[0] == 0
 
 
-quick = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-
-
-@settings(quick, max_examples=100 if EMULATED else 1000)
+@settings(max_examples=settings.default.max_examples * (1 if EMULATED else 10))
 @given(cases())
 def test_equals_brute_force(device, case):
     found = case.search(device=device)

@@ -74,6 +74,24 @@ def test_references_of_several_targets():
         AtomicReference(reference=torch.zeros(3), num_targets=2)
 
 
+def test_references_of_numbers_of_any_type():
+    shift = AtomicReference(reference=[0.0, -13.6, 5.0])
+    for kind in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        assert shift(torch.zeros(3), torch.tensor([2, 0, 1], dtype=kind)).tolist() == [5, 0, -13.6]
+    for kind in (torch.float32, torch.bool):
+        with pytest.raises(TypeError, match="numbers must be integers"):
+            shift(torch.zeros(3), torch.tensor([1, 0, 1], dtype=kind))
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("wrong", [-1, -2, 2])
+def test_references_of_numbers_that_are_none(wrong, trainable):
+    shift = AtomicReference(reference=[0.0, -13.6], trainable=trainable)
+    with pytest.raises(ValueError, match=rf"from 0 to 1, got {wrong}"):
+        shift(torch.zeros(2), torch.tensor([1, wrong]))
+    assert shift(torch.zeros(0), torch.tensor([], dtype=torch.int64)).shape == (0,)
+
+
 def interaction(**options):
     return SchNetInteraction(8, 6, FilterNetwork(5, 6, 4.0), **options)
 

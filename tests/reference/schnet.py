@@ -1,5 +1,7 @@
 """SchNet over a list of pairs in plain torch, from functions and matrices."""
 
+import math
+
 import torch
 
 
@@ -9,7 +11,7 @@ def linear(x, weight, bias=None):
 
 
 def ssp(x):
-    return torch.log(0.5 * torch.exp(x) + 0.5)
+    return torch.logaddexp(x, torch.zeros_like(x)) - math.log(2.0)  # eˣ alone would overflow
 
 
 def cosine(d, cutoff):

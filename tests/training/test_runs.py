@@ -219,6 +219,9 @@ def test_folders_that_are_there(tiny, tmp_path):
         train(config, folder)
     with pytest.raises(ValueError, match=r"with model.cutoff: 4.0, which cannot go on with 3.0"):
         train(tiny(training__steps=3, model__cutoff=3.0), folder, resume=True)
+    fewer = tiny(training__steps=3, objective=dict(energy=dict(weight=0.01)))
+    with pytest.raises(ValueError, match=r"with objective\.forces\.\w+: .*cannot go on with None"):
+        train(fewer, folder, resume=True)
     train(tiny(training__steps=3, model__cutoff=3.0), folder, restart=True)
     assert load(folder / BEST).cutoff == 3.0
     (tmp_path / "other").mkdir()

@@ -1,0 +1,150 @@
+"""Structures in files, one after the other: ASE's readers, and what these leave out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+#: Databases of ASE's by the end of their names.
+DATABASES = (".db", ".json")
+_SDF = (".sdf", ".sd", ".mol")
+_XYZ = (".xyz", ".extxyz")
+#: Columns of extended XYZ with atomic numbers as real numbers.
+_REAL_NUMBERS = re.compile(rb"Properties=\"?((?:[^\s\":]+:[RISL]:\d+:)*?)(?:Z|numbers):R:1\b")
+
+
+def structures(path: Path) -> Iterator[Atoms]:
+    """All structures of a file; raises what the readers raise.
+
+    Of an SDF ASE reads the first molecule, of a database it leaves the rows' key-value pairs and
+    data out: these are in ``info`` here.
+    """
+    if path.suffix in DATABASES:
+        for _, atoms in rows(path):
+            yield atoms
+    elif path.suffix.lower() in _SDF:
+        yield from _molecules(path)
+    else:
+        from ase.io import iread
+
+        if path.suffix in _XYZ:
+            _require_whole_numbers(path)
+        yield from iread(str(path), index=":", do_not_split_by_at_sign=True)
+
+
+def _require_whole_numbers(path: Path) -> None:
+    """Refuses atomic numbers of extended XYZ that are not whole, which ASE would cut off.
+
+    Raises:
+        ValueError: naming the frame, the atom and its number.
+    """
+    frame, before = -1, b""
+    with path.open("rb") as file:
+        for line in file:
+            frame += b"Properties=" in line
+            found = _REAL_NUMBERS.search(line)
+            if found is not None and before.strip().isdigit():
+                widths = found[1].split(b":")[2::3]
+                column = sum(int(width) for width in widths)
+                for atom in range(int(before)):
+                    number = float(next(file, b"").split()[column])
+                    if not number.is_integer():
+                        raise ValueError(f"frame {frame}: atom {atom} has number {number}")
+            before = line
+
+
+def rows(path: Path) -> Iterator[tuple[int, Atoms]]:
+    """Numbers and structures of the rows of a database of ASE's."""
+    from ase.db import connect
+
+    for row in connect(str(path), serial=True).select():
+        atoms = row.toatoms()
+        pairs = dict(row.key_value_pairs)
+        # Rows have properties, charge and volume among them, that hide pairs of the same name
+        pairs |= {name: vars(row)[name] for name in pairs if name in vars(row)}
+        atoms.info = {**dict(row.data), **pairs}
+        yield row.id, atoms
+
+
+def _molecules(path: Path) -> Iterator[Atoms]:
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    from .data.sdf import molecules
+
+    with path.open() as file:
+        for molecule in molecules(file):
+            info: dict[str, Any] = {k: _number(text) for k, text in molecule.data.items()}
+            if molecule.title:
+                info.setdefault("title", molecule.title)
+            if molecule.charges.any():
+                info.setdefault("total_charge", int(molecule.charges.sum()))
+            energy = info.pop("energy", None)
+            symbols = ["H" if symbol in ("D", "T") else symbol for symbol in molecule.symbols]
+            atoms = Atoms(symbols, molecule.positions, info=info)
+            if energy is not None:
+                atoms.calc = SinglePointCalculator(atoms, energy=energy)
+            yield atoms
+
+
+def _number(text: str) -> Any:
+    """What data of an SDF mean: a number, several of them, or a text."""
+    try:
+        values = np.array([float(word) for word in text.split()])
+    except ValueError:
+        return text
+    if not values.size:
+        return text
+    return float(values[0]) if values.size == 1 else values
+
+
+def fault(numbers: Any, positions: Any, cell: Any = None, pbc: Any = None) -> str | None:
+    """Why nothing can be computed for a structure, in a few words; None where it can.
+
+    Args:
+        numbers, positions: ``[n]`` and ``[n, 3]``.
+        cell, pbc: lattice vectors as rows ``[3, 3]`` and periodicity ``[3]``; None without.
+    """
+    if not len(numbers):
+        return "it has no atoms"
+    wrong = (numbers < 1) | (numbers > 118)
+    if wrong.any():
+        atom = int(wrong.argmax())
+        return f"atom {atom} has number {int(numbers[atom])}, which is no element"
+    finite = np.isfinite(positions).all(1)
+    if not finite.all():
+        atom = int((~finite).argmax())
+        return f"atom {atom} is at {[float(x) for x in positions[atom]]}, which is not finite"
+    if cell is not None and not np.isfinite(cell).all():
+        return "its cell is not finite"
+    if pbc is None or not np.any(pbc):
+        return None
+    if cell is None:
+        return "it is periodic, but has no cell"
+    vectors = np.asarray(cell, dtype=np.float64)[np.asarray(pbc, dtype=bool)]
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not lengths.all():
+        axis = "abc"[int(np.flatnonzero(pbc)[lengths.argmin()])]
+        return f"it is periodic along {axis}, where its cell has no length: give it a cell"
+    # As neighbor lists judge it: less than 1e-8 of the volume of perpendicular vectors
+    if not np.linalg.svd(vectors / lengths[:, None], compute_uv=False).prod() > 1e-8:
+        return "its lattice vectors do not span its periodic axes (a singular cell)"
+    return None
+
+
+def check_frame(atoms: Atoms, where: str) -> None:
+    """Refuses a structure for which nothing can be computed.
+
+    Raises:
+        ValueError: naming it (``where``) and what is wrong.
+    """
+    reason = fault(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    if reason is not None:
+        raise ValueError(f"{where}: {reason}")
