@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import threading
 from collections import OrderedDict
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..ops._modes import is_transformed, ordinary_tensors, values_of
+from ..ops._modes import is_hidden, is_transformed, ordinary_tensors, values_of
 from ..ops.splines import SplineGrid
 from .fingerprint import Fingerprint
 from .plain import OWN_HOOKS, PLAIN_TENSORS, has_backward_hooks, is_known
@@ -250,7 +251,17 @@ def _is_alike(model: Any, double: Any) -> bool:
 
 
 def _double_copy(model: Any, makers: list[nn.Module]) -> Any:
-    """A copy of the model in float64 on the CPU, of which no more is there than makes filters."""
+    """A copy of the model in float64 on the CPU, of which no more is there than makes filters.
+
+    Raises:
+        RuntimeError: weights that :func:`torch.vmap` hides.
+    """
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if is_hidden(tensor):
+            raise RuntimeError(
+                f"torch.vmap over {name}: there are no splines of weights that it hides; set "
+                "model.filters = 'exact' for ensembles of weights"
+            )
     needed = {id(part) for maker in makers for part in maker.modules()}
     known: dict[int, Any] = {}
     for part in model.modules():
@@ -268,21 +279,16 @@ def _double_copy(model: Any, makers: list[nn.Module]) -> Any:
 def _copied_tensors(module: nn.Module) -> dict[int, Any]:
     """A module's own tensors by identity, as ordinary ones of float64 whatever they are.
 
-    Those of a kind of their own are left to copy themselves.
-
-    Raises:
-        RuntimeError: weights that :func:`torch.vmap` hides.
+    Those of a kind of their own, or that :func:`torch.vmap` hides, are left to copy themselves.
     """
-    own, copies = module.__dict__, {}
-    for name, tensor in [*own.items(), *own["_parameters"].items(), *own["_buffers"].items()]:
+    own: dict[str, Any] = module.__dict__
+    copies: dict[int, Any] = {}
+    for tensor in (*own.values(), *own["_parameters"].values(), *own["_buffers"].values()):
         if not isinstance(tensor, Tensor) or type(tensor) not in PLAIN_TENSORS:
             continue
         values = values_of(tensor)
         if values is None:
-            raise RuntimeError(
-                f"torch.vmap over {name} of {type(module).__name__}: there are no splines of "
-                "weights that it hides; set model.filters = 'exact' for ensembles of weights"
-            )
+            continue
         with ordinary_tensors():
             dtype = torch.float64 if values.is_floating_point() else values.dtype
             made = values.detach().to("cpu", dtype, copy=True)
