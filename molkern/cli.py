@@ -41,6 +41,12 @@ Charge = Annotated[
         help="total charge, for models that take one; by default what a frame states, or 0"
     ),
 ]
+UnknownElements = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unknown-elements", help="compute elements that the model was not trained on too"
+    ),
+]
 Workers = Annotated[
     int, typer.Option(min=0, help="workers of Ray that share the work; 0: this process does all")
 ]
@@ -123,6 +129,7 @@ def md(
     filters: FilterKind = Filters.spline,
     energy_unit: EnergyUnit = "eV",
     charge: Charge = None,
+    allow_unknown_elements: UnknownElements = False,
     device: Device = "auto",
     threads: Threads = None,
     group: Annotated[
@@ -139,7 +146,7 @@ def md(
     with _errors_in_one_line():
         code = command.dynamics(
             structure,
-            command.model_source(model, filters.value, charge),
+            command.model_source(model, filters.value, charge, allow_unknown_elements),
             out,
             dict(
                 ensemble=ensemble.value,
@@ -183,6 +190,7 @@ def evaluate(
     filters: FilterKind = Filters.spline,
     energy_unit: EnergyUnit = "eV",
     charge: Charge = None,
+    allow_unknown_elements: UnknownElements = False,
     device: Device = "auto",
     threads: Threads = None,
     workers: Workers = 0,
@@ -194,7 +202,7 @@ def evaluate(
     with _errors_in_one_line():
         command.energies(
             structures,
-            command.model_source(model, filters.value, charge),
+            command.model_source(model, filters.value, charge, allow_unknown_elements),
             out,
             energy_unit=energy_unit,
             stress=stress,
@@ -283,12 +291,15 @@ def predict(
     out: Annotated[Path, typer.Option(help=".csv, .npz or .extxyz")] = Path("predictions.csv"),
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="structures at once")] = 256,
+    allow_unknown_elements: UnknownElements = False,
 ) -> None:
     """What a trained model predicts for the structures of a file."""
     from .training import command
 
     with _errors_in_one_line():
-        command.predict(run, structures, out, device, batch_size, typer.echo)
+        command.predict(
+            run, structures, out, device, batch_size, typer.echo, allow_unknown_elements
+        )
 
 
 @app.command()

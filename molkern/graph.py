@@ -395,6 +395,7 @@ class AtomicBatch:
         #: First atom of each system, ``[B + 1]``, int32.
         self.system_ptr = self._first_atoms()
         self._range_read: tuple[Tensor, int, tuple[int, int]] | None = None
+        self._elements_read: tuple[Tensor, int, tuple[int, ...]] | None = None
 
     def _first_atoms(self) -> Tensor:
         device = self.positions.device
@@ -437,6 +438,30 @@ class AtomicBatch:
         if self.numbers.is_cpu:
             return _value_range(self.numbers)
         read = self._range_read
+        if read is None or read[0] is not self.numbers or not _versioned(self.numbers):
+            return None
+        return read[2] if read[1] == self.numbers._version else None
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """The atomic numbers that there are, sorted.
+
+        On a GPU read again only after the numbers have changed, together with the range.
+        """
+        known = self._known_elements()
+        if known is None:
+            known = _distinct(self.numbers)
+            if _versioned(self.numbers):
+                read = self.numbers, self.numbers._version
+                self._elements_read = (*read, known)
+                self._range_read = (*read, (known[0], known[-1]) if known else (0, 0))
+        return known
+
+    def _known_elements(self) -> tuple[int, ...] | None:
+        """The elements where that takes no waiting for a GPU."""
+        if self.numbers.is_cpu:
+            return _distinct(self.numbers)
+        read = self._elements_read
         if read is None or read[0] is not self.numbers or not _versioned(self.numbers):
             return None
         return read[2] if read[1] == self.numbers._version else None
@@ -503,11 +528,13 @@ class AtomicBatch:
         made.batch, made.cell, made.pbc = map(mapped, (self.batch, self.cell, self.pbc))
         made.num_systems = self.num_systems
         made.system_ptr = function(self.system_ptr)
-        made._range_read = None
+        made._range_read = made._elements_read = None
         if _versioned(made.numbers):
-            known = self._known_range()
-            if known is not None:
-                made._range_read = (made.numbers, made.numbers._version, known)
+            read = made.numbers, made.numbers._version
+            if (known := self._known_range()) is not None:
+                made._range_read = (*read, known)
+            if (elements := self._known_elements()) is not None:
+                made._elements_read = (*read, elements)
         return made
 
     def __repr__(self) -> str:
@@ -576,8 +603,26 @@ def _value_range(values: Tensor) -> tuple[int, int]:
     """Smallest and largest value; zeros if there is none."""
     if values.numel() == 0:
         return 0, 0
+    if values.is_cpu and values.numel() <= 1024:
+        listed = values.tolist()
+        return min(listed), max(listed)
     low, high = torch.stack(values.aminmax()).tolist()
     return low, high
+
+
+#: Atomic numbers below this are looked for at once; larger ones, types of beads say, are rare.
+_LARGEST = 255
+
+
+def _distinct(values: Tensor) -> tuple[int, ...]:
+    """The values that there are, sorted; waits for a GPU once."""
+    if values.is_cpu and values.numel() <= 1024:
+        return tuple(sorted(set(values.tolist())))
+    seen = torch.zeros(_LARGEST + 2, dtype=torch.bool, device=values.device)
+    below, *inside, above = seen.index_fill_(0, values.clamp(-1, _LARGEST) + 1, True).tolist()
+    if below or above:
+        return tuple(torch.unique(values).tolist())
+    return tuple(value for value, found in enumerate(inside) if found)
 
 
 def _row_ptr(rows: Tensor, count: int) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..elements import referenced
 from ..models import Potential
 from ..ops._arguments import checked
 from ..ops._modes import ordinary_tensors
 from . import dimenet, dtnn, physnet, schnet
+from .audit import check_untouched
 from .entries import Entries
 from .mlcg import from_mlcg_module
 from .modules import is_one_of, kind
@@ -41,15 +44,24 @@ RECIPES: dict[str, Callable[[Any, Any], Potential]] = {
 def from_pyg(module: nn.Module) -> Potential:
     """A model of PyTorch Geometric as molkern's, with its weights, type and device.
 
-    Converts SchNet, DimeNet and DimeNetPlusPlus of ``torch_geometric.nn``. The converted model sums
-    over all neighbors within the cutoff: it does not truncate at ``max_num_neighbors``. SchNet's
-    atomic references stay trainable; with ``dipole=True`` the centre of mass follows from the
-    module's own masses. DimeNet's angles are those of that package, and its spherical basis is as
-    it is rounded there.
+    Converts SchNet, DimeNet and DimeNetPlusPlus of ``torch_geometric.nn``. Everything is converted
+    or refused by name: options, what was changed after the module was made, submodules of other
+    classes, hooks, parametrisations, methods of a module's own. Frozen parameters stay frozen.
+
+    The converted model sums over all neighbors within the cutoff: it does not truncate at
+    ``max_num_neighbors``, of which fewer than the package's default are refused. An
+    ``interaction_graph`` of one's own is tried out on some sets of atoms, and refused where it
+    gives others than all neighbors within the cutoff: call the converted model with
+    ``neighbors=NeighborList.from_edge_index(...)`` for those.
+
+    SchNet's atomic references stay trainable, and tell the elements that the model knows
+    (``model.elements``); with ``dipole=True`` the centre of mass follows from the module's own
+    masses. DimeNet's angles are those of that package, and its spherical basis is as it is rounded
+    there.
 
     Raises:
         TypeError: a module of another class.
-        ValueError: an option that has no counterpart, by name.
+        ValueError: what has no counterpart, by name.
     """
     for name, convert in PYG_MODELS.items():
         if is_one_of(module, "torch_geometric", name):
@@ -67,6 +79,8 @@ def from_schnetpack(module: nn.Module) -> Potential:
     and device are those of the embedding. Forces and stress are asked for when calling it; the
     stress is per volume of the cell. A trained basis stays trainable, but molkern's widths are
     ``1 / (2 σ²)``. Interactions that share their weights become copies, which training parts.
+    Frozen parameters stay frozen, and references tell the elements that the model knows. Hooks,
+    parametrisations, other submodules and replaced methods are refused, as by :func:`from_pyg`.
 
     Raises:
         TypeError: a module of another class, one derived from these too: it may compute something
@@ -87,7 +101,9 @@ def from_mlcg(module: nn.Module) -> Potential:
     Converts ``mlcg.nn.StandardSchNet`` and ``SchNet``, also inside ``GradientsOut`` or
     ``EnergyOut``. Prior terms are not part of it: of a ``SumOut``, give ``module.models["SchNet"]``
     and add the others yourself. Numbers of atoms are mlcg's types. The converted model sums over
-    all neighbors within the cutoff: it does not truncate at ``max_num_neighbors``.
+    all neighbors within the cutoff: it does not truncate at ``max_num_neighbors``, of which fewer
+    than mlcg's default are refused. Frozen parameters stay frozen. Hooks, parametrisations, other
+    submodules and replaced methods are refused, as by :func:`from_pyg`.
 
     Raises:
         TypeError: a module of another class, one derived from these too.
@@ -95,6 +111,7 @@ def from_mlcg(module: nn.Module) -> Potential:
     """
     inner: Any = module
     while is_one_of(inner, "mlcg", "GradientsOut", "EnergyOut"):
+        check_untouched(inner, f"the wrapper {type(inner).__name__}")
         inner = inner.model
     if not is_one_of(inner, "mlcg", "SchNet", "StandardSchNet"):
         hint = ""
@@ -109,12 +126,24 @@ def from_mlcg(module: nn.Module) -> Potential:
 @ordinary_tensors()
 def _converted(convert: Callable[[Any], Potential], module: nn.Module) -> Potential:
     try:
-        model = convert(module)
+        with _leaving_no_trace():
+            model = convert(module)
     except AttributeError as error:
         raise ValueError(
             f"this {kind(module)} is of a version that is not known here: {error}"
         ) from error
-    return model.train(module.training)
+    return _told(model).train(module.training)
+
+
+def _told(model: Potential) -> Potential:
+    """The model, which knows the elements that it has references for, where it has any.
+
+    And number 0, which is no element: packages pad with it.
+    """
+    found = referenced(model.config.get("reference"))
+    if found is not None:
+        model.elements = [0, *(z for z in found if z < model.num_elements)]
+    return model
 
 
 def from_asparagus(
@@ -132,18 +161,77 @@ def from_asparagus(
         config: its configuration, or the JSON file that Asparagus wrote beside the checkpoints.
 
     Raises:
-        ValueError: an entry that is missing or has no place in the model, or an option that has no
+        ValueError: a file that is no checkpoint of tensors and plain values, an entry that is
+            missing or has no place in the model, or an option that is not known or has no
             counterpart, by name.
     """
     if isinstance(state, str | Path):
-        checkpoint = torch.load(state, map_location="cpu", weights_only=True)
-        state = dict(checkpoint.get("model_state_dict", checkpoint))
+        path, state = state, _checkpoint(state)
+        try:
+            return from_asparagus(state, config)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     if isinstance(config, str | Path):
-        config = _json_object(str(config), Path(config).read_text())
+        config = _json_object(str(config), _text(config))
     if physnet.ASPARAGUS not in state:
         raise ValueError(f"no state of Asparagus' PhysNet: {physnet.ASPARAGUS!r} is missing")
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name} in the state is a {type(value).__name__}, no tensor")
     tensors = {name: value.detach() for name, value in state.items()}
-    return _apply(physnet.from_asparagus_state, tensors, Entries(config, "its configuration"))
+    with _one_kind_of_error():
+        return _apply(physnet.from_asparagus_state, tensors, Entries(config, "its configuration"))
+
+
+def _checkpoint(path: str | Path) -> dict[str, Any]:
+    """The state in a checkpoint, which is read without running code from it."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise  # which names the file
+    except Exception as error:
+        # Whatever torch says: damaged archives, pickles of other objects, which may hold code
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{path} is not a checkpoint of tensors and plain values: {reason[0]}"
+        ) from error
+    state = found.get("model_state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} holds a {type(state).__name__}, no state of a model")
+    return dict(state)
+
+
+def _text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text: {error}") from error
+
+
+@contextmanager
+def _leaving_no_trace() -> Iterator[None]:
+    """Makes models, whose first weights are random, without drawing from the host's numbers."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        yield
+
+
+@contextmanager
+def _one_kind_of_error() -> Iterator[None]:
+    """What a recipe trips over in a strange file is a ValueError, in one line."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except (
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"it is not what it seems: {reason[0]}") from error
 
 
 @checked
@@ -158,11 +246,13 @@ def load(path: str | Path) -> Potential:
 
     Raises:
         ValueError: a file that is no archive or holds none of these, an entry that is missing or
-            has no place in the model, or a wrong shape.
+            has no place in the model, a wrong shape or type, or an option of its description that
+            is not known or contradicts the tensors.
     """
     arrays = _arrays(path)
     try:
-        return _convert(arrays)
+        with _one_kind_of_error():
+            return _convert(arrays)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -197,10 +287,11 @@ def _apply(
     """The recipe's model, unless there are entries that it did not use."""
     tensors = {name: _tensor(value) for name, value in entries.items()}
     source = Entries({n: t for n, t in tensors.items() if t is not None}, "the file")
-    model = recipe(source, meta)
+    with _leaving_no_trace():
+        model = recipe(source, meta)
     if unknown := sorted(set(entries) - source.read):
         raise ValueError(f"unknown entries, which {recipe.__name__} cannot use: {unknown}")
-    return model.eval()
+    return _told(model).eval()
 
 
 def _tensor(value: Any) -> torch.Tensor | None:

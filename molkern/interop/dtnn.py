@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..models import DTNN
-from .entries import copy
+from .entries import check_options, copy, network_type, references, scalar, shape_of, transposed
 
 #: How the variables are written: in the code's own scope, and as ``tf.train.Saver`` stores them.
 _SCOPES = ("DTNN/model/", "/model/", "model/")
@@ -16,6 +16,13 @@ _SUFFIXES = ("", ":0")
 
 #: A name that only this code has, in every way it is written.
 SIGNATURES = tuple(f"{scope}in2fac/W{suffix}" for scope in _SCOPES for suffix in _SUFFIXES)
+
+
+#: What descriptions of files have for people only.
+DESCRIBED = (
+    "source", "weights_rng", "constructor_arguments_stored_as_variables", "gaussians",
+    "variables", "layout", "roles", "checkpoint_names", "equations", "no_cutoff", "pbc",
+)  # fmt: skip
 
 
 def from_official_dtnn(source: Mapping[str, Tensor], meta: dict[str, Any]) -> DTNN:
@@ -31,13 +38,23 @@ def from_official_dtnn(source: Mapping[str, Tensor], meta: dict[str, Any]) -> DT
         return source[f"{scope}{name}{suffix}"]
 
     arguments = meta["model_arguments"]
+    if not isinstance(arguments, dict):
+        raise ValueError(f"model_arguments must be a JSON object, got {arguments!r}")
     if arguments.get("per_atom"):
         raise ValueError("per_atom=True, a mean over atoms, has no counterpart in DTNN")
     passes, cutoff, spacing = (
         _argument(arguments, name) for name in ("n_interactions", "cutoff", "rdf_spacing")
     )
-    elements, hidden = read("Dense/W").shape
-    num_basis, factors = read("Dense_1/W").shape
+    elements, hidden = shape_of(read("Dense/W"), 2, "Dense/W")
+    num_basis, factors = shape_of(read("Dense_1/W"), 2, "Dense_1/W")
+    check_options(meta, DESCRIBED)
+    check_options(
+        arguments,
+        ("n_interactions", "cutoff", "rdf_spacing", "per_atom", "mu", "std", "atom_ref"),
+        n_basis=hidden,
+        n_factors=factors,
+        max_atomic_number=elements,
+    )
     model = DTNN(
         hidden,
         factors,
@@ -47,12 +64,12 @@ def from_official_dtnn(source: Mapping[str, Tensor], meta: dict[str, Any]) -> DT
         num_elements=elements,
         last_center=num_basis * spacing,
         width=spacing,
-        head_hidden=[read("Dense_2/W").shape[1]],
-        scale=float(read("std")),
-        mean=float(read("mu")),
-        reference=read("Embedding/W").flatten().tolist(),
+        head_hidden=[shape_of(read("Dense_2/W"), 2, "Dense_2/W")[1]],
+        scale=scalar(read("std"), "std"),
+        mean=scalar(read("mu"), "mu"),
+        reference=references(read("Embedding/W"), "Embedding/W"),
     )
-    model.to(read("Dense/W").dtype)
+    model.to(network_type(read("Dense/W"), "Dense/W"))
     copy(model.embedding.weight, read("Dense/W"), "Dense/W")
     first, last = model.head.layers[0], model.head.layers[2]
     layers: list[tuple[Any, str]] = [
@@ -63,7 +80,7 @@ def from_official_dtnn(source: Mapping[str, Tensor], meta: dict[str, Any]) -> DT
         (last, "Dense_3"),
     ]
     for layer, name in layers:
-        copy(layer.weight, read(f"{name}/W").T, f"{name}/W")  # theirs are (in, out)
+        copy(layer.weight, transposed(read(f"{name}/W"), name), f"{name}/W")  # theirs are (in, out)
         if layer.bias is not None:
             copy(layer.bias, read(f"{name}/b"), f"{name}/b")
     return model
@@ -72,4 +89,4 @@ def from_official_dtnn(source: Mapping[str, Tensor], meta: dict[str, Any]) -> DT
 def _argument(arguments: dict[str, Any], name: str) -> float:
     if name not in arguments:
         raise ValueError(f"no {name!r} in model_arguments")
-    return float(arguments[name])
+    return scalar(arguments[name], name)

@@ -7,16 +7,64 @@ from typing import Any
 import torch
 
 from ..models import SchNet
+from .audit import (
+    ACTIVATION,
+    EMBEDDING,
+    LINEAR,
+    SEQUENTIAL,
+    Parts,
+    audit,
+    part,
+    refuse_unused,
+    tensors_of,
+)
+from .entries import scalar
+from .graphs import check_most_neighbors
 from .modules import activation_name, common_activation, is_one_of, kind, require
-from .schnet import MLCG, _sizes, fill
+from .schnet import MLCG, _sizes, fill, take_basis
 
 PACKAGE = "mlcg"
+_CUTOFF = part(PACKAGE, "CosineCutoff IdentityCutoff", "cutoff_lower cutoff_upper")
+_MLP = part(PACKAGE, "MLP", "layer_widths activation_func last_bias hidden_bias")
+_NETWORKS = "interaction_blocks.*.conv.filter_network", "output_network"
+#: All that mlcg's SchNet consists of, where it is converted.
+PARTS: Parts = {
+    "": part(
+        PACKAGE,
+        "SchNet StandardSchNet",
+        "embedding_layer interaction_blocks rbf_layer output_network self_interaction "
+        "max_num_neighbors cutoff output_hidden_layer_widths hidden_channels embedding_size "
+        "num_filters num_interactions activation aggr output_activation",
+    ),
+    "embedding_layer": EMBEDDING,
+    "rbf_layer": part(PACKAGE, "ExpNormalBasis GaussianBasis", "cutoff num_rbf trainable"),
+    "rbf_layer.cutoff": _CUTOFF,
+    "interaction_blocks": SEQUENTIAL,
+    "interaction_blocks.*": part(
+        PACKAGE, "InteractionBlock", "cfconv_layer hidden_channels activation"
+    ),
+    "interaction_blocks.*.conv": part(
+        PACKAGE, "CFConv", "filter_network cutoff in_channels out_channels num_filters aggr"
+    ),
+    "interaction_blocks.*.conv.aggr_module": part(
+        "torch_geometric", "SumAggregation MeanAggregation"
+    ),
+    "interaction_blocks.*.conv.cutoff": _CUTOFF,
+    **{f"interaction_blocks.*.{name}": LINEAR for name in ("conv.lin1", "conv.lin2", "lin")},
+    "interaction_blocks.*.activation": ACTIVATION,
+    **dict.fromkeys(_NETWORKS, _MLP),
+    **{f"{name}.layers": SEQUENTIAL for name in _NETWORKS},
+    **{f"{name}.layers.*": ACTIVATION for name in _NETWORKS},  # looked at one by one
+}
 _CUTOFFS = {"CosineCutoff": "cosine", "IdentityCutoff": "none"}
 _AGGREGATIONS = {"add": "sum", "sum": "sum", "mean": "mean"}
 
 
 def from_mlcg_module(module: Any) -> SchNet:
     """mlcg's SchNet with its weights; what has no counterpart is refused by name."""
+    if getattr(module, "self_interaction", False):
+        raise ValueError("self_interaction=True has no counterpart; False is needed")
+    check_most_neighbors(getattr(module, "max_num_neighbors", 1000), module)
     require(module.embedding_layer, "torch", ("Embedding",), "the embedding layer")
     basis = module.rbf_layer
     require(basis, PACKAGE, ("ExpNormalBasis", "GaussianBasis"), "the radial basis")
@@ -25,23 +73,42 @@ def from_mlcg_module(module: Any) -> SchNet:
     options = _block_options(module.interaction_blocks, cutoff)
     head = _mlp(module.output_network, "output_network")
     activations = {f"output_network.layers.{k}": a for k, a in enumerate(head[1::2])}
-    state = module.state_dict()
-    centers, widths = (basis.means, basis.betas) if exponential else (basis.offset, -basis.coeff)
+    names = ["means", "betas"] if exponential else ["offset", "coeff"]
+    trained = any(getattr(basis, name).requires_grad for name in names)
+    audit(module, PARTS)
+    tensors = tensors_of(module)
     model = SchNet(
-        **_sizes(state, MLCG),
+        **_sizes(tensors, MLCG),
         cutoff=cutoff,
         basis="exponential" if exponential else "gaussian",
         basis_cutoff_function=basis_cutoff,
         head_activation=common_activation(activations) if activations else None,
         head_bias=head[-1].bias is not None,
-        trainable_basis=bool(centers.requires_grad),
+        trainable_basis=trained,
         **options,
     )
-    fill(model, state, MLCG)
-    with torch.no_grad():
-        model.basis.centers.copy_(centers)
-        model.basis.widths.copy_(widths)
+    fill(model, tensors, MLCG)
+    model.embedding.padding_idx = module.embedding_layer.padding_idx  # a row not trained
+    _take_basis(model, basis, names)
+    refuse_unused(tensors, *(f"rbf_layer.{name}" for name in names))
     return model
+
+
+def _take_basis(model: SchNet, basis: Any, names: list[str]) -> None:
+    """The functions as they are stored, those that are frozen too."""
+    centers, widths = (getattr(basis, name) for name in names)
+    if names[1] == "coeff":  # one number for all Gaussians
+        number = -scalar(widths, "rbf_layer.coeff")
+        values = torch.full_like(model.basis.widths, number).detach()
+    else:
+        values = widths.detach()
+        alpha = scalar(basis.alpha, "rbf_layer.alpha")
+        if abs(alpha * model.cutoff / 5.0 - 1.0) > 1e-6:
+            raise ValueError(f"rbf_layer has alpha={alpha}, {5.0 / model.cutoff} is needed")
+    take_basis(model, centers, values, *(f"rbf_layer.{name}" for name in names))
+    for target, value in ((model.basis.centers, centers), (model.basis.widths, widths)):
+        if isinstance(target, torch.nn.Parameter):
+            target.requires_grad_(value.requires_grad)
 
 
 def _block_options(blocks: Any, cutoff: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,9 +42,13 @@ def activation_name(function: Any, role: str) -> str | None:
         return "tanh"
     if function is nn.functional.silu or type(function) is nn.SiLU:
         return "silu"
+    if is_one_of(function, "torch_geometric", "swish"):
+        return "silu"
     if is_one_of(function, "schnetpack", "shifted_softplus"):
         return "ssp"
     if is_one_of(function, "torch_geometric", "ShiftedSoftplus"):
+        if abs(function.shift - math.log(2.0)) > 1e-6:
+            raise ValueError(f"the activation of {role} has shift={function.shift}, not ln 2")
         return "ssp_pyg"
     raise ValueError(
         f"the activation of {role} is {kind(function)}, which has no counterpart; converted are "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..models import PhysNet
 from ..nn.basis import softplus_inverse
-from .entries import copy, count
+from .entries import check_options, copy, count, network_type, scalar, shape_of, transposed
 
 OFFICIAL = "interaction_block0/interaction_layer/k2f/W"
 ASPARAGUS = "input_module.atom_features.weight"
@@ -94,23 +94,29 @@ def from_official(source: Mapping[str, Tensor], meta: dict[str, Any]) -> PhysNet
     sizes = _official_sizes(source, meta)
     options: dict[str, Any] = {}
     if meta.get("kehalf") is not None:
-        options["coulomb_constant"] = 2 * meta["kehalf"]
+        options["coulomb_constant"] = 2 * scalar(meta["kehalf"], "kehalf")
     model = PhysNet(
         **sizes,
-        cutoff=meta["sr_cut"],
-        lr_cut=meta.get("lr_cut"),
+        cutoff=scalar(meta["sr_cut"], "sr_cut"),
+        lr_cut=None if meta.get("lr_cut") is None else scalar(meta["lr_cut"], "lr_cut"),
         use_electrostatics=meta.get("use_electrostatic", True),
         use_dispersion=meta.get("use_dispersion", True),
         activation="ssp_exact",
         **options,
     )
     embedding = source["embeddings"]
-    model.to(embedding.device, embedding.dtype)
+    model.to(embedding.device, network_type(embedding, "embeddings"))
     copy(model.embedding.weight, embedding, "embeddings")
     copy(model.basis.raw_centers, source["rbf_layer/centers"], "rbf_layer/centers")
     copy(model.basis.raw_widths, source["rbf_layer/widths"], "rbf_layer/widths")
     for name, target in (("scale", model.scaling.scale), ("shift", model.scaling.shift)):
-        both = torch.stack([source[f"E{name}"], source[f"Q{name}"]], 1)
+        pair = [source[f"{kind}{name}"] for kind in "EQ"]
+        for kind, column in zip("EQ", pair, strict=True):
+            if column.shape != (len(embedding),):
+                raise ValueError(
+                    f"{kind}{name} has shape {list(column.shape)}, expected [{len(embedding)}]"
+                )
+        both = torch.stack(pair, 1)
         copy(target, both, f"E{name} and Q{name}")
     interaction: Any
     for index, interaction in enumerate(model.interactions):
@@ -126,10 +132,10 @@ def from_official(source: Mapping[str, Tensor], meta: dict[str, Any]) -> PhysNet
 
 def _official_sizes(source: Mapping[str, Tensor], meta: dict[str, Any]) -> dict[str, Any]:
     """Sizes by the shapes and names of the variables, which have to agree with the options."""
-    elements, hidden = source["embeddings"].shape
+    elements, hidden = shape_of(source["embeddings"], 2, "embeddings")
     found = {
         "F": hidden,
-        "K": source[OFFICIAL].shape[0],
+        "K": shape_of(source[OFFICIAL], 2, OFFICIAL)[0],
         "num_blocks": count(source, "interaction_block{i}/interaction_layer/k2f/W"),
         "num_residual_atomic": count(source, "interaction_block0/residual_layer{i}/dense/W"),
         "num_residual_interaction": count(
@@ -156,7 +162,7 @@ def _fill_official(
 ) -> None:
     for layer, theirs in _layers(block, names):
         name = f"{prefix}/{theirs}"
-        copy(layer.weight, source[f"{name}/W"].T, name)
+        copy(layer.weight, transposed(source[f"{name}/W"], name), name)
         if layer.bias is not None:
             copy(layer.bias, source[f"{name}/b"], name)
 
@@ -182,7 +188,9 @@ def _fill_official_dispersion(
     """Trained parameters are stored as the softplus takes them, fixed ones as they are."""
     raw = []
     for name in ("s6", "s8", "a1", "a2"):
-        value = source[name].double()  # there also where the energy has no dispersion
+        value = torch.tensor(
+            scalar(source[name], name), dtype=torch.float64
+        )  # there also where the energy has no dispersion
         if meta.get(name) is not None:
             value = softplus_inverse(value)
         raw.append(value)
@@ -197,25 +205,28 @@ def from_asparagus_state(source: Mapping[str, Tensor], meta: dict[str, Any]) -> 
     where they are not the defaults the functions, ``model_cuton`` and ``model_switch_range``.
     """
     _refuse_foreign(source, meta)
-    elements, hidden = source[ASPARAGUS].shape
+    elements, hidden = shape_of(source[ASPARAGUS], 2, ASPARAGUS)
     prefix = "graph_module.interaction_blocks"
     has_electrostatics = any(name.startswith("electrostatic_module.") for name in source)
     has_dispersion = any(name.startswith("dispersion_module.") for name in source)
-    cutoff = float(source["input_module.cutoff.cutoff"])
+    cutoff = _number(source, "input_module.cutoff.cutoff")
     options: dict[str, Any] = {}
     if has_electrostatics:
-        options["coulomb_constant"] = 2 * float(source["electrostatic_module.kehalf"])
-        options["switch_range"] = float(source["electrostatic_module.switch_fn.cutoff"])
+        options["coulomb_constant"] = 2 * _number(source, "electrostatic_module.kehalf")
+        options["switch_range"] = _number(source, "electrostatic_module.switch_fn.cutoff")
     if has_dispersion:
         options |= _asparagus_dispersion(source, meta)
-    lr_cut = meta["model_cutoff"] if has_electrostatics or has_dispersion else cutoff
+    lr_cut = cutoff
+    if has_electrostatics or has_dispersion:
+        lr_cut = scalar(meta["model_cutoff"], "model_cutoff")
     block = f"{prefix}.0"
+    first = f"{block}.interaction.radial2atom.weight"
     model = PhysNet.asparagus(
         hidden,
-        source[f"{prefix}.0.interaction.radial2atom.weight"].shape[1],
+        shape_of(source[first], 2, first)[1],
         count(source, prefix + ".{i}.interaction.radial2atom.weight"),
         cutoff,
-        float(lr_cut),
+        lr_cut,
         num_elements=elements,
         num_residual_interaction=count(
             source, block + ".interaction.residuals_ij.{i}.dense1.weight"
@@ -231,7 +242,57 @@ def from_asparagus_state(source: Mapping[str, Tensor], meta: dict[str, Any]) -> 
         **options,
     )
     _fill_asparagus(model, source)
+    _check_asparagus_options(model, meta, has_electrostatics, has_dispersion)
+    if meta.get("input_rbf_trainable") is False:
+        model.basis.requires_grad_(False)
     return model
+
+
+#: Options of Asparagus that are in the state, or say nothing about predictions.
+ASPARAGUS_WORDS = (
+    "model_type", "model_calculator", "model_properties", "model_unit_properties", "model_seed",
+    "model_num_threads", "model_directory", "model_path", "model_repulsion_trainable",
+    "model_cutoff", "model_cuton", "model_switch_range", "model_dispersion_trainable",
+    *(f"model_dispersion_d3_{name}" for name in ("s6", "s8", "a1", "a2")),
+    "input_calculator", "input_radial_fn", "input_cutoff_fn", "input_rbf_trainable",
+    "input_rbf_center_start", "input_rbf_center_end", "input_atom_features_range",
+    "graph_calculator", "graph_activation_fn", "graph_stability_constant",
+    "output_calculator", "output_activation_fn", "output_properties", "output_property_scaling",
+)  # fmt: skip
+
+
+def _check_asparagus_options(
+    model: PhysNet, meta: Mapping[str, Any], electrostatics: bool, dispersion: bool
+) -> None:
+    """Refuses options of the model that are not known, or that the state contradicts.
+
+    The configuration has those of data, training and sampling too, which are left alone.
+    """
+    made = model.config
+    required = {
+        "model_repulsion": False,
+        "model_electrostatic": electrostatics,
+        "model_dispersion": dispersion,
+        "model_ensemble": False,
+        "input_type": "PhysNet",
+        "graph_type": "PhysNet",
+        "output_type": "PhysNet",
+        "input_n_atombasis": made["hidden_channels"],
+        "input_n_radialbasis": made["num_basis"],
+        "input_n_maxatom": made["num_elements"] - 1,
+        "input_radial_cutoff": made["cutoff"],
+        "graph_n_blocks": made["num_interactions"],
+        "graph_n_residual_interaction": made["num_residual_interaction"],
+        "graph_n_residual_features": made["num_residual_atomic"],
+        "output_n_residual": made["num_residual_output"],
+    }
+    prefixes = ("model_", "input_", "graph_", "output_")
+    own = {k: v for k, v in meta.items() if k.startswith(prefixes) and v is not None}
+    check_options(own, ASPARAGUS_WORDS, **required)
+
+
+def _number(source: Mapping[str, Tensor], name: str) -> float:
+    return scalar(source[name], name)
 
 
 def _refuse_foreign(source: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
@@ -259,24 +320,25 @@ def _known(meta: dict[str, Any], option: str, default: str, names: Mapping[str, 
 
 
 def _asparagus_dispersion(source: Mapping[str, Tensor], meta: dict[str, Any]) -> dict[str, Any]:
-    cutoff, start = meta["model_cutoff"], meta.get("model_cuton")
+    cutoff, start = scalar(meta["model_cutoff"], "model_cutoff"), meta.get("model_cuton")
     if start is None:
         width = meta.get("model_switch_range")
-        start = cutoff - (2.0 if width is None else width)
+        start = cutoff - (2.0 if width is None else scalar(width, "model_switch_range"))
     module = "dispersion_module"
     return {
-        "dispersion_switch": float(start),
+        "dispersion_switch": scalar(start, "model_cuton"),
+        "trainable_dispersion": meta.get("model_dispersion_trainable") is not False,
         "dispersion_parameters": [
-            float(source[f"{module}.d3_{name}"]) for name in ("s6", "s8", "a1", "a2")
+            _number(source, f"{module}.d3_{name}") for name in ("s6", "s8", "a1", "a2")
         ],
-        "bohr": 1 / float(source[f"{module}.distances_model2Bohr"]),
-        "hartree": float(source[f"{module}.energies_Hatree2model"]),
+        "bohr": 1 / _number(source, f"{module}.distances_model2Bohr"),
+        "hartree": _number(source, f"{module}.energies_Hatree2model"),
     }
 
 
 def _fill_asparagus(model: PhysNet, source: Mapping[str, Tensor]) -> None:
     embedding = source[ASPARAGUS]
-    model.to(embedding.device, embedding.dtype)
+    model.to(embedding.device, network_type(embedding, ASPARAGUS))
     # Its embedding has max_norm: longer rows are shortened when they are looked up
     largest = float(embedding.shape[1])
     length = embedding.norm(dim=1, keepdim=True)
@@ -293,7 +355,7 @@ def _fill_asparagus(model: PhysNet, source: Mapping[str, Tensor]) -> None:
         copy(interaction.gate, source[name], name)
     for index, output in enumerate(model.outputs):
         _fill_torch(output, ASPARAGUS_OUTPUT, source, GLOBAL, index)
-    targets = int(source[f"{GLOBAL}.n_property"])
+    targets = _number(source, f"{GLOBAL}.n_property")
     scaling = source[f"{GLOBAL}.scaling"]
     if targets != 2 or scaling.dim() != 3:
         raise ValueError(

@@ -6,13 +6,74 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..models import SchNet
+from .audit import (
+    ACTIVATION,
+    EMBEDDING,
+    LIST,
+    SEQUENTIAL,
+    Parts,
+    audit,
+    part,
+    refuse_unused,
+    tensors_of,
+)
+from .entries import references, scalar
 from .modules import activation_name, common_activation, is_one_of, kind, require
-from .schnet import SCHNETPACK, _sizes, fill
+from .schnet import SCHNETPACK, _sizes, fill, take_basis
 
 PACKAGE = "schnetpack"
+_MODEL = "postprocessors input_dtype_str do_postprocessing"
+_RBF = "n_rbf cutoff start trainable"
+_DENSE = part(PACKAGE, "Dense", "in_features out_features bias activation weight_init bias_init")
+_LAYERS = (
+    "representation.interactions.*.in2f",
+    "representation.interactions.*.f2out.*",
+    "representation.interactions.*.filter_network.*",
+    "output_modules.*.outnet.*",
+)
+#: All that a model of SchNetPack 2.1 consists of, where it is converted; what else may be there
+#: has been looked at by then.
+PARTS: Parts = {
+    "": part(
+        PACKAGE,
+        "NeuralNetworkPotential AtomisticModel",
+        f"{_MODEL} representation input_modules output_modules",
+    ),
+    "representation": part(
+        PACKAGE,
+        "SchNet",
+        "n_atom_basis n_interactions radial_basis cutoff_fn n_filters shared_interactions "
+        "activation nuclear_embedding electronic_embeddings",
+    ),
+    "representation.radial_basis": part(PACKAGE, "GaussianRBF GaussianRBFCentered", _RBF),
+    "representation.cutoff_fn": part(PACKAGE, "CosineCutoff", "cutoff"),
+    "representation.embedding": EMBEDDING,
+    "representation.electronic_embeddings": LIST,
+    "representation.interactions": LIST,
+    "representation.interactions.*": part(
+        PACKAGE, "SchNetInteraction", "n_atom_basis n_rbf n_filters activation"
+    ),
+    "representation.interactions.*.f2out": SEQUENTIAL,
+    "representation.interactions.*.filter_network": SEQUENTIAL,
+    "output_modules.*.outnet": SEQUENTIAL,
+    **dict.fromkeys(_LAYERS, _DENSE),
+    **{f"{layer}.activation": ACTIVATION for layer in _LAYERS},
+    **dict.fromkeys(("input_modules", "output_modules", "postprocessors"), LIST),
+    "input_modules.*": part(PACKAGE, "PairwiseDistances Strain", ""),
+    "output_modules.*": part(
+        PACKAGE,
+        "Atomwise Forces",
+        "n_in n_out n_hidden n_layers activation aggregation_mode output_key per_atom_output_key "
+        "calc_forces calc_stress energy_key force_key stress_key",
+    ),
+    "postprocessors.*": part(
+        PACKAGE,
+        "AddOffsets CastTo32 CastTo64 CastMap",
+        "property add_mean add_atomrefs is_extensive zmax atomrefs property_mean type_map",
+    ),
+}
 
 
 def from_schnetpack_module(module: Any) -> SchNet:
@@ -28,14 +89,20 @@ def from_schnetpack_module(module: Any) -> SchNet:
     scalars = _representation_options(representation) | _head_options(atomwise.outnet)
     if getattr(module, "do_postprocessing", True):
         scalars |= _offsets(module.postprocessors, atomwise.output_key)
-    state = module.state_dict()
+    audit(module, PARTS)
+    tensors = tensors_of(module)
     layout = replace(SCHNETPACK, head=(f"output_modules.{index}.outnet.{{k}}",))
-    model = SchNet(**_sizes(state, layout), **scalars)
-    fill(model, state, layout)
-    basis = representation.radial_basis
-    with torch.no_grad():  # as stored, also where they were trained
-        model.basis.centers.copy_(basis.offsets)
-        model.basis.widths.copy_(0.5 / basis.widths.double() ** 2)
+    model = SchNet(**_sizes(tensors, layout), **scalars)
+    fill(model, tensors, layout)
+    model.embedding.padding_idx = representation.embedding.padding_idx  # a row not trained
+    names = [f"representation.radial_basis.{name}" for name in ("offsets", "widths")]
+    offsets, widths = (tensors[name] for name in names)
+    take_basis(model, offsets, 0.5 / widths.detach().double() ** 2, *names)
+    for target, value in ((model.basis.centers, offsets), (model.basis.widths, widths)):
+        if isinstance(target, torch.nn.Parameter):
+            target.requires_grad_(value.requires_grad)
+    left = ("representation.cutoff_fn.cutoff", "representation.cutoff", "postprocessors.*.mean")
+    refuse_unused(tensors, *left, "postprocessors.*.atomref")
     return model
 
 
@@ -57,9 +124,9 @@ def _representation_options(representation: Any) -> dict[str, Any]:
             if activation_name(layer.activation, f"{role}, {name}") is not None:
                 raise ValueError(f"{role}, {name} has an activation, which has no counterpart")
     return {
-        "cutoff": float(representation.cutoff_fn.cutoff),
+        "cutoff": scalar(representation.cutoff_fn.cutoff, "cutoff_fn.cutoff"),
         "activation": common_activation(activations),
-        "trainable_basis": bool(basis.offsets.requires_grad),
+        "trainable_basis": basis.offsets.requires_grad or basis.widths.requires_grad,
     }
 
 
@@ -92,6 +159,11 @@ def _atomwise(output_modules: Any) -> tuple[int, Any]:
         )
     if atomwise.n_out != 1:
         raise ValueError(f"Atomwise with {atomwise.n_out} outputs has no counterpart; 1 is needed")
+    if getattr(atomwise, "per_atom_output_key", None) is not None:
+        raise ValueError(
+            f"Atomwise with per_atom_output_key={atomwise.per_atom_output_key!r} has no "
+            "counterpart, energies of atoms are not given: set it to None"
+        )
     for output in output_modules:
         if is_one_of(output, PACKAGE, "Forces") and output.energy_key != atomwise.output_key:
             raise ValueError(
@@ -103,7 +175,8 @@ def _atomwise(output_modules: Any) -> tuple[int, Any]:
 
 def _offsets(postprocessors: Any, key: str) -> dict[str, Any]:
     """Mean and references that postprocessors add to the energy ``key``."""
-    mean, reference = 0.0, None
+    mean = 0.0
+    reference: list[float] | None = None
     for step in postprocessors:
         require(step, PACKAGE, ("AddOffsets", "CastTo32", "CastTo64", "CastMap"), "a postprocessor")
         if not is_one_of(step, PACKAGE, "AddOffsets"):
@@ -113,8 +186,14 @@ def _offsets(postprocessors: Any, key: str) -> dict[str, Any]:
         if not step.is_extensive:
             raise ValueError("AddOffsets with is_extensive=False has no counterpart")
         if step.add_mean:
-            mean += float(step.mean)
+            mean += scalar(step.mean, "the mean of AddOffsets")
         if step.add_atomrefs:
-            added: Tensor = step.atomref.detach().double().flatten()
-            reference = added if reference is None else reference + added
-    return {"mean": mean, "reference": None if reference is None else reference.tolist()}
+            added = references(step.atomref, "the atomref of AddOffsets")
+            reference = added if reference is None else _sums(reference, added)
+    return {"mean": mean, "reference": reference}
+
+
+def _sums(first: list[float], second: list[float]) -> list[float]:
+    if len(first) != len(second):
+        raise ValueError(f"two AddOffsets have {len(first)} and {len(second)} references")
+    return [a + b for a, b in zip(first, second, strict=True)]

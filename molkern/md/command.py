@@ -23,10 +23,12 @@ Say = Callable[[str], Any]
 _ATOMS_PER_THREAD = 512
 
 
-def model_source(name: str, filters: str, charge: float | None) -> ModelSource:
+def model_source(
+    name: str, filters: str, charge: float | None, allow_unknown_elements: bool = False
+) -> ModelSource:
     """The model that was named, with a charge if one was given."""
     conditions = {} if charge is None else {"total_charge": charge}
-    return ModelSource.open(name, filters, **conditions)
+    return ModelSource.open(name, filters, allow_unknown_elements, **conditions)
 
 
 def chosen_device(name: str) -> str:

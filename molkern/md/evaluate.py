@@ -24,7 +24,7 @@ from ..graph import AtomicBatch
 from ..models import Potential
 from ..structures import check_frame
 from .parallel import run_pieces
-from .source import ModelSource, check_elements
+from .source import ModelSource
 from .trajectories import XYZ
 
 if TYPE_CHECKING:
@@ -355,7 +355,6 @@ def evaluate(
     require("md", "ase", "tqdm")
     _check_arguments(structures, out, max_atoms, max_edges)
     model = source.load()
-    known = source.elements(model)
     conditions = ConditionReader(model.conditions, dict(source.conditions))
     kept: dict[int, Atoms] = {}
 
@@ -363,7 +362,7 @@ def evaluate(
         for index, frame in enumerate(read_frames(structures)):
             where = f"{structures}, frame {index}"
             check_frame(frame, where)
-            check_elements(frame.numbers, known, source.name, where)
+            model.check_elements(frame.numbers, where, f"model {source.name}")
             write_into(frame, conditions.read(frame, where))
             kept[index] = frame
             yield frame

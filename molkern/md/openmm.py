@@ -45,6 +45,7 @@ class OpenMMCompute:
         conditions: dict[str, Any] | None = None,
     ):
         self.model, self.numbers = model.eval(), torch.as_tensor(list(numbers), device="cpu")
+        self.model.check_elements(self.numbers)
         self.energy_unit, self.periodic = energy_unit, periodic
         self.options = {"skin": skin, **(conditions or {})}
         self._prepare()
@@ -116,7 +117,8 @@ def openmm_force(
 
     Raises:
         ValueError: an atom of the topology without an element, an index outside the atoms, a
-            negative skin, a model of something other than energies.
+            negative skin, an element that the model does not know, a model of something other than
+            energies.
 
     >>> import openmm, molkern
     >>> model = molkern.models.SchNet(16, 16, 2, cutoff=5.0)

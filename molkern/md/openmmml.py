@@ -25,6 +25,8 @@ class MolkernPotential(MLPotentialImpl):
         model: the model itself, in eV and Å.
         device: where the model is to be; by default where it is, for files the CPU.
         energy_unit, skin, conditions: see :func:`molkern.md.openmm_force`.
+        allow_unknown_elements: whether elements that the model was not trained on are computed
+            too; by default what the model says.
 
     Raises:
         ValueError: a model and a path, or neither; a file that is not of molkern's.
@@ -43,6 +45,7 @@ class MolkernPotential(MLPotentialImpl):
         energy_unit: float = 1.0,
         skin: float = 0.5,
         conditions: dict[str, Any] | None = None,
+        allow_unknown_elements: bool | None = None,
     ):
         if (model_path is None) == (model is None):
             raise ValueError(
@@ -53,6 +56,8 @@ class MolkernPotential(MLPotentialImpl):
             assert model_path is not None
             model = load(model_path)
         self.model = model if device is None else model.to(device)
+        if allow_unknown_elements is not None:
+            self.model.allow_unknown_elements = allow_unknown_elements
         self.options: dict[str, Any] = {
             "energy_unit": energy_unit,
             "skin": skin,

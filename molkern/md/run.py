@@ -20,7 +20,6 @@ from . import report
 from .group import DynamicsWorker, GroupReport
 from .parallel import run_pieces
 from .plan import Plan
-from .source import check_elements
 
 
 @dataclass
@@ -77,8 +76,7 @@ def check_structure(plan: Plan, name: str) -> None:
     if not (masses > 0).all():
         atom = int((~(masses > 0)).argmax())
         raise ValueError(f"{name}: atom {atom} has mass {masses[atom]}, which must be positive")
-    known = plan.source.elements(plan.source.load())
-    check_elements(atoms.numbers, known, plan.source.name, name)
+    plan.source.load().check_elements(atoms.numbers, name, f"model {plan.source.name}")
 
 
 def prepare_files(plan: Plan, resume: bool, restart: bool) -> None:

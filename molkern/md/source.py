@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -13,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.conditions import ConditionReader
+from ..elements import referenced, symbols
 from ..models import Potential, load
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-#: The model that is shipped with the package, and what it was trained on.
+#: The model that is shipped with the package.
 SHIPPED = "ethanol"
-SHIPPED_ELEMENTS = frozenset({1, 6, 8})
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,23 @@ class ModelSource:
         content: of the file that :meth:`molkern.models.Potential.save` wrote.
         filters: ``"exact"`` or ``"spline"``; None: as saved.
         conditions: what else the prediction depends on, with names (``total_charge``, say).
+        allow_unknown_elements: whether elements that it was not trained on are computed too.
     """
 
     name: str
     content: bytes
     filters: str | None = "spline"
     conditions: tuple[tuple[str, float], ...] = ()
+    allow_unknown_elements: bool = False
 
     @classmethod
-    def open(cls, name: str, filters: str | None = "spline", **conditions: float) -> ModelSource:
+    def open(
+        cls,
+        name: str,
+        filters: str | None = "spline",
+        allow_unknown_elements: bool = False,
+        **conditions: float,
+    ) -> ModelSource:
         """From a path, or ``"ethanol"`` for the shipped model.
 
         Raises:
@@ -56,7 +63,8 @@ class ModelSource:
                     f"model {name} cannot be read ({error.strerror}): give a file written by "
                     f"model.save(), or {SHIPPED!r} for the shipped model"
                 ) from error
-        return cls(name, content, filters, tuple(sorted(conditions.items())))
+        given = tuple(sorted(conditions.items()))
+        return cls(name, content, filters, given, allow_unknown_elements)
 
     @cached_property
     def digest(self) -> str:
@@ -65,6 +73,9 @@ class ModelSource:
 
     def load(self, device: torch.device | str = "cpu") -> Potential:
         """The model, in evaluation mode.
+
+        One whose file does not say which elements it was trained on takes those of its reference
+        energies, where it has any.
 
         Raises:
             ValueError: not a molkern model, one that predicts no energy, or one that does not take
@@ -85,6 +96,10 @@ class ModelSource:
                 raise ValueError(f"model {self.name} takes no {name}, got {value}: leave it out")
         if self.filters is not None:
             model.filters = self.filters
+        if model.elements is None:
+            found = referenced(model.config.get("reference")) or ()
+            model.elements = [z for z in found if z < model.num_elements] or None
+        model.allow_unknown_elements = self.allow_unknown_elements
         return model
 
     def for_structure(self, atoms: Atoms, name: str) -> ModelSource:
@@ -107,47 +122,6 @@ class ModelSource:
             return f"{targets} properties"
         return str(model.config.get("prediction", "energy"))
 
-    def elements(self, model: Potential) -> frozenset[int]:
-        """Atomic numbers that the model knows.
-
-        Of its table those with a reference energy, where it has references; of the shipped model
-        those that it was trained on.
-        """
-        if self.name == SHIPPED:
-            return SHIPPED_ELEMENTS
-        table = range(1, model.num_elements)
-        reference = model.config.get("reference")
-        if reference is None or not any(reference):
-            return frozenset(table)
-        return frozenset(z for z in table if reference[z] != 0)
-
-
-def check_elements(numbers: Iterable[int], known: frozenset[int], model: str, where: str) -> None:
-    """Refuses atoms that the model does not know.
-
-    Raises:
-        ValueError: naming the frame (``where``), the atom and its element.
-    """
-    from ase.data import chemical_symbols
-
-    for atom, number in enumerate(numbers):
-        if int(number) not in known:
-            symbol = chemical_symbols[number] if number < len(chemical_symbols) else "?"
-            raise ValueError(
-                f"{where}: atom {atom} is {symbol} ({number}), which model {model} does not "
-                f"know: it knows {symbols(known)}"
-            )
-
-
-def symbols(numbers: Iterable[int]) -> str:
-    """Symbols of elements, ranges of many of them as such."""
-    from ase.data import chemical_symbols
-
-    names = [chemical_symbols[z] for z in sorted(numbers) if z < len(chemical_symbols)]
-    if len(names) > 20:
-        return f"{names[0]} to {names[-1]}, {len(names)} elements"
-    return ", ".join(names)
-
 
 def model_description(source: ModelSource, model: Potential) -> dict[str, Any]:
     """What a model is, for people: class, sizes, type, cutoff, elements and splines."""
@@ -156,7 +130,7 @@ def model_description(source: ModelSource, model: Potential) -> dict[str, Any]:
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "type": str(next(model.parameters()).dtype).removeprefix("torch."),
         "cutoff": f"{model.cutoff} Å",
-        "elements": symbols(source.elements(model)),
+        "elements": _elements(model),
         "filters as saved": model.filters,
     }
     try:
@@ -167,3 +141,9 @@ def model_description(source: ModelSource, model: Potential) -> dict[str, Any]:
     settings = {k: v for k, v in model.config.items() if k not in hidden and v is not None}
     lines["settings"] = ", ".join(f"{key}={value}" for key, value in settings.items())
     return lines
+
+
+def _elements(model: Potential) -> str:
+    if model.elements is None:
+        return f"{symbols(range(1, model.num_elements))} (its table; it does not say more)"
+    return symbols([z for z in model.elements if z])

@@ -27,6 +27,7 @@ from ..nn.plain import is_plain
 from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from ..ops.geometry import edge_norm
+from .arguments import arguments_are_fixed
 from .checks import check_reference, plain
 from .potential import Potential
 from .readout import check_readout
@@ -41,6 +42,8 @@ class _Directional(Potential):
 
     differentiated = "property"
 
+    readout: str | list[str]
+    reference: AtomicReference | None
     interactions: nn.ModuleList
     outputs: nn.ModuleList
     #: Which targets are means over atoms, ``[T]``; None where all are the same.
@@ -58,14 +61,13 @@ class _Directional(Potential):
         )
         _check(config)
         self.remember(**config)
-        self.cutoff, self.num_elements = config["cutoff"], config["num_elements"]
-        self.readout = config["readout"]
+        self._fix(**{name: config[name] for name in ("cutoff", "num_elements", "readout")})
         if config["num_targets"] == 1:
             self.differentiated = "energy"
         mixed = isinstance(self.readout, list)
         averaged = torch.tensor([name == "mean" for name in self.readout]) if mixed else None
         self.register_buffer("averaged", averaged, persistent=False)
-        self.reference = _reference(config)
+        self.register_module("reference", _reference(config))
         functions, exponent = config["num_radial"], config["exponent"]
         self.embedding = DimeNetEmbedding(
             functions,
@@ -178,6 +180,7 @@ def _splined(
     return block.from_radial(messages, basis, values, vectors, graph)
 
 
+@arguments_are_fixed
 class DimeNet(_Directional):
     """DimeNet: messages on edges, which reach the next edge by distance and angle.
 
@@ -289,6 +292,7 @@ class DimeNet(_Directional):
         )
 
 
+@arguments_are_fixed
 class DimeNetPlusPlus(_Directional):
     """DimeNet++: DimeNet with a cheaper interaction and a wider output, more accurate and faster.
 

@@ -17,12 +17,14 @@ from ..nn.plain import is_plain
 from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from ..ops._library import is_recorded
+from .arguments import arguments_are_fixed
 from .checks import check_sizes
 from .potential import Potential
 from .readout import Readout
 from .structure import Structure, largest_extent
 
 
+@arguments_are_fixed
 class DTNN(Potential):
     """DTNN, the deep tensor neural network: every pair of atoms exchanges messages.
 
@@ -89,6 +91,11 @@ class DTNN(Potential):
     (torch.Size([1]), torch.Size([3, 3]))
     """
 
+    fixed = frozenset({"reach"})
+    num_interactions: int
+    #: Beyond it factors are the bias.
+    reach: float
+
     @checked
     def __init__(
         self,
@@ -138,9 +145,8 @@ class DTNN(Potential):
             raise ValueError(
                 f"centres must ascend from the first to the last, got {first_center} and {last}"
             )
-        self.cutoff, self.num_elements = cutoff, num_elements
-        self.reach = max(cutoff, last + 9 * width)  # beyond it factors are the bias
-        self.num_interactions = num_interactions
+        self._fix(cutoff=cutoff, num_elements=num_elements)
+        self._fix(reach=max(cutoff, last + 9 * width), num_interactions=num_interactions)
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         nn.init.normal_(self.embedding.weight, std=hidden_channels**-0.25)
         self.basis = GaussianBasis(

@@ -28,12 +28,14 @@ from ..nn.plain import is_plain
 from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from ..ops._library import is_recorded
+from .arguments import arguments_are_fixed
 from .checks import plain
 from .potential import Potential
 from .readout import Readout
 from .structure import Structure, largest_extent
 
 
+@arguments_are_fixed
 class PhysNet(Potential):
     """PhysNet: atomic energies and charges from message passing, and their long-range energies.
 
@@ -123,6 +125,8 @@ class PhysNet(Potential):
     tensor(-1., dtype=torch.float64)
     """
 
+    lr_cut: float | None
+
     @checked
     def __init__(
         self,
@@ -173,7 +177,7 @@ class PhysNet(Potential):
         super().__init__()
         self.remember(**config)
         _check(config)
-        self.cutoff, self.num_elements, self.lr_cut = cutoff, num_elements, lr_cut
+        self._fix(cutoff=cutoff, num_elements=num_elements, lr_cut=lr_cut)
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         nn.init.uniform_(self.embedding.weight, -math.sqrt(3), math.sqrt(3))
         self.basis = _radial_basis(config)
@@ -360,14 +364,15 @@ class PhysNet(Potential):
         if neighbors.num_edges < pairs:
             raise ValueError(
                 f"the neighbor list has {neighbors.num_edges} edges, but the model sums over all "
-                f"{pairs} pairs of atoms: make it with model.neighbors(batch), or set lr_cut"
+                f"{pairs} pairs of atoms: make it with model.neighbors(batch), or set lr_cut when "
+                "it is made"
             )
 
     def _refuse_periodic(self, batch: AtomicBatch) -> None:
         if batch.pbc is not None and bool(batch.pbc.any()):
             raise ValueError(
                 "the batch is periodic, but the model sums electrostatics or dispersion over all "
-                "pairs of atoms: set its lr_cut (12.0, say)"
+                "pairs of atoms: set its lr_cut (12.0, say) when it is made"
             )
 
     @torch.no_grad()

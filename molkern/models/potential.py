@@ -32,6 +32,8 @@ from ..ops._library import (
 )
 from ..ops._modes import is_hidden, is_transformed, ordinary_tensors
 from ..ops.splines import SplineGrid
+from .arguments import KeepsArguments
+from .known import KnowsElements
 from .lean import below_autograd
 from .structure import Structure
 
@@ -44,7 +46,7 @@ _INFERENCE_TENSORS = (
 )
 
 
-class Potential(nn.Module):
+class Potential(KnowsElements, KeepsArguments):
     """Base of all models: differentiates what a model predicts for each system.
 
     A model derives from it, sets ``cutoff`` and ``num_elements``, and defines :meth:`predict`. Its
@@ -67,11 +69,11 @@ class Potential(nn.Module):
     own. Else filters are exact, and :meth:`spline_report` says why.
 
     Threads may share a model that is evaluated, and change its ``filters`` meanwhile.
+
+    A model keeps the elements that it was trained on in :attr:`elements`, and refuses others.
     """
 
     cutoff: float
-    num_elements: int
-    config: dict[str, Any]
     #: Names of what else a prediction depends on, which calls may give.
     conditions: tuple[str, ...] = ()
     #: The prediction, ``[B]`` or ``[B, T]``, whose sum forces and stress are derivatives of.
@@ -79,25 +81,35 @@ class Potential(nn.Module):
 
     def remember(self, **config: Any) -> None:
         """Keeps the constructor's arguments, which must be plain JSON values."""
-        self.config = config
+        self._config = config
         self._splines = SplineTables(config.get("spline_tolerance"))
         self.filters = config.get("filters", "exact")
 
     @property
     def filters(self) -> str:
         """How filters are evaluated, ``"exact"`` by the network or as ``"spline"``."""
-        return self.config["filters"]
+        return str(self._config["filters"])
 
     @filters.setter
     def filters(self, value: str) -> None:
         if value not in ("exact", "spline"):
             raise ValueError(f"filters must be 'exact' or 'spline', got {value!r}")
-        self.config["filters"] = value
+        self._config["filters"] = value
+
+    @property
+    def spline_tolerance(self) -> float | None:
+        """The largest relative error of splines, None for that of the type. Can be set."""
+        return self._splines.tolerance
+
+    @spline_tolerance.setter
+    def spline_tolerance(self, value: float | None) -> None:
+        self._splines.set_tolerance(value)
+        self._config["spline_tolerance"] = value
 
     @property
     def num_targets(self) -> int:
         """How many numbers are predicted for each system, 1 for most models."""
-        return int(self.config.get("num_targets", 1))
+        return int(self._config.get("num_targets", 1))
 
     def filter_values(self, distances: Tensor) -> list[Tensor]:
         """All filters of the model at distances ``[P]``, float64: a list of ``[P, F]``."""
@@ -199,7 +211,8 @@ class Potential(nn.Module):
 
         Raises:
             TypeError: the batch's type is not the model's, or conditions that it does not know.
-            ValueError: atomic numbers outside the model's table, positions that are not finite
+            ValueError: atomic numbers outside the model's table, elements that it was not trained
+                on (see :attr:`elements`; not in training), positions that are not finite
                 (with a list given, on the CPU only), another device, a neighbor list of a shorter
                 cutoff, of other atoms or beyond its capacity, or a stress without cells.
             RuntimeError: forces or stress under ``torch.inference_mode()``.
@@ -385,14 +398,7 @@ class Potential(nn.Module):
                 f"the batch is on {batch.positions.device} but the model is on {weight.device}: "
                 f"use batch.to({str(weight.device)!r}) or model.to(...)"
             )
-        low, high = batch.number_range
-        if low < 0 or high >= self.num_elements:
-            wrong = low if low < 0 else high
-            atom = int((batch.numbers == wrong).nonzero()[0])
-            raise ValueError(
-                f"atom {atom} has number {wrong}, but the model's table goes from 0 to "
-                f"{self.num_elements - 1}"
-            )
+        self._check_numbers(batch)
         if neighbors is not None:
             self._check_list(batch, neighbors)
 
@@ -454,7 +460,13 @@ class Potential(nn.Module):
 
     def to_bytes(self) -> bytes:
         """What :meth:`save` writes."""
-        description = {"format": FORMAT, "model": type(self).__name__, "config": self.config}
+        description: dict[str, Any] = {
+            "format": FORMAT,
+            "model": type(self).__name__,
+            "config": self._config,
+        }
+        if self.elements is not None:
+            description["elements"] = list(self.elements)
         tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
         metadata = {"molkern": json.dumps(description)}
         return safetensors.torch.save(tensors, metadata=metadata)
@@ -580,6 +592,10 @@ def load(path: str | Path | bytes, device: torch.device | str = "cpu") -> Potent
     model = MODELS[description["model"]](**description["config"])
     model.to(device=device, dtype=_network_type(tensors))
     model.load_state_dict(tensors)
+    try:
+        model.elements = description.get("elements")
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     return model.eval()
 
 

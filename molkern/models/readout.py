@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..nn.fixed import FixedModule
 from ..nn.properties import DipoleMoment, ElectronicSpatialExtent
 from ..ops._library import is_recorded
 from .structure import Structure
@@ -16,7 +17,7 @@ PREDICTIONS = ("energy", "dipole_moment", "electronic_spatial_extent")
 READOUTS = ("sum", "mean")
 
 
-class Readout(nn.Module):
+class Readout(FixedModule):
     """From a number per atom to the energy, the dipole moment or the electronic spatial extent.
 
     A model holds one as a submodule, calls it at the end of ``predict``, and sets
@@ -32,6 +33,8 @@ class Readout(nn.Module):
     Raises:
         ValueError: another prediction or readout, or a mean of what is not an energy.
     """
+
+    fixed = frozenset({"prediction", "readout"})
 
     def __init__(
         self,

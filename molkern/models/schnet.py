@@ -24,6 +24,7 @@ from ..nn.plain import is_plain
 from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from ..ops.splines import SplineGrid
+from .arguments import arguments_are_fixed
 from .checks import check_sizes
 from .lean import LeanSchNet
 from .potential import Potential
@@ -31,6 +32,7 @@ from .readout import Readout
 from .structure import Structure
 
 
+@arguments_are_fixed
 class SchNet(Potential):
     """SchNet: continuous-filter convolutions over neighbors, energies as sums over atoms.
 
@@ -135,7 +137,7 @@ class SchNet(Potential):
             "num_basis",
             "num_elements",
         )
-        self.cutoff, self.num_elements = cutoff, num_elements
+        self._fix(cutoff=cutoff, num_elements=num_elements)
         self.embedding = nn.Embedding(num_elements, hidden_channels)
         nn.init.normal_(self.embedding.weight, std=hidden_channels**-0.25)
         self.basis = _radial_basis(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops._arguments import checked
+from .fixed import FixedModule
 from .plain import PLAIN_TENSORS, is_plain
 
 _mode = threading.local()
@@ -30,7 +31,7 @@ def smooth_activations() -> Iterator[None]:
         _mode.smooth = before
 
 
-class ShiftedSoftplus(nn.Module):
+class ShiftedSoftplus(FixedModule):
     """``ssp(x) = ln(½ eˣ + ½)``, zero at zero (Schütt et al., J. Chem. Phys. 148, 241722 (2018)).
 
     Args:
@@ -42,6 +43,8 @@ class ShiftedSoftplus(nn.Module):
     >>> molkern.nn.ShiftedSoftplus()(torch.zeros(2))
     tensor([0., 0.])
     """
+
+    fixed = frozenset({"threshold", "shift"})
 
     @checked
     def __init__(self, threshold: float = 20.0, shift: float = math.log(2.0)):
@@ -97,7 +100,7 @@ def product_weight(layer: nn.Module) -> Tensor | None:
     return None
 
 
-class Dense(nn.Linear):
+class Dense(FixedModule, nn.Linear):
     """A linear layer with its activation and a residual: ``residual + a(W x + b)``, fused.
 
     A call can give a gate, by which the activated product is multiplied.
@@ -122,6 +125,8 @@ class Dense(nn.Linear):
     >>> layer(x, residual=x).shape
     torch.Size([3, 4])
     """
+
+    fixed = frozenset({"activation"})
 
     @checked
     def __init__(self, inputs: int, outputs: int, bias: bool = True, activation: str = "none"):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops._arguments import checked, explained
 from ..ops.radial import CUTOFF_FUNCTIONS
+from .fixed import FixedModule
 from .precision import Float64Module
 
 
@@ -27,6 +28,7 @@ class RadialBasis(Float64Module):
     Positive ones are trained as ``raw_centers`` and ``raw_widths``, of which a softplus is used.
     """
 
+    fixed = frozenset({"cutoff", "alpha", "cutoff_function", "positive"})
     centers: Tensor
     widths: Tensor
     raw_centers: Tensor
@@ -208,6 +210,8 @@ class BesselBasis(Float64Module):
     torch.Size([7, 6])
     """
 
+    fixed = frozenset({"cutoff", "exponent", "cutoff_function"})
+
     @checked
     def __init__(
         self,
@@ -241,7 +245,7 @@ class BesselBasis(Float64Module):
         )
 
 
-class CutoffFunction(nn.Module):
+class CutoffFunction(FixedModule):
     """A cutoff function alone: distances ``[E]`` → ``[E, 1]``, zero from ``cutoff`` on.
 
     Args:
@@ -257,6 +261,8 @@ class CutoffFunction(nn.Module):
     tensor([[1.],
             [0.]])
     """
+
+    fixed = frozenset({"name", "cutoff", "exponent"})
 
     @checked
     def __init__(self, name: str, cutoff: float, *, exponent: int = 6):

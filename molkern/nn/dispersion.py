@@ -13,6 +13,7 @@ from ..graph import NeighborList
 from ..ops._arguments import checked, explained
 from ..ops._modes import ordinary_tensors
 from .basis import softplus, softplus_inverse
+from .fixed import FixedModule
 from .precision import Float64Module
 
 #: Units of PhysNet's published code: the bohr in Å and the hartree in eV.
@@ -66,7 +67,7 @@ class D3Tables(Float64Module):
         return weight_references(numbers, coordination.double(), reference)
 
 
-class D3Dispersion(nn.Module):
+class D3Dispersion(FixedModule):
     """Grimme's D3 dispersion with Becke-Johnson damping, per atom, ``[N]``; trainable.
 
     ``E_i = −½ Σ_j (s6 C6_ij f6(d_ij) + s8 C8_ij f8(d_ij))`` with ``f_n(d) = 1 / (dⁿ + D_ijⁿ)``,
@@ -106,6 +107,8 @@ class D3Dispersion(nn.Module):
     """
 
     raw: Tensor
+
+    fixed = frozenset({"cutoff", "switch_start", "bohr", "hartree"})
 
     @checked
     def __init__(

@@ -3,18 +3,19 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ops
 from ..graph import NeighborList
 from ..ops._arguments import checked, explained
 from .basis import CutoffFunction
+from .fixed import FixedModule
 
 #: e² / (4 π ε₀) in eV·Å, as PhysNet's published code has it.
 COULOMB_CONSTANT = 14.399645351950548
 
 
-class ShieldedElectrostatics(nn.Module):
+class ShieldedElectrostatics(FixedModule):
     """Coulomb energy of atomic charges, shielded at short range: per atom, ``[N]``.
 
     ``E_i = ½ k_e q_i Σ_j q_j χ(d_ij)`` with ``χ(d) = φ(d) / √(d² + s²) + (1 − φ(d)) / d``, where φ
@@ -43,6 +44,8 @@ class ShieldedElectrostatics(nn.Module):
     >>> coulomb(torch.tensor([1.0, -1.0]), neighbors.distances(positions), neighbors).sum()
     tensor(-1.8000)
     """
+
+    fixed = frozenset({"switch_range", "shielding", "cutoff", "coulomb_constant", "shift_shielded"})
 
     @checked
     def __init__(

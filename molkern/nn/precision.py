@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .fixed import FixedModule
 
-class Float64Module(nn.Module):
+
+class Float64Module(FixedModule):
     """A module whose tensors move with the model to another device, but not to another type.
 
     Reference energies and the centres of a radial basis are constants: rounded once to float32

@@ -8,10 +8,11 @@ from ..graph import NeighborList
 from ..ops._arguments import checked, explained
 from .activations import activation, dense
 from .basis import CutoffFunction
+from .fixed import FixedModule
 from .splines import SplineFilter, convolve
 
 
-class FilterNetwork(nn.Module):
+class FilterNetwork(FixedModule):
     """Filters from a radial basis: ``dense, activation, dense [, activation]``, times cutoff.
 
     Schütt et al., J. Chem. Phys. 148, 241722 (2018), Fig. 2; the published code has the second
@@ -36,6 +37,8 @@ class FilterNetwork(nn.Module):
     >>> molkern.nn.FilterNetwork(50, 128, cutoff=5.0)(basis(d), d).shape
     torch.Size([7, 128])
     """
+
+    fixed = frozenset({"cutoff"})
 
     @checked
     def __init__(
@@ -69,7 +72,7 @@ class FilterNetwork(nn.Module):
         return filters * self.cutoff_function(distances)
 
 
-class CFConv(nn.Module):
+class CFConv(FixedModule):
     """Continuous-filter convolution between two dense layers: ``W_out Σ_j (W_in x_j) ∘ w_ij + b``.
 
     Takes the place of PyTorch Geometric's and SchNetPack's layer where filters are at hand.
@@ -88,6 +91,8 @@ class CFConv(nn.Module):
     >>> conv(torch.rand(2, 16), torch.rand(2, 32), graph).shape
     torch.Size([2, 16])
     """
+
+    fixed = frozenset({"aggregation"})
 
     @checked
     def __init__(

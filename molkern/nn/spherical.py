@@ -90,6 +90,8 @@ class SphericalRadialBasis(Float64Module):
     zeros: Tensor
     norms: Tensor
 
+    fixed = frozenset({"cutoff", "exponent"})
+
     @checked
     def __init__(
         self,

@@ -82,9 +82,7 @@ class SplineTables:
     renew_after = 500
 
     def __init__(self, tolerance: float | None = None):
-        if tolerance is not None and not tolerance > 0:
-            raise ValueError(f"the spline tolerance must be positive, got {tolerance}")
-        self.tolerance = tolerance
+        self.tolerance = _checked(tolerance)
         #: What was made last; read it once, it may be replaced at any time.
         self.made: MadeSplines | None = None
         self._making = threading.RLock()
@@ -97,6 +95,13 @@ class SplineTables:
         with self._making:
             self.made, self._uses = None, 0
             self.forgotten += 1
+
+    def set_tolerance(self, tolerance: float | None) -> None:
+        """Takes another tolerance, which the next use makes tables for."""
+        tolerance = _checked(tolerance)
+        with self._making:
+            self.tolerance = tolerance
+            self.forget()
 
     def __deepcopy__(self, memo: Any) -> SplineTables:
         return SplineTables(self.tolerance)
@@ -198,6 +203,12 @@ class SplineTables:
             element=like.element_size(),
             intervals=before.grid.intervals if before else 128,
         )
+
+
+def _checked(tolerance: float | None) -> float | None:
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"the spline tolerance must be positive, got {tolerance}")
+    return tolerance
 
 
 def _serves_constant(made: MadeSplines | None) -> TypeGuard[MadeSplines]:

@@ -201,7 +201,7 @@ def _flag(name: str, value: Any, needed: frozenset[str]) -> str | None:
 def _number(name: str, value: Any, needed: frozenset[str]) -> str | None:
     method = "__float__" if "float" in needed else "__index__"
     fits = hasattr(value, method) and not isinstance(value, (bool, np.bool_, np.ndarray, complex))
-    if fits or needed & {"Tensor", "Sequence", "bool", "str", "list", "tuple"}:
+    if fits or needed & {"Tensor", "Sequence", "Iterable", "bool", "str", "list", "tuple"}:
         return None
     kind = "a number" if "float" in needed else "an integer"
     return f"{name} must be {kind}, got {shown(value)}"

@@ -80,12 +80,28 @@ def score(run: Path, part: str, device: str, say: Say) -> None:
     results.score(run, part, _device(device), say=say)
 
 
-def predict(run: Path, structures: Path, out: Path, device: str, batch_size: int, say: Say) -> None:
+def predict(
+    run: Path,
+    structures: Path,
+    out: Path,
+    device: str,
+    batch_size: int,
+    say: Say,
+    allow_unknown_elements: bool = False,
+) -> None:
     """Predictions of a run for the structures of a file."""
     require("train", *PACKAGES)
     from .predict import predict as predicted
 
-    count = predicted(run, structures, out, device=_device(device), batch_size=batch_size, say=say)
+    count = predicted(
+        run,
+        structures,
+        out,
+        device=_device(device),
+        batch_size=batch_size,
+        say=say,
+        allow_unknown_elements=allow_unknown_elements,
+    )
     say(f"{count:,} structures: {out}")
 
 

@@ -28,7 +28,9 @@ CHECKS = 50  # how often the validation error is taken in a run
 def new_model(train: Frames) -> SchNet:
     """A small SchNet whose mean energy per atom is that of the training frames."""
     mean = float(train.energies.mean()) / train.numbers.shape[0]
-    return SchNet(64, 64, 3, num_basis=32, cutoff=5.0, num_elements=10, mean=mean)
+    model = SchNet(64, 64, 3, num_basis=32, cutoff=5.0, num_elements=10, mean=mean)
+    model.elements = train.numbers.tolist()
+    return model
 
 
 def errors(model: SchNet, frames: Frames) -> tuple[float, float]:

@@ -16,7 +16,6 @@ from ..data.conditions import CONDITIONS, ConditionReader, write_into
 from ..data.dataset import PER_ATOM
 from ..files import read_frames, write_whole
 from ..graph import AtomicBatch
-from ..md.source import check_elements
 from ..models import Potential
 from ..structures import check_frame
 from .objective import evaluate, match_labels
@@ -38,6 +37,7 @@ def predict(
     device: torch.device | str = "cpu",
     batch_size: int = 256,
     progress: bool = True,
+    allow_unknown_elements: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Predicts what a run's model was trained on for every structure of a file.
@@ -52,6 +52,7 @@ def predict(
         device: where the model is evaluated.
         batch_size: structures at once.
         progress: whether a progress bar is shown.
+        allow_unknown_elements: whether elements that the model was not trained on are predicted.
         say: takes sentences for the user.
 
     Returns:
@@ -67,9 +68,12 @@ def predict(
         raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
     run = Run.open(folder)
     model = run.model(device)
+    if model.elements is None and "elements" in run.facts:  # a run of an earlier version
+        model.elements = run.facts["elements"]
+    model.allow_unknown_elements = allow_unknown_elements
     frames, found = [], []
     conditions = ConditionReader(model.conditions, names=run.config.data.labels)
-    for chunk in _chunks(_checked(structures, run, conditions), batch_size, progress):
+    for chunk in _chunks(_checked(structures, model, run, conditions), batch_size, progress):
         frames += chunk
         found += _predict(model, chunk, run)
     writers = dict(zip(ENDINGS, (_csv, _npz, _extxyz), strict=True))
@@ -79,13 +83,14 @@ def predict(
     return len(frames)
 
 
-def _checked(structures: Path, run: Run, conditions: ConditionReader) -> Iterator[Atoms]:
+def _checked(
+    structures: Path, model: Potential, run: Run, conditions: ConditionReader
+) -> Iterator[Atoms]:
     """The structures of a file, with their conditions in ``info``."""
-    elements = frozenset(run.facts.get("elements", range(1, 119)))
     for number, atoms in enumerate(read_frames(structures)):
         where = f"{structures}, frame {number}"
         check_frame(atoms, where)
-        check_elements(atoms.numbers, elements, str(run.folder), where)
+        model.check_elements(atoms.numbers, where, f"model {run.folder}")
         write_into(atoms, conditions.read(atoms, where))
         yield atoms
 

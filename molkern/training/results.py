@@ -137,7 +137,9 @@ def score(
         raise ValueError(f"the run's {part} part is empty: choose another with --part")
     labels = match_labels(run.config)
     names = list(run.config.objective)
-    found = predictions(run.model(device), labels, data, members, names, progress=progress)
+    model = run.model(device)
+    model.allow_unknown_elements = True  # the data are the run's own; it noted them
+    found = predictions(model, labels, data, members, names, progress=progress)
     errors = {name: errors_of(*pair) for name, pair in found.items()}
     units = {name: data.units.get(name, "") for name in names}
     for name, values in errors.items():

@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, Time
 
 from ..data import Dataset, load_dataset
 from ..data.labels import listed
+from ..elements import symbols
 from ..files import write_whole
 from ..models import Potential
 from .config import Config, data_path, read_config
@@ -115,11 +116,43 @@ def prepare(
         )
     torch.manual_seed(config.training.seed)
     model = build(config, labels, standards(config, labels, data, train))
+    notes = [*notes, *_set_elements(model, data, parts)]
     objective = Objective(config, labels, data, train)
     check_conditions(data, np.concatenate([*parts.values()]), model.conditions)
     notes += _unused(config, data, model)
     _try_out(model, labels, data, train)
     return Prepared(config, data, labels, parts, TrainingModule(model, objective, config), notes)
+
+
+def _set_elements(model: Potential, data: Dataset, parts: dict[str, Indices]) -> Iterator[str]:
+    """Tells the model which elements it learns; notes on those that only other parts have.
+
+    Elements that a model knows already, which is trained further, it goes on knowing.
+    """
+    _check_table(model, data)
+    known = set(getattr(model, "elements", None) or ()) | set(_elements(data, parts["train"]))
+    model.elements = sorted(known)
+    for part, members in parts.items():
+        if unknown := set(_elements(data, members)) - known:
+            # Their errors are reported: the data are the run's own
+            model.allow_unknown_elements = True
+            yield (
+                f"no system of the training part has {symbols(unknown)}, which the {part} part "
+                "has: the model does not learn them"
+            )
+
+
+def _elements(data: Dataset, members: Indices) -> list[int]:
+    return [int(z) for z in np.unique(data.numbers[data.atoms_of(members)])]
+
+
+def _check_table(model: Potential, data: Dataset) -> None:
+    highest = int(data.numbers.max())
+    if highest >= model.num_elements:
+        raise ValueError(
+            f"model.num_elements: {model.num_elements} leaves out element {highest} of the data: "
+            f"give {highest + 1} or more"
+        )
 
 
 def _unused(config: Config, data: Dataset, model: Potential) -> list[str]:
@@ -131,12 +164,6 @@ def _unused(config: Config, data: Dataset, model: Potential) -> list[str]:
 
 def _try_out(model: Potential, labels: Labels, data: Dataset, train: Indices) -> None:
     """One system through the model, so that what does not fit is found before any training."""
-    highest = int(data.numbers.max())
-    if highest >= model.num_elements:
-        raise ValueError(
-            f"model.num_elements: {model.num_elements} leaves out element {highest} of the data: "
-            f"give {highest + 1} or more"
-        )
     largest = train[np.argmax(data.sizes[train])]
     sample = data.collate([int(largest)], dtype=next(model.parameters()).dtype)
     model.eval()

@@ -159,6 +159,23 @@ def test_reference_energies_tell_elements(molkern):
     assert "it knows H, C, O" in error
 
 
+def test_elements_that_one_insists_on(molkern):
+    ase.io.write("n.xyz", ase.build.molecule("NH3"))
+    model = SchNet(8, 8, 1, num_basis=8, cutoff=4.0, num_elements=10)
+    model.elements = [1, 6]
+    model.save("m.safetensors")
+    assert "elements: H, C" in molkern("info --model m.safetensors")
+    for command in ("evaluate n.xyz --out e.csv", "md n.xyz --steps 2 --every 1"):
+        error = molkern(command, code=1, model="m.safetensors")
+        assert "atom 0 is N (7), which model m.safetensors does not know: it knows H, C" in error
+        assert "--allow-unknown-elements" in error
+        molkern(f"{command} --allow-unknown-elements", model="m.safetensors")
+    energy = np.loadtxt("e.csv", delimiter=",", skiprows=1)[2]
+    model.elements = None
+    batch = AtomicBatch.from_ase(ase.build.molecule("NH3"))
+    assert energy == pytest.approx(model.eval()(batch)["energy"].item(), rel=1e-5)
+
+
 def test_info(molkern):
     text = molkern("info --model ethanol")
     for part in ("cpu_instruction_sets", "threads: ", "GPUs: ", "class: SchNet", "cutoff: 5.0 Å"):

@@ -61,6 +61,10 @@ def test_elements_that_were_not_trained_on(molkern, tmp_path):
     molkern(TRAIN)
     write(tmp_path / "hf.xyz", Atoms("HN", [[0, 0, 0], [0, 0, 1]]))
     assert "atom 1 is N (7)" in molkern("predict run hf.xyz --device cpu", code=1)
+    molkern("predict run hf.xyz --device cpu --allow-unknown-elements")
+    assert "which model run/best" in molkern(
+        "evaluate hf.xyz --device cpu", code=1, model="run/best.safetensors"
+    )
     assert "choose one of .csv" in molkern("predict run hf.xyz --out x.txt --device cpu", code=1)
 
 

@@ -176,10 +176,78 @@ def without_betas():
     return module
 
 
+def hooked():
+    module = network()
+    module.interaction_blocks[1].lin.register_forward_hook(lambda *_: None)
+    return module
+
+
+REFUSALS |= {
+    r"interaction_blocks.1.lin has a hook": hooked,
+    r"max_num_neighbors=20 has no counterpart: .* Set it to 1000 or more": lambda: network(
+        max_num_neighbors=20
+    ),
+    r"self_interaction=True has no counterpart": changed(self_interaction=True),
+    r"rbf_layer has alpha=2.0, 1.11": changed(rbf_layer__alpha=2.0),
+    r"rbf_layer.means has shape \[1\], expected \[8\]": changed(
+        rbf_layer__means=torch.nn.Parameter(torch.ones(1).double())
+    ),
+    r"interaction_blocks.0.extra is a .*Dropout": changed(
+        interaction_blocks__0__extra=torch.nn.Dropout()
+    ),
+    r"no counterpart: \['gate'\]": changed(gate=torch.nn.Parameter(torch.ones(1).double())),
+    r"interaction_blocks.0.conv has a forward of its own": changed(
+        interaction_blocks__0__conv__forward=lambda *_: None
+    ),
+    r"embedding_layer has sparse=True": changed(embedding_layer__sparse=True),
+}
+
+
 @pytest.mark.parametrize("message", REFUSALS)
 def test_refusals(message):
     module = REFUSALS[message]()
     with pytest.raises(ValueError, match=message):
+        from_mlcg(module)
+
+
+def test_arguments_are_known():
+    from molkern.interop import audit, mlcg
+
+    classes = {type(part).__name__: type(part) for part in network().modules()}
+    classes["GaussianBasis"] = peers.GaussianBasis
+    seen = set()
+    for path, part in mlcg.PARTS.items():
+        for name in set(part.names) & set(classes):
+            if part.arguments is not None:
+                assert not list(audit.unknown_arguments(classes[name], part.arguments)), path
+                seen.add(name)
+    expected = {"StandardSchNet", "ExpNormalBasis", "GaussianBasis", "MLP", "InteractionBlock"}
+    assert expected | {"CFConv", "CosineCutoff"} == seen
+
+
+def test_frozen_parameters_stay_frozen():
+    module = network()
+    module.rbf_layer.betas.requires_grad_(False)
+    module.embedding_layer.weight.requires_grad_(False)
+    module.output_network.layers[0].weight.requires_grad_(False)
+    model = from_mlcg(module)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"basis.widths", "embedding.weight", "head.layers.0.weight"}
+
+
+def test_an_activation_of_the_output(crystal):
+    numbers, positions, _ = crystal
+    module = network(output_activation=torch.nn.SiLU())
+    energy, _ = expected(module, numbers, positions, None)
+    out = from_mlcg(module)(AtomicBatch(numbers, positions))
+    torch.testing.assert_close(out["energy"][0].detach(), energy, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("wrapper", [peers.GradientsOut])
+def test_hooks_of_wrappers(wrapper):
+    module = wrapper(network())
+    module.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"the wrapper GradientsOut has a hook"):
         from_mlcg(module)
 
 

@@ -276,6 +276,14 @@ def test_asparagus_files(tmp_path):
     assert torch.equal(again(batch)["energy"], expected)
 
 
+def test_asparagus_frozen_basis():
+    state, config = stand_in().state_dict(), {**CONFIG, "trainer_max_epochs": 3}
+    assert all(p.requires_grad for p in from_asparagus(state, config).parameters())
+    model = from_asparagus(state, {**config, "input_rbf_trainable": False})
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"basis.centers", "basis.widths"}
+
+
 def test_asparagus_without_electrostatics():
     state = stand_in().state_dict()
     state = {n: v for n, v in state.items() if not n.startswith("electrostatic_module.")}
@@ -318,6 +326,13 @@ def test_asparagus_exponential_basis():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"config": {"model_zbl": True}}, "model_zbl=True is an option that the conversion does"),
+        ({"config": {"model_repulsion": True}}, "model_repulsion is True, but False is what is"),
+        ({"config": {"model_electrostatic": False}}, "model_electrostatic is False, but True is"),
+        ({"config": {"graph_n_blocks": 3}}, "graph_n_blocks is 3, but 2 is what is converted"),
+        ({"config": {"input_radial_cutoff": 5.0}}, "input_radial_cutoff is 5.0, but 4.0 is what"),
+        ({"config": {"output_type": "PaiNN"}}, "output_type is 'PaiNN', but 'PhysNet' is what is"),
+        ({"config": {"model_cutoff": "far"}}, "model_cutoff must be a number, got 'far'"),
         ({"config": {"model_cutoff": None}}, "no 'model_cutoff' in its configuration"),
         ({"config": {"input_radial_fn": "SinusRBF"}}, "input_radial_fn 'SinusRBF' has no counter"),
         ({"config": {"graph_activation_fn": "smooth_ELU"}}, "graph_activation_fn 'smooth_ELU' has"),

@@ -240,6 +240,9 @@ REFUSALS = {
     r"AddOffsets for 'gap', but the model predicts 'energy'": lambda spk: potential(
         spk, postprocessors=[spk.AddOffsets("gap", add_mean=True)]
     ),
+    r"Atomwise with per_atom_output_key='e_i' has no counterpart": lambda spk: potential(
+        spk, head={"per_atom_output_key": "e_i"}
+    ),
     r"the model is of SchNetPack 3\.0": changed(spk_version="3.0"),
     r"interaction 1, in2f has an activation": changed(
         representation__interactions__1__in2f__activation=torch.nn.Tanh()
@@ -274,6 +277,100 @@ def without(module, path):
 @pytest.mark.parametrize("message", REFUSALS)
 def test_refusals(spk, message):
     module = REFUSALS[message](spk)
+    with pytest.raises(ValueError, match=message):
+        from_schnetpack(module)
+
+
+def test_arguments_are_known(spk):
+    """All of the installed package, and of the stand-ins."""
+    from molkern.interop import audit, schnetpack
+
+    module = potential(spk, outputs=[spk.Atomwise(n_in=12, output_key="energy"), spk.Forces()])
+    classes = {type(part).__name__: type(part) for part in module.modules()}
+    classes |= {"AddOffsets": spk.AddOffsets, "CastTo64": spk.CastTo64}
+    seen = set()
+    for path, part in schnetpack.PARTS.items():
+        for name in set(part.names) & set(classes):
+            if part.arguments is not None:
+                assert not list(audit.unknown_arguments(classes[name], part.arguments)), path
+                seen.add(name)
+    assert {"NeuralNetworkPotential", "SchNet", "GaussianRBF", "Atomwise", "AddOffsets"} < seen
+
+
+def test_frozen_parameters_stay_frozen(spk):
+    module = potential(spk, basis=spk.GaussianRBF(n_rbf=9, cutoff=4.5, trainable=True))
+    module.representation.embedding.weight.requires_grad_(False)
+    module.representation.radial_basis.offsets.requires_grad_(False)
+    module.output_modules[0].outnet[0].bias.requires_grad_(False)
+    model = from_schnetpack(module)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"embedding.weight", "basis.centers", "head.layers.0.bias"}
+    assert model.basis.widths.requires_grad
+    module.requires_grad_(False)
+    assert not any(p.requires_grad for p in from_schnetpack(module).parameters())
+
+
+def test_elements_are_those_of_the_references(spk, crystal):
+    step = offsets(spk, add_atomrefs=True)
+    step.atomref = torch.zeros(100)
+    step.atomref[[1, 8]] = torch.tensor([-0.5, -75.0])
+    model = from_schnetpack(potential(spk, postprocessors=[step]))
+    assert set(model.elements) == {0, 1, 8}
+    step.atomref = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"the atomref of AddOffsets must have shape \[Z\]"):
+        from_schnetpack(potential(spk, postprocessors=[step]))
+
+
+class Mine(torch.nn.Linear):
+    activation = None
+
+
+def hooked(module):
+    module.representation.interactions[0].in2f.register_forward_hook(lambda *_: None)
+    return module
+
+
+def parametrised(module):
+    torch.nn.utils.parametrizations.weight_norm(module.output_modules[0].outnet[0])
+    return module
+
+
+ALTERED = {
+    r"representation.interactions.0.in2f has a hook": hooked,
+    r"output_modules.0.outnet.0 has a parametrisation of its weight": parametrised,
+    r"interactions.1.in2f is a .*Mine, which has no": lambda module: put(
+        module, "representation.interactions.1.in2f", Mine(12, 10, bias=False).double()
+    ),
+    r"representation has a forward of its own": lambda module: put(
+        module, "representation.forward", lambda inputs: inputs
+    ),
+    r"representation.embedding has max_norm=1.0": lambda module: put(
+        module, "representation.embedding.max_norm", 1.0
+    ),
+    r"no counterpart: \['representation.gate'\]": lambda module: put(
+        module, "representation.gate", torch.nn.Parameter(torch.ones(1).double())
+    ),
+    r"the layer|representation.dropout is a .*Dropout": lambda module: put(
+        module, "representation.dropout", torch.nn.Dropout()
+    ),
+    r"radial_basis.offsets has shape \[1\], expected \[9\]": lambda module: put(
+        module, "representation.radial_basis.offsets", torch.zeros(1).double()
+    ),
+    r"cutoff_fn.cutoff must be a number": lambda module: put(
+        module, "representation.cutoff_fn.cutoff", torch.ones(2)
+    ),
+}
+
+
+def put(module, path, value):
+    *owners, name = path.split(".")
+    setattr(module.get_submodule(".".join(owners)), name, value)
+    return module
+
+
+@pytest.mark.parametrize("message", ALTERED)
+def test_alterations_are_noticed(spk, message):
+    module = ALTERED[message](potential(spk))
     with pytest.raises(ValueError, match=message):
         from_schnetpack(module)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import molkern.md
-from molkern.md.elements import atomic_numbers
+from molkern.elements import atomic_numbers
 
 NEEDS = {
     "ASECalculator": ("ase", "md"),

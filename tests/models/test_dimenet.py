@@ -311,7 +311,7 @@ def test_files_from_before_there_were_scales(kind, tmp_path):
     assert not any("reference" in key or "averaged" in key for key in model.state_dict())
     out = model(batch)["property"]
     for name in ("scale", "mean", "reference"):
-        del model.config[name]
+        del model._config[name]
     model.save(tmp_path / "model.safetensors")
     assert torch.equal(load(tmp_path / "model.safetensors")(batch)["property"], out)
 

@@ -349,11 +349,6 @@ def test_one_answer(name, change):
 # What changes between two calls, when tables and composed layers are there
 
 
-def retune(model, name):
-    model.get_submodule(name).shift = 0.2
-    return True
-
-
 def hook_all(model, name):
     model.hook = register_module_forward_hook(
         lambda module, _i, output: scaled(output) if module is model.get_submodule(name) else None
@@ -369,9 +364,7 @@ LATER = [
     ("schnet", "head.layers.2", parametrise),
     ("schnet", "embedding", wrap),
     ("schnet", "head", put_in_place),
-    ("schnet", "interactions.0.activation", retune),
     ("schnet", "interactions.0.filter_network.layers.0", hook),
-    ("schnet", "interactions.0.filter_network.layers.1", retune),
     ("schnet", "interactions.0.filter_network", reassign),
     ("schnet", "basis", wrap),
     ("physnet", "interactions.0.filters", adapt),

@@ -37,8 +37,11 @@ def shifted_softplus(x):
 
 @_named("schnetpack.nn.base")
 class Dense(nn.Linear):
-    def __init__(self, inputs, outputs, bias=True, activation=None):
-        super().__init__(inputs, outputs, bias)
+    def __init__(
+        self, in_features, out_features, bias=True, activation=None, weight_init=None,
+        bias_init=None,
+    ):  # fmt: skip
+        super().__init__(in_features, out_features, bias)
         self.activation = nn.Identity() if activation is None else activation
 
 
@@ -88,8 +91,9 @@ class MollifierCutoff(_SchNetPackCutoff):
 
 @_named("schnetpack.representation.schnet")
 class SchNetInteraction(nn.Module):
-    def __init__(self, features, n_rbf, filters, activation):
+    def __init__(self, n_atom_basis, n_rbf, n_filters, activation=shifted_softplus):
         super().__init__()
+        features, filters = n_atom_basis, n_filters
         self.in2f = Dense(features, filters, bias=False)
         self.f2out = nn.Sequential(Dense(filters, features, activation=activation))
         self.f2out.append(Dense(features, features))
@@ -110,10 +114,13 @@ class SchNetInteraction(nn.Module):
 class SchNet(nn.Module):
     def __init__(
         self, n_atom_basis, n_interactions, radial_basis, cutoff_fn, n_filters=None,
-        activation=shifted_softplus, nuclear_embedding=None, electronic_embeddings=None,
+        shared_interactions=False, activation=shifted_softplus, nuclear_embedding=None,
+        electronic_embeddings=None,
     ):  # fmt: skip
         super().__init__()
+        self.n_atom_basis, self.n_filters = n_atom_basis, n_filters or n_atom_basis
         self.radial_basis, self.cutoff_fn = radial_basis, cutoff_fn
+        self.cutoff = cutoff_fn.cutoff
         self.embedding = nuclear_embedding or nn.Embedding(100, n_atom_basis)
         self.electronic_embeddings = nn.ModuleList(electronic_embeddings or [])
         self.interactions = nn.ModuleList(
@@ -133,9 +140,10 @@ class PaiNN(nn.Module):
 class Atomwise(nn.Module):
     def __init__(
         self, n_in, n_out=1, n_hidden=None, n_layers=2, activation=nn.functional.silu,
-        aggregation_mode="sum", output_key="y",
+        aggregation_mode="sum", output_key="y", per_atom_output_key=None,
     ):  # fmt: skip
         super().__init__()
+        self.per_atom_output_key = per_atom_output_key
         self.n_out, self.aggregation_mode, self.output_key = n_out, aggregation_mode, output_key
         hidden = [n_in // 2**k for k in range(1, n_layers)] if n_hidden is None else n_hidden
         widths = [n_in, *hidden, n_out]
@@ -152,7 +160,10 @@ class DipoleMoment(nn.Module):
 
 @_named("schnetpack.atomistic.response")
 class Forces(nn.Module):
-    def __init__(self, calc_forces=True, calc_stress=False, energy_key="energy"):
+    def __init__(
+        self, calc_forces=True, calc_stress=False, energy_key="energy", force_key="forces",
+        stress_key="stress",
+    ):  # fmt: skip
         super().__init__()
         self.energy_key = energy_key
 
@@ -169,7 +180,10 @@ class PairwiseDistances(nn.Module):
 
 @_named("schnetpack.transform.atomistic")
 class AddOffsets(nn.Module):
-    def __init__(self, property, add_mean=False, add_atomrefs=False, is_extensive=True, zmax=100):
+    def __init__(
+        self, property, add_mean=False, add_atomrefs=False, is_extensive=True, zmax=100,
+        atomrefs=None, property_mean=None,
+    ):  # fmt: skip
         super().__init__()
         self._property, self.is_extensive = property, is_extensive
         self.add_mean, self.add_atomrefs = add_mean, add_atomrefs
@@ -191,9 +205,10 @@ class CastTo64(nn.Module):
 class NeuralNetworkPotential(nn.Module):
     def __init__(
         self, representation, input_modules=None, output_modules=None, postprocessors=None,
-        do_postprocessing=True,
+        input_dtype_str="float32", do_postprocessing=True,
     ):  # fmt: skip
         super().__init__()
+        self.input_dtype_str = input_dtype_str
         self.spk_version, self.do_postprocessing = "2.1.1", do_postprocessing
         self.representation = representation
         self.input_modules = nn.ModuleList(input_modules or [])
@@ -271,7 +286,7 @@ class ExtendedExpNormalBasis(ExpNormalBasis):
 
 @_named("mlcg.nn.radial_basis.gaussian")
 class GaussianBasis(nn.Module):
-    def __init__(self, cutoff, num_rbf=50):
+    def __init__(self, cutoff, num_rbf=50, trainable=False):
         super().__init__()
         self.cutoff, self.num_rbf = cutoff, num_rbf
         offset = torch.linspace(0.0, cutoff.cutoff_upper, num_rbf)
@@ -284,9 +299,9 @@ class GaussianBasis(nn.Module):
 
 @_named("mlcg.nn.mlp")
 class MLP(nn.Module):
-    def __init__(self, widths, activation, last_bias=True):
+    def __init__(self, layer_widths, activation_func, last_bias=True, hidden_bias=True):
         super().__init__()
-        layers = []
+        layers, widths, activation = [], layer_widths, activation_func
         for inputs, outputs in pairwise(widths[:-1]):
             layers += [nn.Linear(inputs, outputs), activation]
         layers.append(nn.Linear(widths[-2], widths[-1], bias=last_bias))
@@ -303,8 +318,12 @@ class TypesMLP(nn.Module):
 
 @_named("mlcg.nn.schnet")
 class CFConv(nn.Module):
-    def __init__(self, filter_network, cutoff, channels, filters, aggr):
+    def __init__(
+        self, filter_network, cutoff, in_channels=128, out_channels=128, num_filters=128,
+        aggr="add",
+    ):  # fmt: skip
         super().__init__()
+        channels, filters = in_channels, num_filters
         self.lin1 = nn.Linear(channels, filters, bias=False)
         self.lin2 = nn.Linear(filters, channels)
         self.filter_network, self.cutoff, self.aggr = filter_network, cutoff, aggr
@@ -312,10 +331,10 @@ class CFConv(nn.Module):
 
 @_named("mlcg.nn.schnet")
 class InteractionBlock(nn.Module):
-    def __init__(self, conv, channels, activation):
+    def __init__(self, cfconv_layer, hidden_channels=128, activation=None):
         super().__init__()
-        self.conv, self.activation = conv, activation
-        self.lin = nn.Linear(channels, channels)
+        self.conv, self.activation = cfconv_layer, activation
+        self.lin = nn.Linear(hidden_channels, hidden_channels)
 
     def tensors(self):
         filter_1, filter_2 = self.conv.filter_network.tensors()
@@ -332,21 +351,23 @@ class InteractionBlock(nn.Module):
 class StandardSchNet(nn.Module):
     def __init__(
         self, rbf_layer, cutoff, output_hidden_layer_widths, hidden_channels=128,
-        embedding_size=100, num_filters=128, num_interactions=3, activation=None, aggr="add",
+        embedding_size=100, num_filters=128, num_interactions=3, activation=None,
+        max_num_neighbors=1000, aggr="add", output_activation=None,
     ):  # fmt: skip
         super().__init__()
         activation = activation or nn.Tanh()
+        self.max_num_neighbors, self.self_interaction = max_num_neighbors, False
         self.embedding_layer = nn.Embedding(embedding_size, hidden_channels)
         self.rbf_layer = rbf_layer
         blocks = []
         for _ in range(num_interactions):
             widths = [rbf_layer.num_rbf, num_filters, num_filters]
             network = MLP(widths, activation, last_bias=False)
-            conv = CFConv(network, cutoff, hidden_channels, num_filters, aggr)
+            conv = CFConv(network, cutoff, hidden_channels, hidden_channels, num_filters, aggr)
             blocks.append(InteractionBlock(conv, hidden_channels, activation))
         self.interaction_blocks = nn.Sequential(*blocks)
         widths = [hidden_channels, *output_hidden_layer_widths, 1]
-        self.output_network = MLP(widths, activation, last_bias=False)
+        self.output_network = MLP(widths, output_activation or activation, last_bias=False)
 
     def energies_of_atoms(self, numbers, distances, pairs):
         block = self.interaction_blocks[0]

@@ -61,6 +61,37 @@ def test_a_run_leaves_everything_behind(tiny, tmp_path):
     assert errors["forces"]["mae"] == pytest.approx(float(best["val_forces_mae"]), rel=1e-5)
 
 
+def test_elements_that_only_the_test_part_has_are_noted(tiny, tmp_path, molecules):
+    config = tiny(
+        data=dict(format="qm9", path=str(molecules), split=dict(train=40, validation=8, test=11)),
+        objective=dict(U0=dict(loss="mae")),
+    )
+    first = int(run.prepare(config).split["test"][0])
+    number = load_dataset(molecules, format="qm9").ids[first]
+    with np.load(molecules) as content:
+        arrays = dict(content)
+    arrays["Z"][np.repeat(arrays["id"], arrays["N"]) == number] = 9
+    np.savez(molecules, **arrays)
+    said = []
+    run.train(config, tmp_path / "run", progress=False, device="cpu", say=said.append)
+    assert any("no system of the training part has F, which the test part has" in x for x in said)
+    model = results.Run.open(tmp_path / "run").model()
+    assert model.elements == (1, 6, 8)
+    assert not model.allow_unknown_elements
+    results.score(tmp_path / "run", progress=False, say=said.append)
+
+
+def test_training_further_keeps_what_is_known(tiny):
+    def build(*arguments):
+        model = run.build_model(*arguments)
+        model.elements = [1, 7]
+        return model
+
+    assert run.prepare(tiny(), build=build).model.elements == (1, 6, 7, 8)
+    module = run.prepare(tiny(), build=build).module
+    assert module.averaged.elements == (1, 6, 7, 8)
+
+
 def test_training_learns(tiny, tmp_path):
     config = tiny(training__steps=150, training__validate_every=50)
     train(config, tmp_path / "run")
