@@ -17,6 +17,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ..data.conditions import ConditionReader, stated
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from .evaluator import Evaluator
 from .kept import require_energy
@@ -120,7 +121,7 @@ class ASECalculator(Calculator):
             stated = ConditionReader(self._wanted).read(atoms, "the atoms")
             known, self._stated = known and stated == self._stated, stated
         if self.evaluator is None or not known:
-            weight = next(self.model.parameters())
+            weight = network_tensor(self.model)
             batch = AtomicBatch.from_ase(atoms, weight.dtype, weight.device)
             conditions = {**self._stated, **self.conditions}
             self.evaluator = Evaluator(self.model, batch, skin=self.skin, **conditions)

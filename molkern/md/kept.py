@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..nn.precision import network_tensor
 from .evaluator import Evaluator
 
 
@@ -73,7 +74,7 @@ class KeptEvaluators:
             if systems == num_systems and all(map(_same, known, key)):
                 self._known.insert(0, self._known.pop(place))
                 return evaluator
-        weight = next(self.model.parameters())
+        weight = network_tensor(self.model)
         batch = AtomicBatch(
             numbers.to(weight.device),
             positions.detach().to(weight),

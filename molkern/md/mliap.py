@@ -17,6 +17,7 @@ from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
 from ..models.potential import is_called_plainly
 from ..models.structure import Structure
+from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from ..ops._library import first_derivatives_only
 from .kept import require_energy
@@ -88,7 +89,7 @@ class MLIAPMolkern:
 
     @property
     def _weight(self) -> Tensor:
-        return next(self.model.parameters())
+        return network_tensor(self.model)
 
     def save(self, path: str | Path) -> None:
         """Writes the file that ``pair_style mliap unified`` reads: a pickle with the weights.

@@ -66,7 +66,9 @@ class Potential(KnowsElements, KeepsArguments):
     and stress are those of calling them, whatever faster way there is for the layers as they were
     made. Splines take part in that as long as what makes the filters can be copied and computed in
     float64, and depends on distances alone; a block that takes the filters has to be the model's
-    own. Else filters are exact, and :meth:`spline_report` says why.
+    own. Else filters are exact, and :meth:`spline_report` says why. What takes a layer's place is
+    called with what the layer was called with: a ``head`` with features ``[N, C]``, of which it
+    makes one number for each atom, ``[N]`` or ``[N, 1]``.
 
     Threads may share a model that is evaluated, and change its ``filters`` meanwhile.
 

@@ -17,6 +17,7 @@ from ..data.dataset import PER_ATOM
 from ..files import read_frames, write_whole
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..nn.precision import network_tensor
 from ..structures import check_frame
 from .objective import evaluate, match_labels
 from .results import Run
@@ -112,7 +113,7 @@ def _chunks(frames: Iterable[Atoms], size: int, progress: bool) -> Iterator[list
 
 def _predict(model: Potential, chunk: list[Atoms], run: Run) -> list[dict[str, Any]]:
     """What the model predicts for each structure, by label or name of the output."""
-    parameter = next(model.parameters())
+    parameter = network_tensor(model)
     batch = AtomicBatch.from_ase(chunk, parameter.dtype, parameter.device)
     kind: dict[str, Any] = {"dtype": torch.float64, "device": batch.positions.device}
     given = {

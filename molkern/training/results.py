@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..data import Dataset
 from ..models import Potential, load
+from ..nn.precision import network_tensor
 from .config import Config, read_config
 from .objective import Labels, evaluate, match_labels, needed
 from .records import BEST, METRICS
@@ -71,7 +72,7 @@ def predictions(
     progress: bool = False,
 ) -> dict[str, tuple[Array, Array]]:
     """Predicted and true values of labels, ``[M]`` or of atoms ``[A, ...]``, by name."""
-    parameter = next(model.parameters())
+    parameter = network_tensor(model)
     found: dict[str, list[tuple[Array, Array]]] = {name: [] for name in names}
     columns = needed(labels, data)
     for chosen in _portions(members, batch_size, progress):

@@ -24,6 +24,7 @@ from ..data.labels import listed
 from ..elements import symbols
 from ..files import write_whole
 from ..models import Potential
+from ..nn.precision import network_tensor
 from .config import Config, data_path, read_config
 from .module import TrainingData, TrainingModule
 from .objective import Labels, Objective, check_labels, evaluate, match_labels, needed
@@ -165,7 +166,7 @@ def _unused(config: Config, data: Dataset, model: Potential) -> list[str]:
 def _try_out(model: Potential, labels: Labels, data: Dataset, train: Indices) -> None:
     """One system through the model, so that what does not fit is found before any training."""
     largest = train[np.argmax(data.sizes[train])]
-    sample = data.collate([int(largest)], dtype=next(model.parameters()).dtype)
+    sample = data.collate([int(largest)], dtype=network_tensor(model).dtype)
     model.eval()
     try:
         out = evaluate(model, labels, sample)

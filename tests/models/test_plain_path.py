@@ -722,7 +722,10 @@ def test_types_are_those_of_the_network():
         model.filters = filters
         with pytest.raises(TypeError, match=r"the model is torch\.float32"):
             model(batch)
-        model(batch.to(dtype=torch.float32), forces=True)
+        out = model(batch.to(dtype=torch.float32), forces=True)
+        kept = molkern.md.kept.KeptEvaluators(model)
+        evaluate = kept.find(batch.numbers, batch.positions)
+        torch.testing.assert_close(evaluate()["forces"], out["forces"])
 
 
 @pytest.mark.parametrize("angle", ["kji", "plusplus", "at_i"])
