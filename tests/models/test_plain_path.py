@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize, prune
 
 import molkern
+from molkern.md.kept import KeptEvaluators
 from molkern.models import DTNN, DimeNet, DimeNetPlusPlus, PhysNet, SchNet
 
 CUTOFF = 4.0
@@ -26,6 +27,7 @@ DIRECTIONAL = {
     "num_blocks": 1,
     "num_spherical": 3,
     "num_radial": 3,
+    "num_before_skip": 0,
     "num_after_skip": 1,
     "num_output_layers": 1,
     "output_init": "glorot_orthogonal",
@@ -415,6 +417,7 @@ def test_layers_as_they_were_made_are_fused():
         assert model.lean() is not None
 
 
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called")
 @pytest.mark.parametrize("filters", ["exact", "spline"])
 def test_backward_hooks_see_every_gradient(filters):
     for name in ("schnet", "dtnn", "dimenet", "physnet"):
@@ -723,7 +726,7 @@ def test_types_are_those_of_the_network():
         with pytest.raises(TypeError, match=r"the model is torch\.float32"):
             model(batch)
         out = model(batch.to(dtype=torch.float32), forces=True)
-        kept = molkern.md.kept.KeptEvaluators(model)
+        kept = KeptEvaluators(model)
         evaluate = kept.find(batch.numbers, batch.positions)
         torch.testing.assert_close(evaluate()["forces"], out["forces"])
 
