@@ -178,6 +178,21 @@ class NeighborList:
         keep = keep | keep[self.reverse.long()]
         if bool(keep.all()):
             return self
+        return self.only(keep)._with(cutoff=cutoff)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether :meth:`only` can take edges out of it, now that nothing is compiled."""
+        return not (self.padded or self.reverse is None or torch.compiler.is_compiling())
+
+    def only(self, keep: Tensor) -> NeighborList:
+        """The edges that are marked, bools ``[E]``, each with its reverse, as a list of their own.
+
+        Raises:
+            ValueError: a list with a capacity or without ``reverse``.
+        """
+        if not self.can_be_cut or self.reverse is None:
+            raise ValueError("only lists without a capacity, of symmetric graphs, can be cut")
         counts = self.counts(keep).int()
         place = keep.cumsum(0) - 1
         return self._with(
@@ -186,7 +201,6 @@ class NeighborList:
             receivers=self.receivers[keep],
             shifts=None if self.shifts is None else self.shifts[keep],
             reverse=place[self.reverse[keep].long()].int(),
-            cutoff=cutoff,
             permutation=None if self.permutation is None else self.permutation[keep],
         )
 

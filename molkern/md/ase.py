@@ -18,6 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ..data.conditions import ConditionReader, stated
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from ..ops._library import as_tensor
 from .evaluator import Evaluator
@@ -140,7 +141,7 @@ class ASECalculator(Calculator):
             stated = ConditionReader(self._wanted).read(atoms, "the atoms")
             known, self._stated = known and stated == self._stated, stated
         if self.evaluator is None or not known or not self.evaluator.serves(self.model):
-            weight = next(self.model.parameters())
+            weight = network_tensor(self.model)
             batch = AtomicBatch.from_ase(atoms, weight.dtype, weight.device)
             conditions = {**self._stated, **self.conditions}
             self.evaluator = Evaluator(self.model, batch, skin=self.skin, **conditions)

@@ -29,6 +29,7 @@ from ..files import (
 )
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..nn.precision import network_tensor
 from ..progress import progress_bar
 from ..structures import check_frame
 from .parallel import run_pieces
@@ -155,7 +156,7 @@ class EvaluateWorker:
         """Nothing is under way between chunks."""
 
     def _compute(self, chunk: Chunk) -> Results:
-        weight = next(self._model.parameters())
+        weight = network_tensor(self._model)
         batch = AtomicBatch.from_ase(chunk.systems, weight.dtype, weight.device)
         neighbors = self._model.neighbors(batch)
         count = len(chunk.systems)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
+from ..models.potential import is_called_plainly
 from ..ops._arguments import checked, explained
 from .exclusive import Exclusive
 from .fixed import FixedList
@@ -262,7 +263,13 @@ class Evaluator:
             raise ValueError("stress needs a cell: give the batch its lattice vectors")
 
     def _compute(self, neighbors: NeighborList, stress: bool) -> dict[str, Tensor]:
-        return self.model.compute(self.batch, neighbors, self.forces, stress, **self.conditions)
+        model, batch = self.model, self.batch
+        # Without the checks, where a call would run nothing else
+        if is_called_plainly(model):
+            return model.compute(batch, neighbors, self.forces, stress, **self.conditions)
+        return model(
+            batch, forces=self.forces, stress=stress, neighbors=neighbors, **self.conditions
+        )
 
     def _in_given_order(self, out: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
         given = dict(out)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..appended import AppendedText
 from ..graph import AtomicBatch, neighbor_list
 from ..models import Potential
+from ..nn.precision import network_tensor
 from .checkpoint import Checkpoint
 from .dynamics import (
     BOLTZMANN,
@@ -119,7 +120,7 @@ class GroupRun:
 
     def _dynamics(self, model: Potential) -> VelocityVerlet:
         settings, count = self.plan.settings, len(self.replicas)
-        weight = next(model.parameters())
+        weight = network_tensor(model)
         batch = AtomicBatch.from_ase([self.plan.atoms] * count, weight.dtype, weight.device)
         conditions: dict[str, Any] = dict(self.plan.source.conditions)
         self.evaluator = Evaluator(model, batch, skin=SKIN, **conditions)

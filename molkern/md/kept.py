@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..nn.precision import network_tensor
 from .evaluator import Evaluator
 
 
@@ -89,7 +90,7 @@ class KeptEvaluators:
             if fits and all(map(_same, known, key)):
                 self._known.insert(0, self._known.pop(place))
                 return evaluator
-        weight = next(self.model.parameters())
+        weight = network_tensor(self.model)
         wide: dict[str, Any] = {"device": weight.device, "dtype": torch.float64}
         batch = AtomicBatch(
             numbers.to(weight.device),

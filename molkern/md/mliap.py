@@ -16,6 +16,8 @@ from ..elements import atomic_numbers
 from ..files import write_whole
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
+from ..models.potential import is_called_plainly
+from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from .kept import finite_energy, require_energy
 from .lammps_units import energy_per_ev
@@ -73,6 +75,7 @@ class MLIAPMolkern:
         conditions: dict[str, Any] | None = None,
     ):
         require_energy(model)
+        _require_own_call(model)
         self.interface: Any = None  # LAMMPS sets it
         self.model, self.conditions = model.eval(), conditions or {}
         self.element_types = list(elements)
@@ -86,7 +89,7 @@ class MLIAPMolkern:
 
     @property
     def _weight(self) -> Tensor:
-        return next(self.model.parameters())
+        return network_tensor(self.model)
 
     def save(self, path: str | Path) -> None:
         """Writes the file that ``pair_style mliap unified`` reads: a pickle with the weights.
@@ -124,6 +127,7 @@ class MLIAPMolkern:
         """
         if data.npairs == 0 and data.nlistatoms == 0:
             return
+        _require_own_call(self.model)
         vectors = torch.as_tensor(data.rij, device=self._weight.device).double().reshape(-1, 3)
         graph = _with_vectors(self._edges(data), vectors, self._weight.dtype, data.nlistatoms)
         found = self._evaluate(graph, data)
@@ -189,6 +193,16 @@ class MLIAPMolkern:
                 "within one: start LAMMPS on one process (mpirun -n 1)"
             )
         return received[:, 0].long()
+
+
+def _require_own_call(model: Potential) -> None:
+    """Refuses, with a ValueError, models that do more in a call than to predict an energy."""
+    computes = type(model).compute is Potential.compute and "compute" not in model.__dict__
+    if not computes or not is_called_plainly(model):
+        raise ValueError(
+            f"this {type(model).__name__} has hooks or its own forward or compute, which "
+            "pair_style mliap does not call: take them away, or use molkern.md.LAMMPSFix"
+        )
 
 
 def _with_vectors(

@@ -15,6 +15,7 @@ from ..data.conditions import ConditionReader
 from ..elements import referenced, symbols
 from ..models import Potential, load
 from ..models.saved import read_model
+from ..nn.precision import network_tensor
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -142,7 +143,7 @@ def model_description(source: ModelSource, model: Potential) -> dict[str, Any]:
     lines: dict[str, Any] = {
         "class": type(model).__name__,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "type": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "type": str(network_tensor(model).dtype).removeprefix("torch."),
         "cutoff": f"{model.cutoff} Å",
         "elements": _elements(model),
         "filters as saved": model.filters,

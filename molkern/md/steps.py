@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..graph import NeighborList
-from ..nn.splines import Fingerprint
+from ..models.potential import is_called_plainly
+from ..nn.fingerprint import Fingerprint
+from ..nn.plain import has_hooks
 from .fixed import FixedList
 from .verlet import VerletList
 
@@ -52,7 +54,9 @@ class GraphSteps:
     """Steps that are captured once and replayed, until the list outgrows its capacity.
 
     Whether the list was valid is found by the step itself, on the device: one that was not is done
-    again. So are steps whose weights or filters have changed, which are captured anew.
+    again. So are steps whose weights, layers or filters have changed, which are captured anew.
+    Hooks are Python: steps of a model that has some, or a ``forward`` of its own, are run as they
+    are.
 
     Args:
         neighbors: the list, whose tensors stay where they are.
@@ -99,7 +103,7 @@ class GraphSteps:
         if stress not in self._runs:
             self._runs[stress] = self._captured(lambda: self._step(stress))
             # A graph reads splines where they are, also when the model has made new ones
-            self._tables[stress] = getattr(splines, "_tables", None)
+            self._tables[stress] = getattr(splines, "made", None)
         return self._runs[stress]
 
     def _step(self, stress: bool) -> tuple[dict[str, Tensor], Tensor]:
@@ -107,6 +111,8 @@ class GraphSteps:
         return self._compute(neighbors, stress), verdict
 
     def _captured(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        if has_hooks(self._model) or not is_called_plainly(self._model):
+            return step
         step()  # what models make once and keep is not captured
         try:
             return self._capture(step)

@@ -11,6 +11,7 @@ from torch_sim import SimState
 from torch_sim.models.interface import ModelInterface
 
 from ..models import Potential
+from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from .exclusive import Exclusive
 from .kept import KeptEvaluators
@@ -74,7 +75,7 @@ class TorchSimModel(ModelInterface):
             )
         self.model = model.eval()
         self.energy_unit = energy_unit
-        weight = next(model.parameters())
+        weight = network_tensor(model)
         self._device, self._dtype = weight.device, dtype or weight.dtype
         self._compute_forces, self._compute_stress = True, stress
         self._memory_scales_with = memory_scales_with

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..graph import NeighborList
 from ..nn import (
     AtomicReference,
     BesselBasis,
@@ -22,6 +23,8 @@ from ..nn import (
     SphericalRadialBasis,
     SplineFilter,
 )
+from ..nn.plain import is_plain
+from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from ..ops.geometry import edge_norm
 from .arguments import arguments_are_fixed
@@ -92,12 +95,11 @@ class _Directional(Potential):
             graph = graph.within(self.cutoff, structure.positions, structure.cell)
         vectors = _apart(graph.vectors(structure.positions, structure.cell), self.cutoff)
         distances = edge_norm(vectors)
-        basis, radials = self._radial_functions(distances)
+        basis, blocks = self._radial_functions(distances)
         messages = self.embedding(structure.numbers, basis, graph)
         atoms = self.outputs[0](messages, basis, graph).double()
-        blocks: list[Any] = list(self.interactions)
-        for block, radial, output in zip(blocks, radials, self.outputs[1:], strict=True):
-            messages = block.from_radial(messages, basis, radial(), vectors, graph)
+        for block, output in zip(blocks, self.outputs[1:], strict=True):
+            messages = block(messages, basis, vectors, graph)
             atoms = atoms + output(messages, basis, graph).double()
         if self.reference is not None:
             atoms = self.reference(atoms, structure.numbers)
@@ -115,26 +117,38 @@ class _Directional(Potential):
         counts = structure.counts().unsqueeze(1)
         return total / (counts if self.averaged is None else torch.where(self.averaged, counts, 1))
 
-    def _radial_functions(self, distances: Tensor) -> tuple[Tensor, list[Callable[[], Tensor]]]:
-        """The radial basis ``[E, R]``, and what gives each block's ``[E, L, P]`` when it is due."""
-        if self.filters == "exact":
+    def _radial_functions(self, distances: Tensor) -> tuple[Tensor, list[_Block]]:
+        """The radial basis ``[E, R]``, and the blocks with the functions that each sums."""
+        blocks: list[Any] = list(self.interactions)
+        splines = self.spline_filters(distances)
+        if splines is None:
             spherical = self.spherical(distances)
-            blocks: list[Any] = list(self.interactions)
-            return self.basis(distances), [partial(block.radial, spherical) for block in blocks]
-        basis, *radials = self.spline_filters(distances)
-        orders = len(self.spherical.zeros)
-
-        def radial(filters: SplineFilter) -> Tensor:
-            return filters.values().unflatten(1, (orders, -1))
-
-        return basis.values(), [partial(radial, filters) for filters in radials]
+            return self.basis(distances), [partial(_exact, block, spherical) for block in blocks]
+        basis, *radials = splines
+        pairs = zip(blocks, radials, strict=True)
+        return basis.values(), [partial(_splined, block, radial) for block, radial in pairs]
 
     def filter_values(self, distances: Tensor) -> list[Tensor]:
-        dtype = self.embedding.lin.weight.dtype
+        dtype = network_tensor(self).dtype
         spherical = self.spherical(distances).to(dtype)
         blocks: list[Any] = list(self.interactions)
         radials = [block.radial(spherical).flatten(1) for block in blocks]
         return [self.basis(distances).to(dtype), *radials]
+
+    def filter_modules(self) -> list[nn.Module]:
+        blocks: list[Any] = list(self.interactions)
+        return [self.basis, self.spherical, *(block.radial_layer for block in blocks)]
+
+    def spline_obstacle(self) -> str:
+        kinds = DimeNetInteraction, DimeNetPlusPlusInteraction
+        blocks: list[Any] = list(self.interactions)
+        for k, block in enumerate(blocks):
+            if not (is_plain(block, *kinds) and block.sums_by_order()):
+                return (
+                    f"interactions.{k} or a layer of its spherical basis is replaced, wrapped or "
+                    "hooked"
+                )
+        return ""
 
     def filter_span(self) -> tuple[float, float, bool]:
         """From 0.06 of the cutoff on (0.3 of 5 Å): the bases grow as 1 / d towards zero."""
@@ -148,6 +162,33 @@ def _apart(vectors: Tensor, cutoff: float) -> Tensor:
     """Vectors of edges, ``[E, 3]``, zero where two atoms are on top of each other."""
     short = edge_norm(vectors.detach()) < ON_TOP_OF_EACH_OTHER * cutoff
     return vectors.masked_fill(short.unsqueeze(1), 0.0)
+
+
+#: From messages, radial basis, vectors and graph to new messages.
+_Block = Callable[[Tensor, Tensor, Tensor, NeighborList], Tensor]
+
+
+def _exact(
+    block: Any,
+    spherical: Tensor,
+    messages: Tensor,
+    basis: Tensor,
+    vectors: Tensor,
+    graph: NeighborList,
+) -> Tensor:
+    return block(messages, basis, spherical, vectors, graph)
+
+
+def _splined(
+    block: Any,
+    radial: SplineFilter,
+    messages: Tensor,
+    basis: Tensor,
+    vectors: Tensor,
+    graph: NeighborList,
+) -> Tensor:
+    values = radial.values().unflatten(1, (block.num_spherical, -1))
+    return block.from_radial(messages, basis, values, vectors, graph)
 
 
 @arguments_are_fixed

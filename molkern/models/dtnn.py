@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import AtomicBatch, NeighborList
-from ..nn import AtomicReference, AtomwiseHead, DTNNInteraction, GaussianBasis
-from ..nn.activations import dense
+from ..nn import AtomicReference, AtomwiseHead, DTNNInteraction, GaussianBasis, SplineFilter
+from ..nn.activations import dense, product_weight, smooth_activations
+from ..nn.heads import per_atom
+from ..nn.plain import is_plain
+from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from ..ops._library import is_recorded
 from .arguments import arguments_are_fixed
@@ -168,26 +171,49 @@ class DTNN(Potential):
         return max(self.cutoff, largest_extent(batch))
 
     def predict(self, structure: Structure, **_conditions: Any) -> dict[str, Tensor]:
+        neighbors = structure.neighbors
         distances = structure.distances()
         reached = self._reached(structure, distances)
-        if self.filters == "spline":
-            # Zero beyond the knots, where what does not count is put; what counts is kept below
-            below = self.reach * (1 - 2 * torch.finfo(distances.dtype).eps)
-            held = distances.clamp(max=below)
-            if reached is not None:
-                held = held.masked_fill(~reached, math.inf)
-            (factors,) = self.spline_filters(held, structure.neighbors)
-        else:
-            factors = self.lin_distance(self.basis(distances))
-            if reached is not None:
-                factors = factors * reached.unsqueeze(1)
+        if reached is not None and not self._messages_end() and neighbors.can_be_cut:
+            keep = reached | reached[neighbors.reverse_edges().long()]
+            neighbors, distances, reached = neighbors.only(keep), distances[keep], reached[keep]
+        factors = self._factors(distances, reached, neighbors)
         x = self.embedding(structure.numbers)
         for _ in range(self.num_interactions):
-            x = self.interaction(x, factors, structure.neighbors)
-        return self.readout(self.reference(self.head(x), structure.numbers), structure)
+            x = self.interaction(x, factors, neighbors)
+        values = per_atom(self.head(x), structure.numbers)
+        return self.readout(self.reference(values, structure.numbers), structure)
+
+    def _factors(
+        self, distances: Tensor, reached: Tensor | None, neighbors: NeighborList
+    ) -> Tensor | SplineFilter:
+        """``f_ij`` of the edges, ``[E, K]`` or splines, zero where they are not reached."""
+        # Zero beyond the knots, where what does not count is put; what counts is kept below
+        below = self.reach * (1 - 2 * torch.finfo(distances.dtype).eps)
+        held = distances.clamp(max=below)
+        if reached is not None:
+            held = held.masked_fill(~reached, math.inf)
+        splines = self.spline_filters(held, neighbors)
+        if splines is not None:
+            return splines[0]
+        factors = self.lin_distance(self.basis(distances))
+        return factors if reached is None else factors * reached.unsqueeze(1)
+
+    def _messages_end(self) -> bool:
+        """Whether factors of zero are known to be messages of zero."""
+        block = self.interaction
+        return is_plain(block, DTNNInteraction) and product_weight(block.lin_out) is not None
 
     def filter_values(self, distances: Tensor) -> list[Tensor]:
-        return [self.lin_distance(self.basis(distances).to(self.lin_distance.weight.dtype))]
+        with smooth_activations():
+            return [self.lin_distance(self.basis(distances).to(network_tensor(self).dtype))]
+
+    def filter_modules(self) -> list[nn.Module]:
+        return [self.basis, self.lin_distance]
+
+    def spline_obstacle(self) -> str:
+        plain = is_plain(self.interaction, DTNNInteraction)
+        return "" if plain else "the interaction is replaced, wrapped or hooked"
 
     def filter_span(self) -> tuple[float, float, bool]:
         return 0.0, self.reach, True

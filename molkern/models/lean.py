@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..graph import AtomicBatch, NeighborList
-from ..nn import ShiftedSoftplus
+from ..nn import AtomicReference, AtomwiseHead, ShiftedSoftplus
+from ..nn.activations import fused_activation
+from ..nn.plain import is_plain
 from ..ops import segment_sum
 from ..ops._arguments import checked
 from ..ops._derivatives import mapped
 from ..ops._library import operators
 from ..ops.dense import DENSE_ACTIVATIONS
+from ..ops.splines import SplineGrid
+from .readout import Readout
 
 if TYPE_CHECKING:
     from .schnet import SchNet
@@ -51,55 +57,48 @@ class LeanSchNet(nn.Module):
     @checked
     def __init__(self, model: SchNet):
         super().__init__()
-        if not self.serves(model):
-            raise ValueError(
-                "the lean path is for a SchNet with filters='spline' that sums energies: set "
-                "model.filters = 'spline'; dipoles, extents and means have none"
-            )
-        self._source = [model]  # in a list, not to be a module of this one
-        self._tables: list[Tensor] | None = None
+        self._source: list[SchNet] = [model]  # in a list, not to be a module of this one
         self.refresh()
 
     @staticmethod
     def serves(model: SchNet) -> bool:
         """Whether there is a lean path for the model as it is set now."""
-        return (
-            model.filters == "spline"
-            and model.readout.prediction == "energy"
-            and model.readout.readout == "sum"
-            and all(conv.aggregation == "sum" for conv in _convolutions(model))
-        )
+        return model.lean() is not None
+
+    @classmethod
+    def of(cls, model: SchNet, grid: SplineGrid, tables: list[Tensor]) -> LeanSchNet | None:
+        """That of the model's layers as they are and of these tables, if the operator does it."""
+        layers = _composed(model, tables)
+        if layers is None:
+            return None
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._source = []
+        made._take(model, grid, tables, layers)
+        return made
 
     def refresh(self) -> None:
-        """Takes the tables of the model's present weights."""
-        (model,) = self._source
-        self.grid, tables = model._splines.constant(model)
-        if tables is self._tables:
-            return
-        # Layers may have been replaced
+        """Takes the layers of the model as they are now, and the tables of its present weights.
+
+        Raises:
+            ValueError: a model that is of another kind now.
+        """
+        (model,) = self._source or (None,)
+        found = None if model is None else model.lean()
+        if found is None or model is None:
+            raise ValueError(
+                "the lean path is for a SchNet with filters='spline' that sums energies, of "
+                "molkern's own layers: set model.filters = 'spline'; dipoles, extents and means "
+                "have none, nor models whose layers are replaced, wrapped or hooked"
+            )
+        self._take(model, found.grid, found.tables, found._layers)
+
+    def _take(self, model: SchNet, grid: SplineGrid, tables: list[Tensor], layers: _Layers) -> None:
         self.embedding, self.interactions = model.embedding, model.interactions
         self.head, self.reference = model.head, model.reference
         for k, table in enumerate(tables):
             self.register_buffer(f"table_{k}", table, persistent=False)
-        self._compose()
-        self._tables = tables
-
-    def _compose(self) -> None:
-        """Layers as the operator takes them: modules take long to give their tensors."""
-        layers: list[nn.Linear] = []
-        bends: list[nn.Module | None] = []
-        interactions: list[Any] = list(self.interactions)
-        for block in interactions:
-            layers += [block.conv.lin_in, block.conv.lin_out, block.lin]
-            bends.append(block.activation)
-        head: list[Any] = list(self.head.layers)
-        layers += head[::2]
-        bends += [*head[1::2], None]
-        dtype = layers[0].weight.dtype
-        kinds, thresholds, shifts = zip(*(_bend(bend, dtype) for bend in bends), strict=True)
-        self._weights = [layer.weight for layer in layers]
-        self._biases = [layer.bias for layer in layers]
-        self._bends = list(kinds), list(thresholds), list(shifts)
+        self.grid, self._layers, self._count = grid, layers, len(tables)
 
     def inputs(self, batch: AtomicBatch, neighbors: NeighborList) -> tuple[Tensor | None, ...]:
         """The arguments of :meth:`forward` for a batch and its list."""
@@ -174,9 +173,11 @@ class LeanSchNet(nn.Module):
             *by_sender,
             self.embedding.weight,
             self.tables,
-            self._weights,
-            self._biases,
-            *self._bends,
+            self._layers.weights,
+            self._layers.biases,
+            self._layers.activations,
+            self._layers.thresholds,
+            self._layers.shifts,
             self.reference.scale,
             *self.grid.form,
             padded,
@@ -191,7 +192,7 @@ class LeanSchNet(nn.Module):
 
     @property
     def tables(self) -> list[Tensor]:
-        return [getattr(self, f"table_{k}") for k in range(len(self.interactions))]
+        return [getattr(self, f"table_{k}") for k in range(self._count)]
 
 
 @torch.library.register_fake("molkern::schnet_energy_grad")
@@ -204,29 +205,97 @@ def _(numbers: Tensor, positions: Tensor, cell: Tensor | None, *rest: Any) -> tu
 mapped("schnet_energy_grad")
 
 
-def _convolutions(model: SchNet) -> list[Any]:
-    blocks: list[Any] = list(model.interactions)
-    return [block.conv for block in blocks]
-
-
 def below_autograd() -> AbstractContextManager[Any]:
     """Calls operators without the part of them that would record a graph, where torch can."""
     guard = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
     return nullcontext() if guard is None or torch.compiler.is_compiling() else guard()
 
 
+@dataclass(frozen=True)
+class _Layers:
+    """Layers as the operator takes them: modules take long to give their tensors."""
+
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+    activations: list[int]
+    thresholds: list[float]
+    shifts: list[float]
+
+
+def _composed(model: SchNet, tables: list[Tensor]) -> _Layers | None:
+    """The layers of a model, if calling them is what the operator does; else None."""
+    blocks: list[Any] = list(model.interactions)
+    if len(blocks) != len(tables) or model.spline_obstacle() or not _ends_are_plain(model):
+        return None
+    if any(block.conv.aggregation != "sum" for block in blocks):
+        return None
+    head: list[Any] = list(model.head.layers)
+    layers = [layer for b in blocks for layer in (b.conv.lin_in, b.conv.lin_out, b.lin)]
+    layers += head[::2]
+    bends = [*(block.activation for block in blocks), *head[1::2], None]
+    if not all(is_plain(layer, nn.Linear) for layer in layers):
+        return None
+    like = model.embedding.weight
+    widths = [like.shape[1]]
+    for block, table in zip(blocks, tables, strict=True):
+        widths += [table.shape[1], block.lin.weight.shape[1], like.shape[1]]
+    widths += [layer.weight.shape[0] for layer in head[::2]]
+    if widths[-1] != 1 or not _fit_together(layers, widths, like):
+        return None
+    codes = [_bend(bend, layers[0].weight.dtype) for bend in bends]
+    if None in codes:
+        return None
+    activations, thresholds, shifts = zip(*codes, strict=True)  # type: ignore[arg-type]
+    return _Layers(
+        [layer.weight for layer in layers],
+        [layer.bias for layer in layers],
+        list(activations),
+        list(thresholds),
+        list(shifts),
+    )
+
+
+def _ends_are_plain(model: SchNet) -> bool:
+    """Whether what is before and after the blocks is what the operator has there."""
+    embedding, head, readout = model.embedding, model.head, model.readout
+    return (
+        is_plain(embedding, nn.Embedding)
+        and embedding.max_norm is None
+        and is_plain(head, AtomwiseHead)
+        and is_plain(head.layers, nn.Sequential)
+        and len(head.layers) % 2 == 1
+        and is_plain(model.reference, AtomicReference)
+        and model.reference.scale.dim() == 0
+        and is_plain(readout, Readout)
+        and (readout.prediction, readout.readout) == ("energy", "sum")
+    )
+
+
+def _fit_together(layers: list[Any], widths: list[int], like: Tensor) -> bool:
+    """Whether layers follow upon each other, of one type and on one device: calls tell, if not."""
+    for layer, (inputs, outputs) in zip(layers, pairwise(widths), strict=True):
+        weight, bias = layer.weight, layer.bias
+        for tensor, shape in ((weight, (outputs, inputs)), (bias, (outputs,))):
+            if tensor is None:
+                continue
+            if (tensor.shape, tensor.dtype, tensor.device) != (shape, like.dtype, like.device):
+                return False
+    return True
+
+
 #: The operator's number for a shifted softplus whose threshold and shift are given.
 _OWN_SOFTPLUS = 4
 
 
-def _bend(activation: nn.Module | None, dtype: torch.dtype) -> tuple[int, float, float]:
-    """The operator's number for an activation, and a softplus's threshold and shift."""
+def _bend(activation: nn.Module | None, dtype: torch.dtype) -> tuple[int, float, float] | None:
+    """The operator's number for an activation, if it has one, and a softplus's own numbers."""
     if activation is None:
         return 0, 0.0, 0.0
-    if isinstance(activation, ShiftedSoftplus):
+    if isinstance(activation, ShiftedSoftplus) and is_plain(activation, ShiftedSoftplus):
         plain = ShiftedSoftplus()
         own = activation.threshold, activation.shift
         # In float32 all shifted softpluses round alike
         same = own == (plain.threshold, plain.shift) or dtype == torch.float32
         return DENSE_ACTIVATIONS.index("ssp") if same else _OWN_SOFTPLUS, *own
-    return DENSE_ACTIVATIONS.index("silu" if isinstance(activation, nn.SiLU) else "tanh"), 0.0, 0.0
+    name = fused_activation(activation)
+    return None if name is None else (DENSE_ACTIVATIONS.index(name), 0.0, 0.0)

@@ -20,9 +20,12 @@ from ..nn import (
     PhysNetOutput,
     ShieldedElectrostatics,
 )
+from ..nn.activations import product_weight, smooth_activations
 from ..nn.dispersion import BOHR, HARTREE, HARTREE_FOCK
 from ..nn.electrostatics import COULOMB_CONSTANT
 from ..nn.physnet import checked_total_charge, nonhierarchicality
+from ..nn.plain import is_plain
+from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from ..ops._library import as_tensor, is_recorded
 from .arguments import arguments_are_fixed
@@ -256,12 +259,11 @@ class PhysNet(Potential):
         Scaled and shifted, in float64; without long-range energies, charges not corrected.
         """
         neighbors = structure.neighbors
-        if self._long_range and not torch.compiler.is_compiling():
-            neighbors = neighbors.within(self.cutoff, structure.positions, structure.cell)
+        if self._long_range or not self._masks_end():
+            neighbors = structure.within(self.cutoff)
         distances = neighbors.distances(structure.positions, structure.cell)
-        if self.filters == "spline":
-            bases: Sequence[Any] = self.spline_filters(distances, neighbors)
-        else:
+        bases: Sequence[Any] | None = self.spline_filters(distances, neighbors)
+        if bases is None:
             bases = [self.basis(distances)] * len(self.interactions)
         x = self.embedding(structure.numbers)
         outputs = []
@@ -277,13 +279,13 @@ class PhysNet(Potential):
         self, structure: Structure, *, total_charge: Tensor | float = 0.0
     ) -> dict[str, Tensor]:
         energies, charges, penalty = self.atomic_properties(structure)
-        if self.readout.prediction == "electronic_spatial_extent":
+        if self.differentiated == "electronic_spatial_extent":
             extent = self.readout(charges, structure)
             return {**extent, "charges": charges, "nonhierarchicality": penalty}
         total_charge = checked_total_charge(total_charge, structure.batch.num_systems, charges)
         excess = structure.sum_atoms(charges) - total_charge
         charges = self.charge_correction(charges, total_charge, structure.batch.system_ptr)
-        if self.readout.prediction == "dipole_moment":
+        if self.differentiated == "dipole_moment":
             return {**self.readout(charges, structure), "nonhierarchicality": penalty}
         if self._long_range:
             distances = structure.distances()
@@ -306,10 +308,31 @@ class PhysNet(Potential):
             "charge_error": excess,
         }
 
-    def filter_values(self, distances: Tensor) -> list[Tensor]:
-        basis = self.basis(distances).to(self.embedding.weight.dtype)
+    def _masks_end(self) -> bool:
+        """Whether the masks are known to be zero beyond the cutoff, as lists may reach farther."""
         blocks: list[Any] = list(self.interactions)
-        return [block.filters(basis) for block in blocks]
+        return (
+            is_plain(self.basis, ExponentialBasis, GaussianBasis)
+            and self.basis.cutoff_function != "none"
+            and not self.spline_obstacle()
+            and all(product_weight(block.filters) is not None for block in blocks)
+        )
+
+    def filter_values(self, distances: Tensor) -> list[Tensor]:
+        blocks: list[Any] = list(self.interactions)
+        with smooth_activations():
+            basis = self.basis(distances).to(network_tensor(self).dtype)
+            return [block.filters(basis) for block in blocks]
+
+    def filter_modules(self) -> list[nn.Module]:
+        blocks: list[Any] = list(self.interactions)
+        return [self.basis, *(block.filters for block in blocks)]
+
+    def spline_obstacle(self) -> str:
+        for k, block in enumerate(self.interactions):
+            if not is_plain(block, PhysNetInteraction):
+                return f"interactions.{k} is replaced, wrapped or hooked"
+        return ""
 
     def filter_span(self) -> tuple[float, float, bool]:
         """From 0.04 of the cutoff on (0.4 of 10 Å): towards zero the basis takes many knots."""

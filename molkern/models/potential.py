@@ -12,12 +12,15 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..files import write_whole
 from ..graph import AtomicBatch, NeighborList
-from ..nn.splines import TOLERANCES, SplineFilter, SplineReport, SplineTables
+from ..nn.plain import is_plain
+from ..nn.precision import network_tensor
+from ..nn.splines import SplineFilter, SplineReport, spline_tables
+from ..nn.tables import TOLERANCES, SplineTables
 from ..ops import segment_sum
 from ..ops._arguments import checked, explained
 from ..ops._derivatives import in_forward_mode, refuse_forward_mode
@@ -28,6 +31,7 @@ from ..ops._library import (
     keeps_weights_constant,
 )
 from ..ops._modes import is_hidden, is_transformed
+from ..ops.splines import SplineGrid
 from .arguments import KeepsArguments
 from .known import KnowsElements
 from .lean import below_autograd
@@ -51,6 +55,16 @@ class Potential(KnowsElements, KeepsArguments):
     filter, by default 1e-7 in float32 and 1e-9 in float64; :meth:`spline_report` measures it.
     Forces are exactly minus the derivative of the energy with either kind of filters. Beyond the
     cutoff a spline is zero, below the first knot (0 for most models) it is constant.
+
+    Layers may be wrapped, replaced, hooked or parametrised as those of any module: energies, forces
+    and stress are those of calling them, whatever faster way there is for the layers as they were
+    made. Splines take part in that as long as what makes the filters can be copied and computed in
+    float64, and depends on distances alone; a block that takes the filters has to be the model's
+    own. Else filters are exact, and :meth:`spline_report` says why. What takes a layer's place is
+    called with what the layer was called with: a ``head`` with features ``[N, C]``, of which it
+    makes one number for each atom, ``[N]`` or ``[N, 1]``.
+
+    Threads may share a model that is evaluated, and change its ``filters`` meanwhile.
 
     A model keeps the elements that it was trained on in :attr:`elements`, and refuses others.
     """
@@ -97,6 +111,17 @@ class Potential(KnowsElements, KeepsArguments):
         """All filters of the model at distances ``[P]``, float64: a list of ``[P, F]``."""
         raise NotImplementedError(f"{type(self).__name__} has no filters that can be splines")
 
+    def filter_modules(self) -> list[nn.Module]:
+        """The modules that :meth:`filter_values` calls; all, where a model does not say."""
+        return [self]
+
+    def spline_obstacle(self) -> str:
+        """Why splines cannot take the place of the filters in the layers as they are, or nothing.
+
+        Where a module that would be given splines is not the model's own any more, above all.
+        """
+        return ""
+
     def filter_span(self) -> tuple[float, float, bool]:
         """First and last knot of splines, and whether filters are zero beyond the last."""
         return 0.0, self.cutoff, True
@@ -105,10 +130,12 @@ class Potential(KnowsElements, KeepsArguments):
         """Knots, size and errors of the splines for the present weights, measured if need be.
 
         Raises:
-            ValueError: where no splines hold the tolerance.
+            ValueError: where no splines hold the tolerance, or none can stand for the filters.
         """
-        self._splines.constant(self)
-        return self._splines.report(self)
+        made = self._splines.constant(self)
+        if made.report is None:
+            raise ValueError(f"the model's filters cannot be splines: {made.obstacle}")
+        return made.report
 
     def forget_splines(self) -> None:
         """Drops the splines' tables and grid, which the next use makes from nothing.
@@ -121,21 +148,27 @@ class Potential(KnowsElements, KeepsArguments):
 
     def spline_filters(
         self, distances: Tensor, neighbors: NeighborList | None = None
-    ) -> list[SplineFilter]:
-        """The model's filters as splines at the distances of edges, ``[E]``.
+    ) -> list[SplineFilter] | None:
+        """The model's filters as splines at the distances of edges, ``[E]``; None for exact ones.
 
-        Constant tables where nothing can be differentiated by the weights, else trainable ones.
-        The list whose edges they are is for convolutions.
+        Exact as :attr:`filters` says, or because splines cannot stand for them. Constant tables
+        where nothing can be differentiated by the weights, else trainable ones. The list whose
+        edges they are is for convolutions.
         """
+        if self.filters != "spline":
+            return None
         differentiable = torch.is_grad_enabled() and not keeps_weights_constant()
-        if differentiable and any(p.requires_grad for p in self.parameters()):
-            grid, tables = self._splines.trainable(self)
+        trainable = differentiable and any(p.requires_grad for p in self.parameters())
+        made = (self._splines.measured if trainable else self._splines.constant)(self)
+        if made.report is None or not made.serves:
+            return None
+        grid, tables, bins = made.report.grid, made.tables, None
+        if trainable:
+            tables = spline_tables(self.filter_values, grid, network_tensor(self))
             bins = None if neighbors is None else grid.bins(distances, neighbors)
-        else:
-            if in_forward_mode():
-                refuse_forward_mode(f"{type(self).__name__}'s splines", *self.parameters())
-            grid, tables = self._splines.constant(self)
-            bins = None
+        elif in_forward_mode():
+            refuse_forward_mode(f"{type(self).__name__}'s splines", *self.parameters())
+        assert tables is not None  # those of the same moment as the grid
         return [SplineFilter(table, grid, distances, bins) for table in tables]
 
     def predict(self, structure: Structure, **conditions: Any) -> dict[str, Tensor]:
@@ -292,6 +325,10 @@ class Potential(KnowsElements, KeepsArguments):
         """The same energy and forces without a tape, where the model has that as it is set."""
         return None
 
+    def make_lean(self, grid: SplineGrid, tables: list[Tensor]) -> Any | None:
+        """What :meth:`lean` gives for splines' tables, or None; made once for them."""
+        return None
+
     def _run_lean(
         self, lean: Any, batch: AtomicBatch, neighbors: NeighborList, forces: bool, stress: bool
     ) -> dict[str, Tensor]:
@@ -340,7 +377,7 @@ class Potential(KnowsElements, KeepsArguments):
     @explained
     def check(self, batch: AtomicBatch, neighbors: NeighborList | None = None) -> None:
         """Refuses a batch or list that the model cannot take, with :meth:`forward`'s errors."""
-        weight = next(self.parameters())
+        weight = network_tensor(self)
         if not isinstance(batch, AtomicBatch):
             raise TypeError("batch must be a molkern.AtomicBatch")  # explained by its kind
         if weight.dtype not in TOLERANCES:
@@ -465,6 +502,15 @@ class Potential(KnowsElements, KeepsArguments):
         tensors = {k: v.detach().clone(memory_format=plain) for k, v in self.state_dict().items()}
         metadata = {"molkern": text}
         return safetensors.torch.save(tensors, metadata=metadata)
+
+
+def is_called_plainly(model: nn.Module) -> bool:
+    """Whether calling a model checks its arguments and computes, and nothing else happens.
+
+    Not where a subclass or an instance has a ``forward`` of its own, nor where there are hooks on
+    the model: then :meth:`Potential.compute` alone would leave something out.
+    """
+    return type(model).forward is Potential.forward and is_plain(model, type(model))
 
 
 def _hessians(gradient: Tensor, positions: Tensor, first_atoms: list[int]) -> list[Tensor]:

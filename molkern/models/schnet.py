@@ -11,12 +11,19 @@ from torch import Tensor, nn
 from ..nn import (
     AtomicReference,
     AtomwiseHead,
+    CFConv,
+    CutoffFunction,
     ExponentialBasis,
     FilterNetwork,
     GaussianBasis,
     SchNetInteraction,
 )
+from ..nn.activations import smooth_activations
+from ..nn.heads import per_atom
+from ..nn.plain import is_plain
+from ..nn.precision import network_tensor
 from ..ops._arguments import checked
+from ..ops.splines import SplineGrid
 from .arguments import arguments_are_fixed
 from .checks import check_sizes
 from .lean import LeanSchNet
@@ -197,31 +204,73 @@ class SchNet(Potential):
         )
 
     def predict(self, structure: Structure, **_conditions: Any) -> dict[str, Tensor]:
-        distances = structure.distances()
-        x = self.embedding(structure.numbers)
-        if self.filters == "spline":
-            bases: Sequence[Any] = self.spline_filters(distances, structure.neighbors)
-        else:
+        neighbors = structure.neighbors
+        if not self._filters_end():
+            neighbors = structure.within(self.cutoff)
+        distances = neighbors.distances(structure.positions, structure.cell)
+        bases: Sequence[Any] | None = self.spline_filters(distances, neighbors)
+        if bases is None:
             bases = [self.basis(distances)] * len(self.interactions)
+        x = self.embedding(structure.numbers)
         for interaction, basis in zip(self.interactions, bases, strict=True):
-            x = interaction(x, basis, distances, structure.neighbors)
-        return self.readout(self.reference(self.head(x), structure.numbers), structure)
+            x = interaction(x, basis, distances, neighbors)
+        values = per_atom(self.head(x), structure.numbers)
+        return self.readout(self.reference(values, structure.numbers), structure)
+
+    def _filters_end(self) -> bool:
+        """Whether the filters are known to be zero beyond the cutoff, as lists may reach farther.
+
+        Not those of a user's own network or block, nor what a hook makes of them.
+        """
+        if self.spline_obstacle():
+            return False
+        blocks: list[Any] = list(self.interactions)
+        return all(_ends(block.filter_network) for block in blocks)
 
     def filter_values(self, distances: Tensor) -> list[Tensor]:
-        basis = self.basis(distances).to(self.embedding.weight.dtype)
         blocks: list[Any] = list(self.interactions)
-        return [block.filter_network.smooth(basis, distances) for block in blocks]
+        with smooth_activations():
+            basis = self.basis(distances).to(network_tensor(self).dtype)
+            return [block.filter_network(basis, distances) for block in blocks]
+
+    def filter_modules(self) -> list[nn.Module]:
+        blocks: list[Any] = list(self.interactions)
+        return [self.basis, *(block.filter_network for block in blocks)]
+
+    def spline_obstacle(self) -> str:
+        for k, block in enumerate(self.interactions):
+            if not (is_plain(block, SchNetInteraction) and is_plain(block.conv, CFConv)):
+                return f"interactions.{k} or its conv is replaced, wrapped or hooked"
+        return ""
 
     def lean(self) -> LeanSchNet | None:
-        if not LeanSchNet.serves(self):
+        if self.filters != "spline" or not self._predicts_as_made():
             return None
-        if self._splines.lean is None:
-            self._splines.lean = LeanSchNet(self)
-        self._splines.lean.refresh()
-        return self._splines.lean
+        made = self._splines.constant(self)
+        return made.lean if made.serves else None
+
+    def make_lean(self, grid: SplineGrid, tables: list[Tensor]) -> LeanSchNet | None:
+        return LeanSchNet.of(self, grid, tables)
+
+    def _predicts_as_made(self) -> bool:
+        """Whether no subclass or assignment has changed what is computed from the layers."""
+        kind = type(self)
+        return (
+            kind.predict is SchNet.predict
+            and kind.spline_filters is Potential.spline_filters
+            and "predict" not in self.__dict__
+        )
 
     def extra_repr(self) -> str:
         return f"parameters={sum(p.numel() for p in self.parameters()):,}"
+
+
+def _ends(network: nn.Module) -> bool:
+    """Whether filters are multiplied by the cutoff function, or by 0 beyond the cutoff."""
+    if not is_plain(network, FilterNetwork):
+        return False
+    function: Any = network.cutoff_function
+    return function is None or (is_plain(function, CutoffFunction) and function.name != "none")
 
 
 def _radial_basis(

@@ -39,6 +39,12 @@ class Structure:
         """Lengths of the edges, ``[E]``, without their vectors."""
         return self.neighbors.distances(self.positions, self.cell)
 
+    def within(self, cutoff: float) -> NeighborList:
+        """The list without the edges that are longer, where nothing is compiled."""
+        if torch.compiler.is_compiling():
+            return self.neighbors
+        return self.neighbors.within(cutoff, self.positions, self.cell)
+
     def vectors(self) -> Tensor:
         """Vectors of the edges, from receiver to sender, ``[E, 3]``."""
         return self.neighbors.vectors(self.positions, self.cell)

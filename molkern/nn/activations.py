@@ -1,7 +1,9 @@
 """Activation functions by name, and dense layers."""
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -9,8 +11,24 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops._arguments import checked
-from ..ops.dense import DENSE_ACTIVATIONS
 from .fixed import FixedModule
+from .plain import PLAIN_TENSORS, is_plain
+
+_mode = threading.local()
+
+
+@contextmanager
+def smooth_activations() -> Iterator[None]:
+    """Within it shifted softpluses have no step at their threshold, in this thread.
+
+    For splines, which cannot follow it: it is 2e-9 high, 8e-7 in the authors' 2018 code.
+    """
+    before = getattr(_mode, "smooth", False)
+    _mode.smooth = True
+    try:
+        yield
+    finally:
+        _mode.smooth = before
 
 
 class ShiftedSoftplus(FixedModule):
@@ -34,11 +52,8 @@ class ShiftedSoftplus(FixedModule):
         self.threshold, self.shift = threshold, shift
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.softplus(x, threshold=self.threshold) - self.shift
-
-    def smooth(self, x: Tensor) -> Tensor:
-        """The same without the step at the threshold, for what has to be smooth."""
-        return nn.functional.softplus(x, threshold=35.0) - self.shift
+        threshold = 35.0 if getattr(_mode, "smooth", False) else self.threshold
+        return nn.functional.softplus(x, threshold=threshold) - self.shift
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -64,6 +79,25 @@ def activation(name: str) -> nn.Module:
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]()
+
+
+def fused_activation(module: nn.Module) -> str | None:
+    """The name by which operators know what a module does, ``"none"`` for nothing, if they do."""
+    kind = type(module)
+    if kind is ShiftedSoftplus:
+        name = "ssp" if (module.threshold, module.shift) == (20.0, math.log(2.0)) else None
+    else:
+        name = {nn.Identity: "none", nn.SiLU: "silu", nn.Tanh: "tanh"}.get(kind)
+    return name if is_plain(module, kind) else None
+
+
+def product_weight(layer: nn.Module) -> Tensor | None:
+    """The matrix of a layer that is nothing but a product with one; None of all others."""
+    if is_plain(layer, nn.Linear):
+        return layer.weight if layer.bias is None else None
+    if is_plain(layer, Dense) and layer.bias is None and fused_activation(layer.unfused) == "none":
+        return layer.weight
+    return None
 
 
 class Dense(FixedModule, nn.Linear):
@@ -114,32 +148,31 @@ class Dense(FixedModule, nn.Linear):
 
         With a gate ``(e, V)`` the activated product is multiplied by ``e Vᵀ``.
         """
-        if self.fuses(x):
-            return ops.dense(
-                x,
-                self.weight,
-                self.bias,
-                activation=self.activation,
-                residual=residual,
-                gate=gate,
-            )
-        if _is_matrix(x):
-            y = self.unfused(ops.dense(x, self.weight, self.bias))
-        else:
-            y = self.unfused(super().forward(x))
+        weight, bias = self.weight, self.bias
+        own = is_matrix(x) and type(weight) in PLAIN_TENSORS and type(bias) in PLAIN_TENSORS
+        fused = fused_activation(self.unfused) if own else None
+        if fused is not None:
+            return ops.dense(x, weight, bias, activation=fused, residual=residual, gate=gate)
+        y = ops.dense(x, weight, bias) if own else nn.functional.linear(x, weight, bias)
+        y = self.unfused(y)
         if gate is not None:
             y = y * nn.functional.linear(*gate)
         return y if residual is None else residual + y
-
-    def fuses(self, x: Tensor) -> bool:
-        """Whether x is taken by one operator, activation included."""
-        return _is_matrix(x) and self.activation in DENSE_ACTIVATIONS
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"
 
 
-def _is_matrix(x: Tensor) -> bool:
+def apply_dense(layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """``residual + layer(x)``, in one for a :class:`Dense` layer that is nothing else."""
+    if is_plain(layer, Dense):
+        return layer(x, residual)
+    y = layer(x)
+    return y if residual is None else residual + y
+
+
+def is_matrix(x: Tensor) -> bool:
+    """Whether a tensor is what the operators of dense layers take."""
     return x.dim() == 2 and x.dtype in (torch.float32, torch.float64)
 
 

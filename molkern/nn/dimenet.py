@@ -10,9 +10,18 @@ from ..graph import NeighborList
 from ..ops._arguments import checked, explained
 from ..ops._library import keeps_first_only
 from ..ops.triplets import ANGLES
-from .activations import Dense, orthogonal_
+from .activations import (
+    Dense,
+    apply_dense,
+    fused_activation,
+    is_matrix,
+    orthogonal_,
+    product_weight,
+)
 from .activations import activation as activation_layer
 from .again import computed_again
+from .plain import is_plain
+from .triplets import TripletList
 
 OUTPUT_INITS = ("zeros", "glorot_orthogonal")
 
@@ -81,8 +90,14 @@ class DimeNetEmbedding(nn.Module):
 
     @explained
     def forward(self, numbers: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
-        of_receiver, of_sender, of_basis = self.lin.weight.chunk(3, dim=1)
         h = self.emb(numbers)
+        if not (is_plain(self.lin, Dense) and fused_activation(self.lin.unfused) == "none"):
+            parts = ops.gather_receivers(h, graph), ops.gather_senders(h, graph)
+            return self.activation(self.lin(torch.cat([*parts, self.lin_rbf(basis)], 1)))
+        weight, width = self.lin.weight, h.shape[1]
+        # Not by chunk: torch refuses its views after a step of an optimizer in another thread
+        of_receiver, of_sender = weight[:, :width], weight[:, width : 2 * width]
+        of_basis = weight[:, 2 * width :]
         receivers = ops.gather_receivers(ops.dense(h, of_receiver, self.lin.bias), graph)
         senders = ops.gather_senders(ops.dense(h, of_sender), graph)
         atoms = receivers + senders
@@ -116,16 +131,18 @@ class DimeNetResidual(nn.Module):
 
     def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
         """x ``[E, F]``; ``recompute`` as for :func:`molkern.ops.dense_residual`."""
-        if not self.lin1.fuses(x):
-            return self.lin2(self.lin1(x), residual=x)
         first, second = self.lin1, self.lin2
+        plain = is_matrix(x) and is_plain(first, Dense) and is_plain(second, Dense)
+        name = fused_activation(first.unfused) if plain else None
+        if name is None or fused_activation(second.unfused) != name:
+            return apply_dense(second, first(x), x)
         return ops.dense_residual(
             x,
             first.weight,
             first.bias,
             second.weight,
             second.bias,
-            activation=first.activation,
+            activation=name,
             recompute=recompute,
         )
 
@@ -141,6 +158,7 @@ class _Interaction(nn.Module):
     def __init__(
         self,
         hidden_channels: int,
+        num_spherical: int,
         num_before_skip: int,
         num_after_skip: int,
         angle: str,
@@ -152,7 +170,7 @@ class _Interaction(nn.Module):
                 raise ValueError(f"num_{name}_skip must not be negative, got {count}")
         if angle not in ANGLES:
             raise ValueError(f"angle must be one of {', '.join(map(repr, ANGLES))}, got {angle!r}")
-        self.angle = angle
+        self.num_spherical, self.angle = num_spherical, angle
         self.lin_kj = dense(hidden_channels, hidden_channels, activation=activation)
         self.lin_ji = dense(hidden_channels, hidden_channels, activation=activation)
         self.layers_before_skip = _residuals(num_before_skip, hidden_channels, activation)
@@ -163,10 +181,22 @@ class _Interaction(nn.Module):
         """New messages, given the sum of what came from the edge itself and from its neighbors."""
         for layer in self.layers_before_skip:
             x = layer(x)
-        x = self.lin(x, residual=messages)
+        x = apply_dense(self.lin, x, messages)
         for layer in self.layers_after_skip:
-            x = layer(x, recompute=self.saves_memory)
+            own = is_plain(layer, DimeNetResidual)
+            x = layer(x, recompute=self.saves_memory) if own else layer(x)
         return x
+
+    def _gated(self, messages: Tensor, basis: Tensor, *layers: nn.Module) -> Tensor:
+        """``lin_kj(messages)`` times these layers of the basis, one after the other."""
+        if is_plain(self.lin_kj, Dense) and all(product_weight(x) is not None for x in layers):
+            product = _weight(layers[0])
+            for layer in layers[1:]:
+                product = _weight(layer) @ product
+            return self.lin_kj(messages, gate=(basis, product))
+        for layer in layers:
+            basis = layer(basis)
+        return self.lin_kj(messages) * basis
 
 
 class DimeNetInteraction(_Interaction):
@@ -223,7 +253,8 @@ class DimeNetInteraction(_Interaction):
         activation: str = "silu",
     ):
         _check_sizes(num_bilinear=num_bilinear, num_spherical=num_spherical, num_radial=num_radial)
-        super().__init__(hidden_channels, num_before_skip, num_after_skip, angle, activation)
+        skips = num_before_skip, num_after_skip
+        super().__init__(hidden_channels, num_spherical, *skips, angle, activation)
         self.lin_rbf = dense(num_radial, hidden_channels, bias=False)
         self.lin_sbf = dense(num_spherical * num_radial, num_bilinear, bias=False)
         self.bilinear = nn.Parameter(torch.empty(hidden_channels, num_bilinear, hidden_channels))
@@ -238,18 +269,38 @@ class DimeNetInteraction(_Interaction):
         vectors: Tensor,
         graph: NeighborList,
     ) -> Tensor:
-        return self.from_radial(messages, basis, self.radial(spherical), vectors, graph)
+        if self.sums_by_order():
+            return self.from_radial(messages, basis, self.radial(spherical), vectors, graph)
+        triplets = TripletList(graph)
+        angular = self.lin_sbf(triplets.angular_basis(spherical, vectors, self.angle))
+        x_kj = self._gated(messages, basis, self.lin_rbf)
+        parts = [triplets.sum(x_kj, column) for column in angular.split(1, 1)]
+        return self._after_sum(messages, torch.stack(parts, 1))
+
+    @property
+    def radial_layer(self) -> nn.Module:
+        """The layer that :meth:`radial` applies."""
+        return self.lin_sbf
+
+    def sums_by_order(self) -> bool:
+        """Whether the layers of the spherical basis are products, to be taken before the angle."""
+        return product_weight(self.lin_sbf) is not None
 
     def radial(self, spherical: Tensor) -> Tensor:
         """The functions of each order that this block sums: ``[E, L, R]`` → ``[E, L, P]``."""
-        return _per_order(spherical, self.lin_sbf.weight)
+        return _per_order(spherical, _weight(self.lin_sbf))
 
     def from_radial(
         self, messages: Tensor, basis: Tensor, radial: Tensor, vectors: Tensor, graph: NeighborList
     ) -> Tensor:
         """The block, given what :meth:`radial` makes of the spherical basis."""
-        x_kj = self.lin_kj(messages, gate=(basis, self.lin_rbf.weight))
-        y = ops.triplet_sum(x_kj, radial, vectors, graph, angle=self.angle)
+        x_kj = self._gated(messages, basis, self.lin_rbf)
+        return self._after_sum(
+            messages, ops.triplet_sum(x_kj, radial, vectors, graph, angle=self.angle)
+        )
+
+    def _after_sum(self, messages: Tensor, y: Tensor) -> Tensor:
+        """New messages from the sums over triplets, ``[E, P, F]``."""
         x = ops.dense(y.flatten(1), self.bilinear.flatten(1), residual=self.lin_ji(messages))
         return self._update(messages, x)
 
@@ -308,7 +359,8 @@ class DimeNetPlusPlusInteraction(_Interaction):
             num_spherical=num_spherical,
             num_radial=num_radial,
         )
-        super().__init__(hidden_channels, num_before_skip, num_after_skip, angle, activation)
+        skips = num_before_skip, num_after_skip
+        super().__init__(hidden_channels, num_spherical, *skips, angle, activation)
         self.lin_rbf1 = dense(num_radial, basis_emb_size, bias=False)
         self.lin_rbf2 = dense(basis_emb_size, hidden_channels, bias=False)
         self.lin_sbf1 = dense(num_spherical * num_radial, basis_emb_size, bias=False)
@@ -325,20 +377,41 @@ class DimeNetPlusPlusInteraction(_Interaction):
         vectors: Tensor,
         graph: NeighborList,
     ) -> Tensor:
-        return self.from_radial(messages, basis, self.radial(spherical), vectors, graph)
+        if self.sums_by_order():
+            return self.from_radial(messages, basis, self.radial(spherical), vectors, graph)
+        triplets = TripletList(graph)
+        angular = triplets.angular_basis(spherical, vectors, self.angle)
+        angular = self.lin_sbf2(self.lin_sbf1(angular))
+        x_kj = self.lin_down(self._gated(messages, basis, self.lin_rbf1, self.lin_rbf2))
+        return self._after_sum(messages, triplets.sum(x_kj, angular))
+
+    @property
+    def radial_layer(self) -> nn.Module:
+        """The layer that :meth:`radial` applies."""
+        return self.lin_sbf1
+
+    def sums_by_order(self) -> bool:
+        """Whether the layers of the spherical basis are products, to be taken before the angle."""
+        layers = self.lin_sbf1, self.lin_sbf2
+        return all(product_weight(layer) is not None for layer in layers)
 
     def radial(self, spherical: Tensor) -> Tensor:
         """The functions of each order that this block sums: ``[E, L, R]`` → ``[E, L, P]``."""
-        return _per_order(spherical, self.lin_sbf1.weight)
+        return _per_order(spherical, _weight(self.lin_sbf1))
 
     def from_radial(
         self, messages: Tensor, basis: Tensor, radial: Tensor, vectors: Tensor, graph: NeighborList
     ) -> Tensor:
         """The block, given what :meth:`radial` makes of the spherical basis."""
-        gate = basis, self.lin_rbf2.weight @ self.lin_rbf1.weight
-        x_kj = self.lin_down(self.lin_kj(messages, gate=gate))
-        y = ops.triplet_sum(x_kj, radial, vectors, graph, self.lin_sbf2.weight, angle=self.angle)
-        return self._update(messages, self.lin_up(y, residual=self.lin_ji(messages)))
+        x_kj = self.lin_down(self._gated(messages, basis, self.lin_rbf1, self.lin_rbf2))
+        weight = _weight(self.lin_sbf2)
+        return self._after_sum(
+            messages, ops.triplet_sum(x_kj, radial, vectors, graph, weight, angle=self.angle)
+        )
+
+    def _after_sum(self, messages: Tensor, y: Tensor) -> Tensor:
+        """New messages from the sums over triplets."""
+        return self._update(messages, apply_dense(self.lin_up, y, self.lin_ji(messages)))
 
 
 class _Output(nn.Module):
@@ -375,7 +448,8 @@ class _Output(nn.Module):
 
     @explained
     def forward(self, messages: Tensor, basis: Tensor, graph: NeighborList) -> Tensor:
-        if self.saves_memory and keeps_first_only():
+        # What is computed again would be called again
+        if self.saves_memory and keeps_first_only() and is_plain(self.lin_rbf, Dense):
             x = computed_again(lambda m, b: self._sum(m, b, graph), messages, basis)
         else:
             x = self._sum(messages, basis, graph)
@@ -479,6 +553,13 @@ class DimeNetPlusPlusOutput(_Output):
 
     def _widen(self, x: Tensor) -> Tensor:
         return self.lin_up(x)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = product_weight(layer)
+    if weight is None:
+        raise RuntimeError("the layer is more than a product: see sums_by_order")
+    return weight
 
 
 def _per_order(spherical: Tensor, weight: Tensor) -> Tensor:

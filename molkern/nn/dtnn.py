@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..graph import NeighborList
 from ..ops._arguments import checked, explained
-from .activations import dense
+from .activations import dense, product_weight
 from .splines import SplineFilter
 
 
@@ -46,15 +46,18 @@ class DTNNInteraction(nn.Module):
     def forward(self, x: Tensor, factors: Tensor | SplineFilter, neighbors: NeighborList) -> Tensor:
         """x ``[N, C]``, factors of the distances ``[E, F]``, or as splines → ``[N, C]``."""
         if isinstance(factors, SplineFilter):
-            return x + ops.dtnn_message(
-                self.lin_in(x),
-                factors.table,
-                factors.distances,
-                self.lin_out.weight,
-                neighbors,
-                factors.grid,
-                bins=factors.bins,
-            )
+            weight = product_weight(self.lin_out)
+            if weight is not None:
+                return x + ops.dtnn_message(
+                    self.lin_in(x),
+                    factors.table,
+                    factors.distances,
+                    weight,
+                    neighbors,
+                    factors.grid,
+                    bins=factors.bins,
+                )
+            factors = factors.values()
         senders = ops.gather_senders(self.lin_in(x), neighbors)
         messages = torch.tanh(self.lin_out(senders * factors))
         return x + ops.sum_edges(messages, neighbors)

@@ -52,6 +52,28 @@ class AtomwiseHead(nn.Module):
         return self.layers(x).squeeze(1)
 
 
+def per_atom(values: Tensor, numbers: Tensor) -> Tensor:
+    """What a model's head gives, one number for each atom: ``[N]`` or ``[N, 1]`` → ``[N]``.
+
+    Args:
+        values: of the head, :class:`AtomwiseHead` or a module of the user's own in its place that
+            takes features ``[N, C]``.
+        numbers: atomic numbers, ``[N]``.
+
+    Raises:
+        ValueError: another shape.
+    """
+    count = numbers.shape[0]
+    if values.dim() == 2 and values.shape[1] == 1:
+        values = values.squeeze(1)
+    if values.shape != (count,):
+        raise ValueError(
+            f"the head must give one number for each atom, [{count}] or [{count}, 1], got "
+            f"{list(values.shape)}"
+        )
+    return values
+
+
 class AtomicReference(Float64Module):
     """Energies of atoms from a network's output: ``scale · y_i + mean + reference[Z_i]``.
 

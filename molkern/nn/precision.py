@@ -1,10 +1,10 @@
-"""Constants that stay in float64."""
+"""Constants that stay in float64, and the type of the network beside them."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .fixed import FixedModule
 
@@ -29,3 +29,22 @@ class Float64Module(FixedModule):
             return tensor.to(device)
 
         return super()._apply(moved, recurse)
+
+
+def network_tensor(module: nn.Module) -> Tensor:
+    """A tensor of the type and on the device that a module's network computes with.
+
+    Its first parameter of floating type, whatever layers a user has put in: not a constant that
+    stays in float64, nor the integers of a quantised layer. Where nothing is a parameter, a buffer.
+
+    Raises:
+        ValueError: a module without such tensors.
+    """
+    for kind in ("_parameters", "_buffers"):
+        for part in module.modules():
+            if isinstance(part, Float64Module) and part.keeps_float64:
+                continue
+            for tensor in getattr(part, kind).values():
+                if tensor is not None and tensor.is_floating_point():
+                    return tensor
+    raise ValueError(f"{type(module).__name__} has no parameters or buffers of floating type")

@@ -1,10 +1,12 @@
 """SchNet's layers: the filter network, the convolution and the interaction block."""
 
+import math
+
 from torch import Tensor, nn
 
 from ..graph import NeighborList
 from ..ops._arguments import checked, explained
-from .activations import ShiftedSoftplus, activation, dense
+from .activations import activation, dense
 from .basis import CutoffFunction
 from .fixed import FixedModule
 from .splines import SplineFilter, convolve
@@ -64,19 +66,7 @@ class FilterNetwork(FixedModule):
 
     def forward(self, basis: Tensor, distances: Tensor) -> Tensor:
         """basis ``[E, K]``, distances ``[E]`` → filters ``[E, F]``."""
-        return self._cut_off(self.layers(basis), distances)
-
-    def smooth(self, basis: Tensor, distances: Tensor) -> Tensor:
-        """The same for splines, which cannot follow the steps of :class:`ShiftedSoftplus`.
-
-        They are 2e-9 high, 8e-7 in the authors' 2018 code.
-        """
-        y = basis
-        for layer in self.layers:
-            y = layer.smooth(y) if isinstance(layer, ShiftedSoftplus) else layer(y)
-        return self._cut_off(y, distances)
-
-    def _cut_off(self, filters: Tensor, distances: Tensor) -> Tensor:
+        filters = self.layers(basis)
         if self.cutoff_function is None:  # a list may reach farther than the model
             return filters * (distances < self.cutoff).unsqueeze(1)
         return filters * self.cutoff_function(distances)
@@ -170,6 +160,8 @@ class SchNetInteraction(nn.Module):
         aggregation: str = "sum",
     ):
         super().__init__()
+        self.aggregation = aggregation
+        self.cutoff = float(getattr(filter_network, "cutoff", math.inf))
         self.filter_network = filter_network
         self.conv = CFConv(hidden_channels, num_filters, hidden_channels, aggregation=aggregation)
         self.activation = activation(activation_name)
@@ -190,6 +182,9 @@ class SchNetInteraction(nn.Module):
         spline = isinstance(basis, SplineFilter)
         filters = basis if spline else self.filter_network(basis, distances)
         counts = None
-        if self.conv.aggregation == "mean":  # a list may reach farther than the model
-            counts = neighbors.counts(distances < self.filter_network.cutoff)
+        # Of the layers, if they still have these, or as they were made
+        if getattr(self.conv, "aggregation", self.aggregation) == "mean":
+            # A list may reach farther than the model
+            reach = getattr(self.filter_network, "cutoff", self.cutoff)
+            counts = neighbors.counts(distances < reach)
         return x + self.lin(self.activation(self.conv(x, filters, neighbors, counts)))

@@ -1,9 +1,7 @@
-"""Filters as splines of the distance: fitted to a function, measured, and used in a convolution."""
+"""Filters as splines of the distance: fitted to a function, measured, used in a convolution."""
 
 from __future__ import annotations
 
-import copy
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,17 +15,12 @@ from torch import Tensor, nn
 from .. import ops
 from ..graph import NeighborList
 from ..ops._derivatives import differentiable
-from ..ops._modes import is_transformed, ordinary_tensors, values_of
+from ..ops._modes import ordinary_tensors
 from ..ops.splines import SplineGrid, spline_cfconv
 
 #: Distances ``[P]`` → the filters there, some tensors ``[P, F]``.
 FilterFunction = Callable[[Tensor], list[Tensor]]
 
-#: Largest error of the value, relative to the largest value, that a model's splines may have.
-TOLERANCES = {torch.float32: 1e-7, torch.float64: 1e-9}
-#: Of models' splines. Degree 3 takes a fifth less time on the CPU, but three to ten times as many
-#: knots: float32 then rounds slopes, which are differences over knots, more than the network does.
-DEGREE = 5
 MAX_INTERVALS = 2**15
 _CHUNK = 2048
 
@@ -210,9 +203,20 @@ def _compressed(indices: list[Tensor], value: Tensor, size: int, device: torch.d
     matrix = torch.sparse_coo_tensor(
         torch.stack(indices), value, (size, size), check_invariants=False
     )
-    with warnings.catch_warnings():  # torch calls these matrices a beta, once per process
+    return matrix.to(device).coalesce().to_sparse_csr()
+
+
+def _hear_of_beta() -> None:
+    """Torch calls these matrices a beta, once per process: it says so here, unheard.
+
+    Now, not where they are made: there other threads may change the filters of warnings too.
+    """
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return matrix.to(device).coalesce().to_sparse_csr()
+        torch.zeros(1, 1, device="cpu").to_sparse_csr()
+
+
+_hear_of_beta()
 
 
 _library = torch.library.Library("molkern", "FRAGMENT")
@@ -388,185 +392,3 @@ def choose_grid(
         before = report.excess
         growth = min(4.0, max(1.25, 1.03 * report.excess ** (1.0 / (degree + 1))))
         intervals = min(MAX_INTERVALS, -(-int(intervals * growth) // 32) * 32)
-
-
-class SplineTables:
-    """The filters of a model as splines, made anew when its weights have changed.
-
-    Args:
-        tolerance: see :class:`SplineReport`; by default 1e-7 for float32 and 1e-9 for float64.
-
-    A model's filters are what its method ``filter_values`` gives for distances between those of
-    ``filter_span``. Without gradients the tables come from the filters in float64, once for a set
-    of weights; with gradients from the network as it is, on a grid that is measured anew after
-    some hundred changes of the weights.
-    """
-
-    #: Changes of the weights in training after which the grid is measured anew.
-    renew_after = 500
-
-    def __init__(self, tolerance: float | None = None):
-        self.tolerance = _checked(tolerance)
-        self._report: SplineReport | None = None
-        self._weights: Fingerprint | None = None  # those that the report is about
-        self._tables: list[Tensor] | None = None
-        self._uses = 0
-        #: What the model makes of the tables for inference, kept with them.
-        self.lean: Any = None
-        #: How often :meth:`forget` was called, for what keeps the tables elsewhere.
-        self.forgotten = 0
-
-    def forget(self) -> None:
-        """Drops tables and grid: the next use makes them as for a new model of these weights."""
-        self._report = self._weights = self._tables = self.lean = None
-        self._uses = 0
-        self.forgotten += 1
-
-    def set_tolerance(self, tolerance: float | None) -> None:
-        """Takes another tolerance, which the next use makes tables for."""
-        self.tolerance = _checked(tolerance)
-        self.forget()
-
-    def __deepcopy__(self, memo: Any) -> SplineTables:
-        return SplineTables(self.tolerance)
-
-    def __reduce__(self) -> Any:
-        return SplineTables, (self.tolerance,)
-
-    def report(self, model: Any) -> SplineReport:
-        """The grid that holds the tolerance for the model's present weights, and its errors."""
-        if self._report is None or not self.current():
-            self._renew(model)
-        assert self._report is not None
-        return self._report
-
-    def current(self) -> bool:
-        """Whether the weights are those that the tables were made of."""
-        return self._weights is not None and self._weights.holds()
-
-    def constant(self, model: Any) -> tuple[SplineGrid, list[Tensor]]:
-        """The grid and tables without gradients, kept until the weights change."""
-        if torch.compiler.is_compiling():
-            if self._report is None or self._tables is None:
-                raise RuntimeError(
-                    "the model's splines are not made yet: call model.spline_report() before "
-                    "compiling it, and again after its weights have changed"
-                )
-            return self._report.grid, self._tables
-        if self._tables is None or not self.current():
-            double = self._renew(model)
-            assert self._report is not None
-            like = _first(model)
-            with ordinary_tensors():
-                tables = spline_tables(double.filter_values, self._report.grid, _first(double))
-                self._tables = [table.to(like.device, like.dtype).contiguous() for table in tables]
-        assert self._report is not None
-        return self._report.grid, self._tables
-
-    def trainable(self, model: Any) -> tuple[SplineGrid, list[Tensor]]:
-        """The grid and tables through which gradients flow to the model's parameters."""
-        if torch.compiler.is_compiling():
-            if self._report is None:
-                raise RuntimeError("call model.spline_report() before compiling the model")
-        else:
-            self._uses += 1
-            if self._report is None or self._uses > self.renew_after:
-                self._renew(model)
-        assert self._report is not None
-        grid = self._report.grid
-        return grid, spline_tables(model.filter_values, grid, _first(model))
-
-    def _renew(self, model: Any) -> Any:
-        """Chooses the grid for the present weights; gives back the model in float64."""
-        like = _first(model)
-        if like.dtype not in TOLERANCES:
-            raise TypeError(
-                f"the model's weights are {like.dtype}, for which there are no splines: use "
-                "model.float() or model.double()"
-            )
-        double = _double(model)
-        start, stop, zero_beyond = model.filter_span()
-        self._report = choose_grid(
-            double.filter_values,
-            start,
-            stop,
-            tolerance=self.tolerance or TOLERANCES[like.dtype],
-            degree=DEGREE,
-            zero_beyond=zero_beyond,
-            element=like.element_size(),
-            intervals=self._report.grid.intervals if self._report else 128,
-        )
-        wrapped = is_transformed() and any(values_of(p) is not p for p in model.parameters())
-        self._weights = None if wrapped else Fingerprint(model)
-        self._tables, self._uses = None, 0
-        return double
-
-
-def _checked(tolerance: float | None) -> float | None:
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"the spline tolerance must be positive, got {tolerance}")
-    return tolerance
-
-
-def _first(model: nn.Module) -> Tensor:
-    """A tensor of the type and on the device of the model's network."""
-    return next(model.parameters())
-
-
-def _double(model: nn.Module) -> Any:
-    """A copy in float64 on the CPU, of ordinary tensors whatever the model's are, to be kept.
-
-    Raises:
-        RuntimeError: weights that :func:`torch.vmap` hides.
-    """
-    copies: dict[int, Any] = {}
-    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        values = values_of(tensor)
-        if values is None:
-            raise RuntimeError(
-                f"torch.vmap over {name}: there are no splines of weights that it hides; set "
-                "model.filters = 'exact' for ensembles of weights"
-            )
-        with ordinary_tensors():
-            dtype = torch.float64 if values.is_floating_point() else values.dtype
-            made = values.detach().to("cpu", dtype, copy=True)
-            parameter = isinstance(tensor, nn.Parameter)
-            copies[id(tensor)] = nn.Parameter(made, False) if parameter else made
-    with ordinary_tensors():
-        return copy.deepcopy(model, copies).to("cpu", torch.float64).requires_grad_(False)
-
-
-class Fingerprint:
-    """Tells whether a parameter or buffer of a module has changed or been replaced.
-
-    What is written past torch (through NumPy, say) or through ``weight.data`` is not seen:
-    :meth:`molkern.models.Potential.forget_splines` tells a model of it.
-    """
-
-    def __init__(self, module: nn.Module):
-        # The module holds this, perhaps: no reference back, which a copy would follow
-        self._parents = [m._modules for m in module.modules() if m._modules]
-        self._children = [child for names in self._parents for child in names.values()]
-        tensors = [d for m in module.modules() for d in (m._parameters, m._buffers) if d]
-        self._tensors = tensors
-        self._seen = self._now()
-
-    def holds(self) -> bool:
-        """Whether everything is as it was when this was made."""
-        children = [child for names in self._parents for child in names.values()]
-        return children == self._children and self._now() == self._seen
-
-    def _now(self) -> list[Any]:
-        return [
-            (_address(tensor), -1 if tensor.is_inference() else tensor._version)
-            for tensors in self._tensors
-            for tensor in tensors.values()
-            if tensor is not None
-        ]
-
-
-def _address(tensor: Tensor) -> int:
-    try:
-        return tensor.data_ptr()
-    except RuntimeError:  # one that a transform of torch.func wraps
-        return id(tensor)

@@ -24,6 +24,7 @@ from ..files import (
 )
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..nn.precision import network_tensor
 from ..progress import progress_bar
 from ..structures import check_frame
 from .objective import evaluate, match_labels
@@ -153,7 +154,7 @@ def _chunks(frames: Iterable[Atoms], size: int, progress: bool) -> Iterator[list
 
 def _predict(model: Potential, chunk: list[Atoms], run: Run) -> list[dict[str, Any]]:
     """What the model predicts for each structure, by label or name of the output."""
-    parameter = next(model.parameters())
+    parameter = network_tensor(model)
     batch = AtomicBatch.from_ase(chunk, parameter.dtype, parameter.device)
     kind: dict[str, Any] = {"dtype": torch.float64, "device": batch.positions.device}
     given = {

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..data import Dataset
 from ..files import require_not_inputs, writable_name, write_whole
 from ..models import Potential, load
+from ..nn.precision import network_tensor
 from ..progress import progress_bar
 from .config import Config, read_config
 from .folder import CONFIG, SPLIT, inputs_of, settings_digest
@@ -94,7 +95,7 @@ def predictions(
     progress: bool = False,
 ) -> dict[str, tuple[Array, Array]]:
     """Predicted and true values of labels, ``[M]`` or of atoms ``[A, ...]``, by name."""
-    parameter = next(model.parameters())
+    parameter = network_tensor(model)
     found: dict[str, list[tuple[Array, Array]]] = {name: [] for name in names}
     columns = needed(labels, data)
     for chosen in _portions(members, batch_size, progress):

@@ -26,6 +26,7 @@ from ..elements import symbols
 from ..files import write_whole
 from ..host import everything_kept, random_states_kept
 from ..models import Potential
+from ..nn.precision import network_tensor
 from .checkpoint import Checkpoints, RunFileError, does_not_fit
 from .config import Config, data_path
 from .folder import SPLIT, holding, open_folder, rank, settings_digest
@@ -168,7 +169,7 @@ def _unused(config: Config, data: Dataset, model: Potential) -> list[str]:
 def _try_out(model: Potential, labels: Labels, data: Dataset, train: Indices) -> None:
     """One system through the model, so that what does not fit is found before any training."""
     largest = train[np.argmax(data.sizes[train])]
-    sample = data.collate([int(largest)], dtype=next(model.parameters()).dtype)
+    sample = data.collate([int(largest)], dtype=network_tensor(model).dtype)
     model.eval()
     try:
         out = evaluate(model, labels, sample)

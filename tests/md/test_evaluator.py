@@ -365,13 +365,36 @@ def test_splines_last_as_long_as_a_graph_that_reads_them():
     model, batch = MODELS["SchNet, splines"]().eval(), systems()
     steps, _, captured = replayed(model, batch, 0.4)
     steps(False)
-    table = weakref.ref(model._splines._tables[0])
-    model._splines._renew(model)  # as after some hundred evaluations with gradients by weights
+    table = weakref.ref(model._splines.made.tables[0])
+    # As after some hundred evaluations with gradients by weights
+    model._splines._renew(model, complete=False)
     model(batch, forces=True)
     steps(False)
     assert len(captured) == 1
-    assert model._splines._tables[0] is not table()
+    assert model._splines.made.tables[0] is not table()
     assert table() is not None
+
+
+def test_steps_with_hooks_are_not_captured():
+    """A graph would not run them again; without them it is captured once more."""
+    model, batch = MODELS["SchNet, splines"]().eval(), systems()
+    steps, _, captured = replayed(model, batch, 0.4)
+    steps(False)
+    seen = []
+    handle = model.interactions[0].lin.register_forward_hook(lambda *_: seen.append(1))
+    for count in (1, 2, 3):
+        out = steps(False)
+        close(out, model(batch, forces=True))
+        assert len(seen) >= 2 * count
+    assert len(captured) == 1
+    handle.remove()
+    steps(False)
+    assert len(captured) == 2
+    model.interactions[0].lin = torch.nn.Linear(*model.interactions[0].lin.weight.shape).to(
+        batch.positions.dtype
+    )
+    close(steps(False), model(batch, forces=True))
+    assert len(captured) == 3
 
 
 def test_a_list_that_outgrows_its_capacity(caplog):

@@ -195,6 +195,22 @@ def test_lone_atoms():
     assert data.energy == pytest.approx(plain(model, *lone)[0], rel=1e-9)
 
 
+def test_models_that_do_more_when_they_are_called():
+    """ML-IAP takes the predicted energy: what a call adds is refused, not left out."""
+    model = filled(SchNet(8, 8, 1, 8, cutoff=4.0))
+    wrapped = MLIAPMolkern(model, ["O"])
+    handle = model.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="this SchNet has hooks or its own forward"):
+        MLIAPMolkern(model, ["O"])
+    with pytest.raises(ValueError, match=r"use molkern\.md\.LAMMPSFix"):
+        wrapped.compute_forces(Data(*system(), 4.0))
+    handle.remove()
+    MLIAPMolkern(model, ["O"])
+    model.compute = lambda *_: {}
+    with pytest.raises(ValueError, match="this SchNet has hooks or its own forward"):
+        MLIAPMolkern(model, ["O"])
+
+
 def test_refusals():
     unified = MLIAPMolkern(MODELS["schnet"]().double(), ELEMENTS)
     with pytest.raises(RuntimeError, match="only with KOKKOS"):

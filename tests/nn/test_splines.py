@@ -4,7 +4,8 @@ from reference.splines import basis as reference_basis
 from torch.autograd import gradcheck, gradgradcheck
 
 import molkern
-from molkern.nn.splines import Fingerprint, _basis, _inverse, _points, spline
+from molkern.nn.fingerprint import Fingerprint
+from molkern.nn.splines import _basis, _inverse, _points, spline
 from molkern.ops import SplineGrid
 
 
