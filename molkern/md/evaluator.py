@@ -12,6 +12,7 @@ from torch import Tensor
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
 from ..models.potential import is_called_plainly
+from ..nn.precision import network_tensor
 from ..ops._arguments import checked, explained
 from .exclusive import Exclusive
 from .fixed import FixedList
@@ -102,7 +103,7 @@ class Evaluator:
         self._exclusive = Exclusive("threads that run at the same time need an evaluator each")
         self._thread: int | None = None
         self._shared = False
-        self._weight = next(model.parameters())
+        self._weight = network_tensor(model)
         with torch.inference_mode(False), torch.no_grad():
             self._order = _chosen_order(batch, model.cutoff, reorder)
             self.batch = _copy(batch, self._order)

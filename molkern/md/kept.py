@@ -50,7 +50,7 @@ class KeptEvaluators:
         Raises:
             ValueError, TypeError: as the model does.
         """
-        weight = next(self.model.parameters())
+        weight = network_tensor(self.model)
         numbers = numbers.to(weight.device)
         positions = torch.zeros(len(numbers), 3, dtype=weight.dtype, device=weight.device)
         self.model.check(AtomicBatch(numbers, positions))

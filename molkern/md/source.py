@@ -95,7 +95,7 @@ class ModelSource:
         except ValueError as error:
             text = str(error).replace("the content", self.name, 1)
             raise ValueError(f"model {text}") from error
-        weight = next(model.parameters()).dtype
+        weight = network_tensor(model).dtype
         if weight not in (torch.float32, torch.float64):
             raise ValueError(
                 f"model {self.name} has weights of {weight}, for which there are no kernels: load "

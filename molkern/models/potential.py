@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -546,8 +545,7 @@ def _ordinary(value: Any) -> Any:
         return value
     if isinstance(value, AtomicBatch):
         return value._mapped(torch.clone)
-    names = [f.name for f in fields(value) if f.init]
-    return replace(value, **tree_map_only(Tensor, torch.clone, {k: kept[k] for k in names}))
+    return value._with(**tree_map_only(Tensor, torch.clone, dict(kept)))
 
 
 @checked
