@@ -156,6 +156,16 @@ def _class(saved: _Saved, own: OwnClasses, name: str) -> type[Potential]:
     return known[saved.model]
 
 
+#: What fills tensors with random numbers, of which those without memory have none.
+_DRAWS = {
+    torch.nn.init.normal_,
+    torch.nn.init.uniform_,
+    torch.nn.init.kaiming_uniform_,
+    Tensor.normal_,
+    Tensor.uniform_,
+}
+
+
 class _OnlyShapes(TorchFunctionMode):
     """Layers without memory, and none but those whose tensors are there.
 
@@ -171,6 +181,10 @@ class _OnlyShapes(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _DRAWS:
+            filled = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            if filled.is_meta:
+                return filled  # torch would load all of its compiler to draw nothing
         if func is not torch.empty or kwargs.get("device") is not None:
             return func(*args, **kwargs)
         made = func(*args, **{**kwargs, "device": "meta"})

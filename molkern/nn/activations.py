@@ -208,5 +208,7 @@ def dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
 @torch.no_grad()
 def orthogonal_(weight: Tensor, gain: float = 1.0) -> None:
     """:func:`torch.nn.init.orthogonal_` for 16-bit weights too, which torch cannot factorise."""
+    if weight.is_meta:  # without values; torch would load all of its compiler
+        return
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     weight.copy_(nn.init.orthogonal_(wide, gain))

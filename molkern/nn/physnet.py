@@ -27,9 +27,11 @@ def orthogonal_dense(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     """
     layer = dense(inputs, outputs, bias=bias)
     orthogonal_(layer.weight)
+    if layer.weight.is_meta:  # without values
+        return layer
     with torch.no_grad():
         variance = layer.weight.var(correction=0)
-        # A single weight has none; of weights without values (on "meta") none is known
+        # A single weight has none
         scale = (2.0 / ((inputs + outputs) * variance)).sqrt()
         layer.weight.mul_(torch.where(variance > 0, scale, 1.0))
     return layer
