@@ -95,6 +95,8 @@ class GraphSteps:
     def _run(self, stress: bool) -> Callable[[], Any]:
         made_for = self._made_for
         splines = getattr(self._model, "_splines", None)
+        if getattr(splines, "trained", False):
+            splines.look_at_weights()
         filters = getattr(self._model, "filters", None), getattr(splines, "forgotten", 0)
         now = self.list.generation, *filters
         if made_for is None or made_for[0] != now or not made_for[1].holds():
