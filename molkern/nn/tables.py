@@ -113,6 +113,9 @@ class SplineTables:
         """Drops what was made if weights have other values since an evaluation for training."""
         made = self.made
         if made is None or not made.weights:
+            self.trained = False
+            if made is not None and made.report is not None:
+                self.forgotten += 1  # what keeps earlier tables is told, whatever they were
             return
         with self._making, torch.no_grad():
             if made is not self.made:
@@ -286,7 +289,7 @@ def _copies(makers: list[nn.Module]) -> list[tuple[Tensor, Tensor]]:
     parts = _parts(makers)
     found = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values())]
     with ordinary_tensors():
-        return [(t, t.detach().clone()) for t in found if type(t) in PLAIN_TENSORS[:2]]
+        return [(t, t.detach().clone()) for t in found if t is not None]
 
 
 def _backward_obstacle(makers: list[nn.Module]) -> str:
