@@ -223,6 +223,8 @@ class Potential(KnowsElements, KeepsArguments):
                 forces, stress = bool(forces), bool(stress)  # of NumPy's
             if in_forward_mode() and isinstance(batch, AtomicBatch):
                 # Before the checks: values of tangents cannot always be read
+                if forces or stress:
+                    self._refuse_modes("forces and stress", batch)
                 refuse_forward_mode(type(self).__name__, batch.positions, batch.cell)
             self.check(batch, neighbors)
             self.check_conditions(conditions)
