@@ -37,8 +37,8 @@ class GivenVectors(NeighborList):
     def distances(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         return self.given.square().sum(1).sqrt()
 
-    def within(self, cutoff: float, positions: Tensor, cell: Tensor | None = None) -> GivenVectors:
-        return self
+    def only(self, keep: Tensor) -> NeighborList:
+        return super().only(keep)._with(given=self.given[keep])
 
 
 @dataclass(eq=False)

@@ -669,3 +669,29 @@ def test_parts_of_atoms(name, reorder):
     plain = Evaluator(model, batch, reorder=False)
     plain()
     torch.testing.assert_close(plain.per_atom(), parts, rtol=1e-8, atol=1e-10)
+
+
+class EverywhereFilters(torch.nn.Linear):
+    """Filters of a user's own, which do not vanish beyond the cutoff."""
+
+    def forward(self, basis, *distances):
+        return super().forward(basis) + 0.5
+
+
+@pytest.mark.parametrize("name", ["SchNet", "PhysNet"])
+def test_parts_of_atoms_end_at_the_cutoff(name):
+    # The list reaches farther by its skin, which own filters do not know
+    model, batch = MODELS[name](), systems(torch.float64)
+    for block in model.interactions:
+        if name == "SchNet":
+            block.filter_network = EverywhereFilters(10, 16)
+        else:
+            block.filters = EverywhereFilters(8, 16)
+    if name == "PhysNet":
+        for output in model.outputs:  # they start from zero, whatever comes in
+            torch.nn.init.ones_(output.lin.weight)
+    evaluator = Evaluator(model.double(), batch, skin=1.0)
+    out, parts = evaluator(), evaluator.per_atom()
+    energies = torch.zeros(2, dtype=torch.float64)
+    energies.index_add_(0, batch.batch, parts["atomic_energies"])
+    torch.testing.assert_close(energies, out["energy"])
