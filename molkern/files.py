@@ -164,6 +164,16 @@ def require_new(outputs: Iterable[Path], restart: bool) -> None:
             raise ValueError(f"{output} exists: --restart writes it anew, or choose another --out")
 
 
+def require_folder(output: Path, option: str = "--out") -> None:
+    """Refuses an output whose folder is not there.
+
+    Raises:
+        ValueError: naming the folder.
+    """
+    if not output.parent.is_dir():
+        raise ValueError(f"{output.parent} is not a folder: make it, or choose another {option}")
+
+
 def writable_name(text: str) -> str:
     """A text as a part of a file's name: what file systems refuse is replaced by its code."""
     refused = '%/\\:*?"<>|'
@@ -337,6 +347,20 @@ def locked(path: Path, shown: Path | None = None) -> Iterator[None]:
         with suppress(OSError):
             os.unlink(name)
         os.close(handle)
+
+
+@contextmanager
+def new_output(path: Path, restart: bool) -> Iterator[None]:
+    """Keeps a file, which may be there already for a restart only, for this process to write.
+
+    Raises:
+        ValueError: it is there, or another process is at it.
+        OSError: naming a file in a folder that cannot be written.
+    """
+    with locked(path):
+        require_new([path], restart)
+        drop_parts(path)
+        yield
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import read_frames, reading
-from ..structures import DATABASES, rows
+from ..progress import progress_over
+from ..structures import DATABASES, check_frame, rows
 from . import labels as known
-from .conditions import NAMES, missing, stated
+from .conditions import NAMES, ConditionReader, missing, stated, write_into
 from .dataset import PER_ATOM, Dataset
-from .reading import atomic_numbers, dipole_factor, energy_factor, progress_over, require_angstrom
+from .reading import atomic_numbers, dipole_factor, energy_factor, require_angstrom
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+    from ..models import Potential
 
 Array = NDArray[Any]
 #: An energy by a length: ``kcal/mol/Ang``, ``eV/Ang^3``.
@@ -139,6 +142,29 @@ def _numbers(path: Path, frames: list[Atoms]) -> Array:
         for number, atoms in enumerate(frames):
             atomic_numbers(atoms.numbers, f"{path}, frame {number}")
         raise
+
+
+def frames_for(
+    model: Potential, path: Path, name: str, conditions: ConditionReader
+) -> Iterator[Atoms]:
+    """Structures of a file that a model is to compute, with their conditions in ``info``.
+
+    Args:
+        model: to be used.
+        path: the file.
+        name: of the model, for messages.
+        conditions: reads what the model depends on.
+
+    Raises:
+        ValueError: a file that cannot be read; naming the frame: one that cannot be computed, an
+            element that the model does not know, conditions that are no numbers or contradict.
+    """
+    for number, atoms in enumerate(read_frames(path)):
+        where = f"{path}, frame {number}"
+        check_frame(atoms, where)
+        model.check_elements(atoms.numbers, where, f"model {name}")
+        write_into(atoms, conditions.read(atoms, where))
+        yield atoms
 
 
 def entries(atoms: Atoms) -> dict[str, Array | None]:

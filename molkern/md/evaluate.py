@@ -14,24 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.conditions import CONDITIONS, ConditionReader, write_into
-from ..data.frames import entries
+from ..data.conditions import CONDITIONS, ConditionReader
+from ..data.frames import entries, frames_for
 from ..data.labels import choose, of_frame
 from ..extras import require
-from ..files import (
-    drop_parts,
-    locked,
-    read_frames,
-    replacing,
-    require_new,
-    require_not_inputs,
-    writing,
-)
+from ..files import new_output, replacing, require_folder, require_not_inputs, writing
 from ..graph import AtomicBatch
 from ..models import Potential
 from ..nn.precision import network_tensor
 from ..progress import progress_bar
-from ..structures import check_frame
+from ..structures import write_results
 from .parallel import run_pieces
 from .source import ModelSource
 from .trajectories import XYZ
@@ -267,8 +259,6 @@ class _Frames:
         self._file = file  # conditions are in the frames' info
 
     def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None:
-        from ase.calculators.singlepoint import SinglePointCalculator
-        from ase.io.extxyz import write_xyz
         from ase.stress import full_3x3_to_voigt_6_stress
 
         before, result = _reference(frame), frame.copy()
@@ -276,12 +266,8 @@ class _Frames:
             result.info["reference_energy"] = before["energy"]
         if "forces" in before:
             result.arrays["reference_forces"] = np.asarray(before["forces"])
-        for name in ("energy", "forces", "stress"):  # write_xyz refuses what is there already
-            result.info.pop(name, None)
-            result.arrays.pop(name, None)
-        voigt = {} if stress is None else {"stress": full_3x3_to_voigt_6_stress(stress)}
-        result.calc = SinglePointCalculator(result, energy=energy, forces=forces, **voigt)
-        write_xyz(self._file, result)
+        six = None if stress is None else full_3x3_to_voigt_6_stress(stress)
+        write_results(self._file, result, {"energy": energy, "forces": forces, "stress": six})
 
     def finish(self) -> bytes:
         return b""
@@ -388,11 +374,8 @@ def evaluate(
     kept: dict[int, Atoms] = {}
 
     def frames() -> Iterator[Atoms]:
-        for index, frame in enumerate(read_frames(structures)):
-            where = f"{structures}, frame {index}"
-            check_frame(frame, where)
-            model.check_elements(frame.numbers, where, f"model {source.name}")
-            write_into(frame, conditions.read(frame, where))
+        given = frames_for(model, structures, source.name, conditions)
+        for index, frame in enumerate(given):
             if stress and not _has_stress(frame):
                 without.append(index)
             kept[index] = frame
@@ -408,9 +391,7 @@ def evaluate(
         gpus=int(device.startswith("cuda")),
         address=ray_address,
     )
-    with locked(out):
-        require_new([out], restart)
-        drop_parts(out)
+    with new_output(out, restart):
         count, lines = _write(out, results, kept, conditions.wanted)
     return count, [*_without_stress(without, count), *lines, *conditions.notes()]
 
@@ -432,8 +413,7 @@ def _check_arguments(out: Path, max_atoms: int, max_edges: int) -> None:
     if out.suffix not in _OUTPUTS:
         endings = ", ".join(_OUTPUTS)
         raise ValueError(f"{out} ends in {out.suffix!r}: results end in one of {endings}")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
+    require_folder(out)
 
 
 def _write(

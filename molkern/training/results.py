@@ -17,7 +17,7 @@ from ..data import Dataset
 from ..files import require_not_inputs, writable_name, write_whole
 from ..models import Potential, load
 from ..nn.precision import network_tensor
-from ..progress import progress_bar
+from ..progress import progress_over
 from .config import Config, read_config
 from .folder import CONFIG, SPLIT, inputs_of, settings_digest
 from .objective import Labels, evaluate, match_labels, needed
@@ -112,10 +112,8 @@ def predictions(
 
 
 def _portions(members: Array, size: int, progress: bool) -> Iterator[Array]:
-    starts: Any = range(0, len(members), size)
-    if progress:
-        starts = progress_bar(starts, desc="evaluating", unit="batch", disable=None, leave=False)
-    for first in starts:
+    starts = range(0, len(members), size)
+    for first in progress_over(starts, "evaluating", "batch", progress):
         yield members[first : first + size]
 
 
