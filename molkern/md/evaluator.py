@@ -98,7 +98,7 @@ class Evaluator:
         self.model = model.eval()
         self.model.check(batch)
         self.model.check_conditions(conditions)
-        self.forces, self.stress, self.conditions = forces, stress, conditions
+        self.forces, self.stress, self.conditions = bool(forces), bool(stress), conditions
         self._options = {"skin": skin, "capacity": capacity, "graph": graph, "reorder": reorder}
         self._exclusive = Exclusive("threads that run at the same time need an evaluator each")
         self._thread: int | None = None
@@ -160,7 +160,7 @@ class Evaluator:
             RuntimeError: another thread is using this evaluator, or the model was moved to another
                 device or type since it was made.
         """
-        stress = self.stress if stress is None else stress
+        stress = self.stress if stress is None else bool(stress)
         with self._exclusive, torch.inference_mode(False), torch.no_grad():
             self._check_model()
             self._take(positions, cell)

@@ -214,10 +214,11 @@ class Potential(KnowsElements, KeepsArguments):
                 cutoff, of other atoms or beyond its capacity, or a stress without cells.
             RuntimeError: forces or stress under ``torch.inference_mode()``.
         """
+        if not (isinstance(forces, bool) and isinstance(stress, bool)):
+            _check_flags(forces, stress)
+            forces, stress = bool(forces), bool(stress)  # NumPy's
         differentiate = forces or stress
         if not torch.compiler.is_compiling():
-            if not (isinstance(forces, bool) and isinstance(stress, bool)):
-                _check_flags(forces, stress)
             self.check(batch, neighbors)
             self.check_conditions(conditions)
             if differentiate:
