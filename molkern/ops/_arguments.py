@@ -37,13 +37,13 @@ def explained(function: Function) -> Function:
     return call  # type: ignore[return-value]
 
 
-#: What torch and molkern's operators say of tensors made in inference mode.
-_OF_INFERENCE_MODE = ("Inference tensor", "made under torch.inference_mode()", "made under it")
 _INFERENCE_TENSORS = (
     "torch.inference_mode() forbids derivatives of tensors that were made under it, here weights "
     "or arguments: outside of it copy.deepcopy(model) and tensor.clone() make ordinary ones; or "
     "use torch.no_grad() in its place"
 )
+#: What torch, molkern's operators and functions within say of tensors made in inference mode.
+_OF_INFERENCE_MODE = ("Inference tensor", "made under torch.inference_mode()", _INFERENCE_TENSORS)
 
 
 def checked(function: Function) -> Function:
