@@ -402,46 +402,15 @@ class AtomicBatch:
         pbc: Tensor | Sequence[bool] | bool | None = None,
         num_systems: int | None = None,
     ):
-        if positions.dim() != 2 or positions.shape[1] != 3:
-            raise ValueError(
-                f"positions must have shape [N, 3], got {list(positions.shape)}: the order is "
-                "AtomicBatch(numbers, positions)"
-            )
-        if positions.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"positions must be float32 or float64, got {positions.dtype}")
-        count = positions.shape[0]
-        if numbers.shape != (count,):
-            raise ValueError(f"numbers must have shape [{count}], got {list(numbers.shape)}")
-        if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-            raise TypeError(f"numbers must be integers, got {numbers.dtype}")
-        if batch is not None and batch.shape != (count,):
-            raise ValueError(f"batch must have shape [{count}], got {list(batch.shape)}")
-        if batch is not None and batch.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"batch must be int64 or int32, got {batch.dtype}")
-        if cell is not None and cell.dtype != positions.dtype:
-            raise TypeError(
-                f"cell is {cell.dtype} but positions is {positions.dtype}; convert one of them "
-                "with .to()"
-            )
-        for name, value in dict(numbers=numbers, batch=batch, cell=cell, pbc=pbc).items():
-            if isinstance(value, Tensor) and value.device != positions.device:
-                raise ValueError(
-                    f"{name} is on {value.device} but positions is on {positions.device}; "
-                    "move one of them with .to()"
-                )
+        _check_atoms(numbers, positions, batch, cell, pbc)
         if num_systems is None:
             num_systems = neighbors.count_systems(cell, batch)
         if batch is None and num_systems != 1:
             raise ValueError(
                 f"num_systems is {num_systems} but batch is missing: pass the system of each atom"
             )
-        if batch is not None and count:
-            low, high = int(batch[0]), int(batch[-1])
-            if low < 0 or high >= num_systems or bool((batch[1:] < batch[:-1]).any()):
-                raise ValueError(
-                    f"batch must not decrease and lie in [0, {num_systems}); sort the atoms by "
-                    f"system (it runs from {int(batch.min())} to {int(batch.max())})"
-                )
+        if batch is not None and len(batch):
+            _check_order(batch, num_systems)
         self.numbers = numbers.long()
         self.positions = positions
         self.batch = batch
@@ -672,6 +641,49 @@ class AtomicBatch:
             pbc = torch.stack([as_tensor(a.pbc) for a in systems])
         made = cls(numbers, positions, batch, cell, pbc, num_systems=len(systems))
         return made.to(dtype=dtype).to(device)
+
+
+def _check_atoms(
+    numbers: Tensor, positions: Tensor, batch: Tensor | None, cell: Tensor | None, pbc: Any
+) -> None:
+    """Refuses shapes, types and devices of a batch that do not fit; waits for no device."""
+    if positions.dim() != 2 or positions.shape[1] != 3:
+        raise ValueError(
+            f"positions must have shape [N, 3], got {list(positions.shape)}: the order is "
+            "AtomicBatch(numbers, positions)"
+        )
+    if positions.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"positions must be float32 or float64, got {positions.dtype}")
+    count = positions.shape[0]
+    if numbers.shape != (count,):
+        raise ValueError(f"numbers must have shape [{count}], got {list(numbers.shape)}")
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise TypeError(f"numbers must be integers, got {numbers.dtype}")
+    if batch is not None and batch.shape != (count,):
+        raise ValueError(f"batch must have shape [{count}], got {list(batch.shape)}")
+    if batch is not None and batch.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"batch must be int64 or int32, got {batch.dtype}")
+    if cell is not None and cell.dtype != positions.dtype:
+        raise TypeError(
+            f"cell is {cell.dtype} but positions is {positions.dtype}; convert one of them "
+            "with .to()"
+        )
+    for name, value in dict(numbers=numbers, batch=batch, cell=cell, pbc=pbc).items():
+        if isinstance(value, Tensor) and value.device != positions.device:
+            raise ValueError(
+                f"{name} is on {value.device} but positions is on {positions.device}; "
+                "move one of them with .to()"
+            )
+
+
+def _check_order(batch: Tensor, num_systems: int) -> None:
+    """Refuses systems that are none, or not one after the other."""
+    low, high = int(batch[0]), int(batch[-1])
+    if low < 0 or high >= num_systems or bool((batch[1:] < batch[:-1]).any()):
+        raise ValueError(
+            f"batch must not decrease and lie in [0, {num_systems}); sort the atoms by "
+            f"system (it runs from {int(batch.min())} to {int(batch.max())})"
+        )
 
 
 def _cells(cell: Tensor, num_systems: int) -> Tensor:
