@@ -90,9 +90,9 @@ def demo(
     """Molecular dynamics of ethanol with a trained SchNet."""
     with _errors_in_one_line():
         from . import demo as demonstration
-        from .files import require_folder
 
-        require_folder(out)
+        if not out.parent.is_dir():
+            raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
         demonstration.run(steps, out, typer.echo)
 
 

@@ -1,11 +1,11 @@
-"""Structures in files, one after the other: ASE's readers and writers, and what they leave out."""
+"""Structures in files, one after the other: ASE's readers, and what these leave out."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -105,26 +105,6 @@ def _number(text: str) -> Any:
     if not values.size:
         return text
     return float(values[0]) if values.size == 1 else values
-
-
-def write_results(file: IO[str], atoms: Atoms, results: Mapping[str, Any]) -> None:
-    """Adds a structure to extended XYZ, with results in place of what its file said of them.
-
-    Args:
-        file: to be written to.
-        atoms: the structure, a copy: it is changed.
-        results: by ASE's names; None where there is none.
-    """
-    from ase.calculators.singlepoint import SinglePointCalculator
-    from ase.io.extxyz import write_xyz
-
-    for name in results:  # write_xyz refuses what is there already
-        atoms.info.pop(name, None)
-        atoms.arrays.pop(name, None)
-    found = {name: value for name, value in results.items() if value is not None}
-    if found:
-        atoms.calc = SinglePointCalculator(atoms, **found)
-    write_xyz(file, atoms)
 
 
 def fault(numbers: Any, positions: Any, cell: Any = None, pbc: Any = None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..extras import require
-from ..files import read_frame, require_folder, require_not_inputs
+from ..files import read_frame, require_not_inputs
 from ..ops._library import build_info
 from ..units import energy_unit as unit_of_energy
 from .evaluate import evaluate
@@ -142,7 +142,8 @@ def _check_plot(plot: Path | None) -> None:
     known = FigureCanvasAgg.get_supported_filetypes()
     if plot.suffix.lstrip(".") not in known:
         raise ValueError(f"{plot} ends in {plot.suffix!r}: plots end in one of {', '.join(known)}")
-    require_folder(plot, "--plot")
+    if not plot.parent.is_dir():
+        raise ValueError(f"{plot.parent} is not a folder: make it, or choose another --plot")
 
 
 def _trajectories(plan: Plan) -> str:

@@ -23,7 +23,6 @@ from ..graph import AtomicBatch
 from ..models import Potential
 from ..nn.precision import network_tensor
 from ..progress import progress_bar
-from ..structures import write_results
 from .parallel import run_pieces
 from .source import ModelSource
 from .trajectories import XYZ
@@ -259,6 +258,8 @@ class _Frames:
         self._file = file  # conditions are in the frames' info
 
     def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None:
+        from ase.calculators.singlepoint import SinglePointCalculator
+        from ase.io.extxyz import write_xyz
         from ase.stress import full_3x3_to_voigt_6_stress
 
         before, result = _reference(frame), frame.copy()
@@ -266,8 +267,12 @@ class _Frames:
             result.info["reference_energy"] = before["energy"]
         if "forces" in before:
             result.arrays["reference_forces"] = np.asarray(before["forces"])
-        six = None if stress is None else full_3x3_to_voigt_6_stress(stress)
-        write_results(self._file, result, {"energy": energy, "forces": forces, "stress": six})
+        for name in ("energy", "forces", "stress"):  # write_xyz refuses what is there already
+            result.info.pop(name, None)
+            result.arrays.pop(name, None)
+        voigt = {} if stress is None else {"stress": full_3x3_to_voigt_6_stress(stress)}
+        result.calc = SinglePointCalculator(result, energy=energy, forces=forces, **voigt)
+        write_xyz(self._file, result)
 
     def finish(self) -> bytes:
         return b""

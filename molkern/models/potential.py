@@ -213,16 +213,15 @@ class Potential(KnowsElements, KeepsArguments):
                 cutoff, of other atoms or beyond its capacity, or a stress without cells.
             RuntimeError: forces or stress under ``torch.inference_mode()``.
         """
-        if not (isinstance(forces, bool) and isinstance(stress, bool)):
-            _check_flags(forces, stress)
-            forces, stress = bool(forces), bool(stress)  # NumPy's
-        differentiate = forces or stress
         if not torch.compiler.is_compiling():
+            if not (isinstance(forces, bool) and isinstance(stress, bool)):
+                _check_flags(forces, stress)
+                forces, stress = bool(forces), bool(stress)  # of NumPy's
             self.check(batch, neighbors)
             self.check_conditions(conditions)
-            if differentiate:
+            if forces or stress:
                 self._refuse_modes("forces and stress", batch)
-            if differentiate or torch.is_grad_enabled():
+            if forces or stress or torch.is_grad_enabled():
                 batch, neighbors = _ordinary(batch), _ordinary(neighbors)
         if neighbors is None:
             neighbors = self.neighbors(batch)

@@ -20,7 +20,6 @@ from ..graph import AtomicBatch
 from ..models import Potential
 from ..nn.precision import network_tensor
 from ..progress import progress_over
-from ..structures import write_results
 from .objective import evaluate, match_labels
 from .results import Run
 
@@ -176,11 +175,13 @@ def _npz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
 
 
 def _extxyz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io.extxyz import write_xyz
+
     text = io.StringIO()
     for atoms, values in zip(frames, found, strict=True):
         atoms = atoms.copy()
-        results = ("energy", "forces", "stress")
-        known: dict[str, Any] = {k: values[k] for k in results if k in values}
+        known = {k: values[k] for k in ("energy", "forces", "stress") if k in values}
         for key, value in values.items():
             if key in known or key in CONDITIONS:  # these are in info already
                 continue
@@ -188,5 +189,10 @@ def _extxyz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
                 atoms.set_array(f"predicted_{key}", value)
             else:
                 atoms.info[f"predicted_{key}"] = value if np.ndim(value) else float(value)
-        write_results(text, atoms, known)
+        for name in known:  # write_xyz refuses what is there already
+            atoms.info.pop(name, None)
+            atoms.arrays.pop(name, None)
+        if known:
+            atoms.calc = SinglePointCalculator(atoms, **known)
+        write_xyz(text, atoms)
     return text.getvalue().encode()

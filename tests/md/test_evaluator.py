@@ -649,28 +649,6 @@ def test_numbers_that_are_no_positions(dtype):
         evaluator(None, [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
 
 
-@pytest.mark.parametrize("reorder", [False, True])
-@pytest.mark.parametrize("name", ["SchNet, splines", "PhysNet", "DTNN", "DimeNet++"])
-def test_parts_of_atoms(name, reorder):
-    make = MODELS[name]
-    if name == "DimeNet++":  # of one target, an energy
-        make = partial(
-            DimeNetPlusPlus, 16, 1, 2, 8, 4, 8, 5, 4, cutoff=3.0, output_init="glorot_orthogonal"
-        )
-    model, batch = make().double(), systems(torch.float64)
-    evaluator = Evaluator(model, batch, stress=True, reorder=reorder)
-    out, parts = evaluator(), evaluator.per_atom()
-    owner = batch.batch
-    energies = torch.zeros(2, dtype=torch.float64).index_add(0, owner, parts["atomic_energies"])
-    torch.testing.assert_close(energies, out["energy"])
-    virials = torch.zeros(2, 3, 3, dtype=torch.float64).index_add(0, owner, parts["virials"])
-    volumes = torch.linalg.det(batch.cell).reshape(2, 1, 1)
-    torch.testing.assert_close(virials, -volumes * out["stress"], rtol=1e-7, atol=1e-9)
-    plain = Evaluator(model, batch, reorder=False)
-    plain()
-    torch.testing.assert_close(plain.per_atom(), parts, rtol=1e-8, atol=1e-10)
-
-
 class EverywhereFilters(torch.nn.Linear):
     """Filters of a user's own, which do not vanish beyond the cutoff."""
 
@@ -695,3 +673,25 @@ def test_parts_of_atoms_end_at_the_cutoff(name):
     energies = torch.zeros(2, dtype=torch.float64)
     energies.index_add_(0, batch.batch, parts["atomic_energies"])
     torch.testing.assert_close(energies, out["energy"])
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+@pytest.mark.parametrize("name", ["SchNet, splines", "PhysNet", "DTNN", "DimeNet++"])
+def test_parts_of_atoms(name, reorder):
+    make = MODELS[name]
+    if name == "DimeNet++":  # of one target, an energy
+        make = partial(
+            DimeNetPlusPlus, 16, 1, 2, 8, 4, 8, 5, 4, cutoff=3.0, output_init="glorot_orthogonal"
+        )
+    model, batch = make().double(), systems(torch.float64)
+    evaluator = Evaluator(model, batch, stress=True, reorder=reorder)
+    out, parts = evaluator(), evaluator.per_atom()
+    owner = batch.batch
+    energies = torch.zeros(2, dtype=torch.float64).index_add(0, owner, parts["atomic_energies"])
+    torch.testing.assert_close(energies, out["energy"])
+    virials = torch.zeros(2, 3, 3, dtype=torch.float64).index_add(0, owner, parts["virials"])
+    volumes = torch.linalg.det(batch.cell).reshape(2, 1, 1)
+    torch.testing.assert_close(virials, -volumes * out["stress"], rtol=1e-7, atol=1e-9)
+    plain = Evaluator(model, batch, reorder=False)
+    plain()
+    torch.testing.assert_close(plain.per_atom(), parts, rtol=1e-8, atol=1e-10)
