@@ -20,13 +20,12 @@ def default_type(dtype):
         torch.set_default_dtype(before)
 
 
-MODES = {
-    "inference": torch.inference_mode,
-    "other device": lambda: torch.device("meta"),
-    "float64": lambda: default_type(torch.float64),
-    "bfloat16": lambda: default_type(torch.bfloat16),
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-}
+MODES = [
+    torch.inference_mode(),
+    torch.device("meta"),
+    default_type(torch.bfloat16),
+    torch.autocast("cpu", torch.bfloat16),
+]
 COMMANDS = {
     "train": (f"{TRAIN} --restart", ["run/best.safetensors", "run/split.npz"]),
     "test": ("test run --part validation --device cpu", ["run/validation.json"]),
@@ -51,10 +50,18 @@ def outputs(molkern, ethanol):
 
 
 def test_results_do_not_depend_on_modes(outputs):
+    """In all of them at once."""
     expected = outputs()
-    for name, mode in MODES.items():
-        with mode():
-            before = torch.is_inference_mode_enabled(), torch.get_default_device()
-            found = outputs()
-            assert before == (torch.is_inference_mode_enabled(), torch.get_default_device())
-        assert [file for file in found if found[file] != expected[file]] == [], name
+
+    def modes():
+        inference = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        kinds = torch.get_default_dtype(), str(torch.get_default_device())
+        return *inference, *kinds, torch.is_autocast_enabled("cpu")
+
+    with contextlib.ExitStack() as stack:
+        for mode in MODES:
+            stack.enter_context(mode)
+        before = modes()
+        found = outputs()
+        assert modes() == before
+    assert [file for file in found if found[file] != expected[file]] == []
