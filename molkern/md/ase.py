@@ -122,7 +122,9 @@ class ASECalculator(Calculator):
         evaluator = self._evaluator_for(self.atoms)
         stress = "stress" in (properties or [])
         if stress and evaluator.batch.cell is None:
-            raise PropertyNotImplementedError("stress needs a cell: atoms.set_cell(...)")
+            raise PropertyNotImplementedError(
+                "stress needs a cell along which atoms repeat: atoms.set_cell(...), atoms.pbc = True"
+            )
         positions = as_tensor(self.atoms.positions)
         cell = None
         if evaluator.batch.cell is not None:
