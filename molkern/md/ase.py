@@ -123,7 +123,7 @@ class ASECalculator(Calculator):
         stress = "stress" in (properties or [])
         if stress and evaluator.batch.cell is None:
             raise PropertyNotImplementedError(
-                "stress needs a cell along which atoms repeat: atoms.set_cell(...), atoms.pbc = True"
+                "stress needs a cell that repeats: atoms.set_cell(...), atoms.pbc = True"
             )
         positions = as_tensor(self.atoms.positions)
         cell = None
