@@ -11,6 +11,7 @@ import torch
 
 from ..extras import require
 from ..files import read_frame, require_not_inputs
+from ..host import usual_torch
 from ..ops._library import build_info
 from ..units import energy_unit as unit_of_energy
 from .evaluate import evaluate
@@ -74,6 +75,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+@usual_torch()
 def dynamics(
     structure: Path,
     source: ModelSource,
@@ -152,6 +154,7 @@ def _trajectories(plan: Plan) -> str:
     return str(first) if last == 0 else f"{first} to {plan.trajectory(last).name}"
 
 
+@usual_torch()
 def energies(
     structures: Path,
     source: ModelSource,

@@ -50,12 +50,19 @@ def save(figure: Figure, path: str | Path) -> Figure:
         OSError: naming a file that cannot be written.
         ValueError: an ending that matplotlib has no format for.
     """
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
     path = Path(path)
     kind = path.suffix[1:] or figure.canvas.get_default_filetype()
     if not path.suffix:
         path = path.with_name(f"{path.name}.{kind}")
     content = io.BytesIO()
-    figure.savefig(content, format=kind, dpi=DPI)
+    # Texts are not written for LaTeX, which the owner of the process may have chosen for theirs
+    for text in figure.findobj(Text):
+        text.set_usetex(False)
+    with rc_context({"text.usetex": False}):  # ticks are made when they are drawn
+        figure.savefig(content, format=kind, dpi=DPI)
     write_whole(path, content.getvalue())
     return figure
 

@@ -122,10 +122,10 @@ def test_runs_of_other_replicas_at_once(molkern, ethanol, monkeypatch):
 
 
 @pytest.mark.parametrize("end", ["xyz", "traj", "csv"])
-@pytest.mark.parametrize("how", ["gone", "cut"])
+@pytest.mark.parametrize("how", ["gone", "cut", "a link"])
 def test_files_that_are_changed_under_a_run(molkern, ethanol, monkeypatch, end, how):
     out = "S.traj" if end == "traj" else "S.xyz"
-    path = Path(f"S.{end}")
+    path, held = Path(f"S.{end}"), []
     plain = group.GroupRun._step
     monkeypatch.setattr(group, "_FLUSH_BYTES", 0)
 
@@ -136,12 +136,21 @@ def test_files_that_are_changed_under_a_run(molkern, ethanol, monkeypatch, end, 
             path.unlink()
             if how == "cut":
                 path.write_bytes(content[:-7])
+            if how == "a link":
+                held.append(content)
+                Path("elsewhere").write_bytes(content)
+                path.symlink_to("elsewhere")
 
     monkeypatch.setattr(group.GroupRun, "_step", step)
     command = f"md {ethanol} --steps 20 --every 2 --checkpoint-every 5 --out {out}"
     error = molkern(command, code=1)
     assert f"S.{end} " in error
-    assert ("is gone" if how == "gone" else "was changed by somebody else") in error
+    said = {"gone": "is gone", "cut": "was changed by somebody else"}
+    if how == "a link":  # is perhaps not even opened
+        assert "another file has taken its place" in error or "cannot be written" in error
+        assert Path("elsewhere").read_bytes() == held[0]
+    else:
+        assert said[how] in error
 
 
 @pytest.fixture
