@@ -95,13 +95,16 @@ class GraphSteps:
     def _run(self, stress: bool) -> Callable[[], Any]:
         made_for = self._made_for
         splines = getattr(self._model, "_splines", None)
+        if splines is not None and splines.trained:
+            splines.look_at_weights()
         filters = getattr(self._model, "filters", None), getattr(splines, "forgotten", 0)
         now = self.list.generation, *filters
         if made_for is None or made_for[0] != now or not made_for[1].holds():
             self._runs.clear()
-            self._made_for = now, Fingerprint(self._model)
+            self._made_for = made_for = now, Fingerprint(self._model, self._model.modules())
         if stress not in self._runs:
             self._runs[stress] = self._captured(lambda: self._step(stress))
+            made_for[1].settle()
             # A graph reads splines where they are, also when the model has made new ones
             self._tables[stress] = getattr(splines, "made", None)
         return self._runs[stress]

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class Potential(KnowsElements, KeepsArguments):
 
     def remember(self, **config: Any) -> None:
         """Keeps the constructor's arguments, which must be plain JSON values."""
-        self._config = config
+        self._config = {name: _plain(value) for name, value in config.items()}
         self._splines = SplineTables(config.get("spline_tolerance"))
         self.filters = config.get("filters", "exact")
 
@@ -153,9 +154,11 @@ class Potential(KnowsElements, KeepsArguments):
         where nothing can be differentiated by the weights, else trainable ones. The list whose
         edges they are is for convolutions.
         """
+        differentiable = torch.is_grad_enabled() and not keeps_weights_constant()
+        if differentiable and not torch.compiler.is_exporting():
+            self._splines.trained = True
         if self.filters != "spline":
             return None
-        differentiable = torch.is_grad_enabled() and not keeps_weights_constant()
         trainable = differentiable and any(p.requires_grad for p in self.parameters())
         made = (self._splines.measured if trainable else self._splines.constant)(self)
         if made.report is None or not made.serves:
@@ -217,6 +220,9 @@ class Potential(KnowsElements, KeepsArguments):
             if not (isinstance(forces, bool) and isinstance(stress, bool)):
                 _check_flags(forces, stress)
                 forces, stress = bool(forces), bool(stress)  # of NumPy's
+            if in_forward_mode() and isinstance(batch, AtomicBatch):
+                # Before the checks: values of tangents cannot always be read
+                refuse_forward_mode(type(self).__name__, batch.positions, batch.cell)
             self.check(batch, neighbors)
             self.check_conditions(conditions)
             if forces or stress:
@@ -501,6 +507,13 @@ class Potential(KnowsElements, KeepsArguments):
         tensors = {k: v.detach().clone(memory_format=plain) for k, v in self.state_dict().items()}
         metadata = {"molkern": text}
         return safetensors.torch.save(tensors, metadata=metadata)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and those in lists as Python's, which files take."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return [_plain(item) for item in value] if type(value) is list else value
 
 
 def is_called_plainly(model: nn.Module) -> bool:

@@ -63,6 +63,11 @@ class Structure:
 
 def largest_extent(batch: AtomicBatch) -> float:
     """A length beyond every distance within a system that is not periodic; 0 if there is none."""
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace would keep the size of these systems for all that follow: give "
+            "neighbors=, or use torch.compile or torch.export"
+        )
     positions, count = batch.positions.detach().double(), batch.num_systems
     if batch.num_atoms == 0:
         return 0.0

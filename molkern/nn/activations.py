@@ -12,7 +12,7 @@ from .. import ops
 from ..ops._arguments import checked
 from ..ops._modes import Switch
 from .fixed import FixedModule
-from .plain import PLAIN_TENSORS, is_plain
+from .plain import TAKEN_TENSORS, is_plain
 
 _smooth = Switch()
 
@@ -143,7 +143,7 @@ class Dense(FixedModule, nn.Linear):
         With a gate ``(e, V)`` the activated product is multiplied by ``e Vᵀ``.
         """
         weight, bias = self.weight, self.bias
-        own = is_matrix(x) and type(weight) in PLAIN_TENSORS and type(bias) in PLAIN_TENSORS
+        own = is_matrix(x) and type(weight) in TAKEN_TENSORS and type(bias) in TAKEN_TENSORS
         fused = fused_activation(self.unfused) if own else None
         if fused is not None:
             return ops.dense(x, weight, bias, activation=fused, residual=residual, gate=gate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -14,6 +14,10 @@ from ..ops._modes import is_transformed, values_of
 from .plain import OWN_HOOKS, has_global_hooks
 
 _PLAIN_VALUES = (int, float, bool, str, type(None))
+#: Where modules come from whose attributes are known to be no more than settings.
+_OURS = "molkern.", "torch."
+#: What torch keeps for every module, of which tensors, parts and hooks are looked at otherwise.
+_OF_ALL = frozenset({*nn.Module().__dict__, "forward"})
 
 # It is asked for in every step: what runs over all modules and tensors is left to C.
 _version = Tensor._version.__get__  # type: ignore[attr-defined]
@@ -25,11 +29,16 @@ class Fingerprint:
     Seen are parameters and buffers that were written or replaced, modules added, removed or
     replaced, hooks, parametrisations and replaced ``forward``, and the numbers and names that
     molkern's own layers depend on (a cutoff, say). Not seen is what is written past torch (through
-    NumPy, say) or through ``weight.data``, nor other attributes of a user's own module:
+    NumPy, say) or through ``weight.data``, nor what functions remember that hooks are:
     :meth:`molkern.models.Potential.forget_splines` tells a model of it.
+
+    Args:
+        module: the module.
+        watched: those of its parts whose other attributes count too, where they are of a user's own
+            classes: an adapter's scale, whether it is switched on.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, watched: Iterable[nn.Module] = ()):
         # The module holds this, perhaps: no reference back, which would keep it alive
         self._root = weakref.ref(module)
         modules = list(module.modules())
@@ -44,23 +53,37 @@ class Fingerprint:
         self._tensors = _Held(list(chain.from_iterable(held)))
         tensors = [value for value in self._tensors.values if value is not None]
         # What a transform of torch.func wraps ends with it, and is not to be held
-        self._lasts = not (is_transformed() and any(values_of(t) is not t for t in tensors))
-        if not self._lasts:
+        self.lasts = not (is_transformed() and any(values_of(t) is not t for t in tensors))
+        if not self.lasts:
             self._tensors, tensors = _Held([]), []
         self._placed = [tensor for tensor in tensors if _has_place(tensor)]
         self._versioned = [tensor for tensor in tensors if not tensor.is_inference()]
         self._places, self._versions = self._now()
+        theirs = [part for part in watched if not type(part).__module__.startswith(_OURS)]
+        self._attributes = [(part.__dict__, _attributes(part.__dict__)) for part in theirs]
+
+    def settle(self) -> None:
+        """Leaves out attributes that have changed since: those that calls themselves write."""
+        self._attributes = [
+            (own, {k: v for k, v in seen.items() if k in own and v == _Attribute(own[k])})
+            for own, seen in self._attributes
+        ]
 
     def holds(self) -> bool:
         """Whether everything is as it was when this was made."""
         root = self._root()
         return (
             root is not None
-            and self._lasts
+            and self.lasts
             and self._tensors.same()
             and self._now() == (self._places, self._versions)
             and self._children.same()
             and self._called(root) == self._structure
+            and all(
+                name in own and value == _Attribute(own[name])
+                for own, seen in self._attributes
+                for name, value in seen.items()
+            )
         )
 
     def same_structure(self) -> bool:
@@ -104,6 +127,41 @@ class _Held:
 
     def same(self) -> bool:
         return list(map(id, self._now())) == self._ids and not any(self._empty)
+
+
+class _Attribute:
+    """A value as it was: of plain values and collections of them, a tensor's identity and version.
+
+    Of anything else only the type counts.
+    """
+
+    def __init__(self, value: Any):
+        self._held = value if isinstance(value, Tensor) else None
+        self.state = _state(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Attribute) and self.state == other.state
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _state(value: Any) -> Any:
+    if type(value) in _PLAIN_VALUES:
+        return type(value), value
+    if isinstance(value, Tensor):
+        return id(value), None if value.is_inference() else value._version
+    if isinstance(value, dict):
+        return [(repr(key), _state(item)) for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_state(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    return type(value)
+
+
+def _attributes(own: dict[str, Any]) -> dict[str, _Attribute]:
+    """A module's attributes, but for what torch keeps for every module."""
+    return {name: _Attribute(value) for name, value in own.items() if name not in _OF_ALL}
 
 
 def _setting_names(module: nn.Module) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.nn.modules.module as _module
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 #: Where torch keeps the hooks of all modules, and a module those of its own.
 _GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
@@ -20,6 +21,8 @@ _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 
 #: Types of a parameter, or of none, that the operators take.
 PLAIN_TENSORS = (nn.Parameter, Tensor, type(None))
+#: The same, and what stands for them while torch.export follows a model.
+TAKEN_TENSORS = (*PLAIN_TENSORS, FakeTensor)
 
 
 def is_plain(module: Any, *types: type) -> bool:
@@ -46,7 +49,7 @@ def is_plain(module: Any, *types: type) -> bool:
     ):
         return False
     for parameter in own["_parameters"].values():
-        if type(parameter) not in PLAIN_TENSORS:
+        if type(parameter) not in TAKEN_TENSORS:
             return False
     return not has_global_hooks()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..graph import NeighborList
 from ..ops._derivatives import differentiable
-from ..ops._modes import ordinary_tensors
+from ..ops._modes import ordinary_tensors, without_autocast
 from ..ops.splines import SplineGrid, spline_cfconv
 
 #: Distances ``[P]`` → the filters there, some tensors ``[P, F]``.
@@ -252,14 +252,16 @@ differentiable("spline_coefficients", _coefficients_backward, _coefficients_setu
 def spline_tables(function: FilterFunction, grid: SplineGrid, like: Tensor) -> list[Tensor]:
     """Coefficients ``[rows, F]`` of splines through a function's filters, of the type of ``like``.
 
-    The function is called once, with float64 distances within the knots. Differentiable to any
-    order by what the function depends on.
+    The function is called once, with float64 distances within the knots, and not under autocast,
+    which would round what slopes are made of. Differentiable to any order by what the function
+    depends on.
     """
     if torch.compiler.is_compiling():
         points = _points(grid, like.device)
     else:
         points = _fit(grid, like.device)[0]
-    filters = [value.double() for value in function(points)]
+    with without_autocast(points):
+        filters = [value.double() for value in function(points)]
     widths, values = [f.shape[1] for f in filters], torch.cat(filters, 1)
     form = float(grid.start), float(grid.stop), grid.intervals, grid.degree
     joined = torch.ops.molkern.spline_coefficients(values, *form, False).to(like.dtype)

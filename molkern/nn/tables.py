@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import torch
@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..ops._modes import is_hidden, is_transformed, ordinary_tensors, values_of
+from ..ops._modes import (
+    is_hidden,
+    is_transformed,
+    ordinary_tensors,
+    values_of,
+    without_autocast,
+)
 from ..ops.splines import SplineGrid
 from .fingerprint import Fingerprint
 from .plain import OWN_HOOKS, PLAIN_TENSORS, has_backward_hooks, is_known
@@ -47,6 +53,7 @@ class MadeSplines:
         tables: without gradients, one for each of the model's filters; None if not made yet.
         lean: what the model made of the tables for inference, or None.
         varying: parts of what makes the filters that do something else in training.
+        weights: the tensors that the filters depend on, and copies of them as they were.
     """
 
     seen: Fingerprint
@@ -55,6 +62,7 @@ class MadeSplines:
     tables: list[Tensor] | None = None
     lean: Any = None
     varying: tuple[nn.Module, ...] = ()
+    weights: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @property
     def serves(self) -> bool:
@@ -74,6 +82,9 @@ class SplineTables:
     filters in float64, once for a set of weights; with gradients from the network as it is, on a
     grid that is measured anew after some hundred changes of the weights.
 
+    Fused optimizers and updates through ``weight.data`` leave no trace on what they write. After an
+    evaluation that weights can be trained by, their values are compared.
+
     Threads may share a model: what was made is replaced as a whole and never changed, so that a
     call that took it can go on with it; one thread makes it while others wait.
     """
@@ -87,6 +98,8 @@ class SplineTables:
         self.made: MadeSplines | None = None
         self._making = threading.RLock()
         self._uses = 0
+        #: Whether there was an evaluation that weights can be trained by; may be set at any time.
+        self.trained = False
         #: How often :meth:`forget` was called, for what keeps the tables elsewhere.
         self.forgotten = 0
 
@@ -95,6 +108,27 @@ class SplineTables:
         with self._making:
             self.made, self._uses = None, 0
             self.forgotten += 1
+
+    def look_at_weights(self) -> None:
+        """Drops what was made if weights have other values since an evaluation for training."""
+        made = self.made
+        if made is None or not made.weights:
+            self.trained = False
+            if made is not None and made.report is not None:
+                self.forgotten += 1  # what keeps earlier tables is told, whatever they were
+            return
+        with self._making, torch.no_grad():
+            if made is not self.made:
+                return
+            # As long as there are gradients a step may follow
+            self.trained = any(
+                tensor.is_leaf and tensor.grad is not None for tensor, _ in made.weights
+            )
+            if not all(torch.equal(tensor, copied) for tensor, copied in made.weights):
+                self.trained = False
+                # The next grid starts from this one
+                self.made = replace(made, tables=None, lean=None, weights=())
+                self.forgotten += 1
 
     def set_tolerance(self, tolerance: float | None) -> None:
         """Takes another tolerance, which the next use makes tables for."""
@@ -119,6 +153,9 @@ class SplineTables:
                     "compiling it, and again after its weights have changed"
                 )
             return made
+        if self.trained:
+            self.look_at_weights()
+            made = self.made
         if not _serves_constant(made):
             with self._making:
                 made = self.made  # by another thread, perhaps
@@ -146,18 +183,17 @@ class SplineTables:
 
     def _renew(self, model: Any, complete: bool) -> MadeSplines:
         """Chooses the grid for the model as it is, and makes the tables if they are wanted."""
-        # First of all: what changes while the tables are made is seen by the next use
-        seen, before = Fingerprint(model), self.made
+        # Before the weights are read: what changes meanwhile is seen by the next use
+        obstacle = model.spline_obstacle()
+        makers = [] if obstacle else _makers(model)
+        seen, before = Fingerprint(model, _parts(makers)), self.made
         if network_tensor(model).dtype not in TOLERANCES:
             raise TypeError(
                 f"the model's weights are {network_tensor(model).dtype}, for which there are no "
                 "splines: use model.float() or model.double()"
             )
-        makers, double, report = [], None, None
-        obstacle = model.spline_obstacle()
-        if not obstacle:
-            makers = _makers(model)
-            obstacle = _backward_obstacle(makers)
+        double, report = None, None
+        obstacle = obstacle or _backward_obstacle(makers)
         if not obstacle:
             double, report, obstacle = self._fitted(model, makers, before)
         if double is None or report is None:
@@ -165,10 +201,15 @@ class SplineTables:
             made = MadeSplines(seen, obstacle)
         else:
             tables = lean = None
+            weights: list[tuple[Tensor, Tensor]] = []
             if complete:
+                if seen.lasts:
+                    weights = _copies(makers)
                 tables = _constant_tables(double, report.grid, network_tensor(model))
                 lean = model.make_lean(report.grid, tables)
-            made = MadeSplines(seen, "", report, tables, lean, _varying(makers))
+            kinds = _varying(makers)
+            made = MadeSplines(seen, "", report, tables, lean, kinds, tuple(weights))
+        seen.settle()
         self.made, self._uses = made, 0
         return made
 
@@ -238,6 +279,19 @@ def _makers(model: Any) -> list[nn.Module]:
     return [model]
 
 
+def _parts(makers: list[nn.Module]) -> list[nn.Module]:
+    """The modules and those within them, each once."""
+    return list(dict.fromkeys(part for maker in makers for part in maker.modules()))
+
+
+def _copies(makers: list[nn.Module]) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of modules, each with a copy of its values."""
+    parts = _parts(makers)
+    found = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values())]
+    with ordinary_tensors():
+        return [(t, t.detach().clone()) for t in found if t is not None]
+
+
 def _backward_obstacle(makers: list[nn.Module]) -> str:
     if any(map(has_backward_hooks, makers)):
         return "backward hooks on modules that make them would see no gradients of splines"
@@ -255,7 +309,7 @@ def _is_alike(model: Any, double: Any) -> bool:
     start, stop, _ = model.filter_span()
     like = network_tensor(model)
     points = torch.linspace(start, stop, 8, dtype=torch.float64, device="cpu")[1:-1]
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast(like):
         theirs = model.filter_values(points.to(like.device))
     with torch.inference_mode(False):
         ours = [value for value, _ in _with_slope(double.filter_values, points.clone())]

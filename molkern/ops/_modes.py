@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -38,6 +38,20 @@ def ordinary_tensors() -> Iterator[None]:
         torch.device("cpu"),
     ):
         yield
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
+    """Within it nothing is rounded to the 16-bit types of :class:`torch.autocast`.
+
+    For values whose differences matter, as those that splines are put through, whose slopes are
+    forces. On the device of a tensor.
+    """
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if _is_autocast(kind) else nullcontext()
+
+
+def _is_autocast(kind: str) -> bool:
+    return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
 def is_transformed() -> bool:

@@ -106,8 +106,12 @@ def test_forward_mode_is_refused(model):
         return model(molecule(positions), forces=True)["forces"]
 
     for function in (energy, lambda p: model(molecule(p))["energy"]):
-        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
-            torch.func.jvp(function, (POSITIONS,), (POSITIONS,))
+        for transform in (
+            lambda f: torch.func.jvp(f, (POSITIONS,), (POSITIONS,)),
+            lambda f: torch.func.linearize(f, POSITIONS),
+        ):
+            with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+                transform(function)
     for function in (energy, forces):
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(POSITIONS, POSITIONS)

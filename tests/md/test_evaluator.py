@@ -397,6 +397,38 @@ def test_steps_with_hooks_are_not_captured():
     assert len(captured) == 3
 
 
+def test_what_a_capture_cannot_follow_is_captured_anew():
+    """Weights that fused optimizers write, for splines, and switches of a user's own layers."""
+    model, batch = MODELS["SchNet, splines"]().eval(), systems()
+    steps, _, captured = replayed(model, batch, 0.4)
+    steps(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    model(batch)["energy"].sum().backward()
+    steps(False)
+    assert len(captured) == 1
+    optimizer.step()
+    optimizer.zero_grad()
+    close(steps(False), model(batch, forces=True))
+    assert len(captured) == 2
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, head):
+            super().__init__()
+            self.head, self.scale, self.calls = head, 1.0, 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.scale * self.head(x)
+
+    model.head = Scaled(model.head)
+    steps(False)
+    steps(False)
+    assert len(captured) == 3
+    model.head.scale = 2.0
+    close(steps(False), model(batch, forces=True))
+    assert len(captured) == 4
+
+
 def test_a_list_that_outgrows_its_capacity(caplog):
     caplog.set_level("INFO", "molkern")
     model, batch = MODELS["SchNet"]().eval(), systems(periodic=False)
