@@ -90,10 +90,9 @@ def demo(
     """Molecular dynamics of ethanol with a trained SchNet."""
     with _errors_in_one_line():
         from . import demo as demonstration
+        from .plots.figures import picture_path
 
-        if not out.parent.is_dir():
-            raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
-        demonstration.run(steps, out, typer.echo)
+        demonstration.run(steps, picture_path(out), typer.echo)
 
 
 @app.command()

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import read_frames, reading
-from ..structures import DATABASES, rows
+from ..structures import connected, is_database, rows
 from . import labels as known
-from .conditions import NAMES, missing, stated
+from .conditions import NAMES, missing, named, stated
 from .dataset import PER_ATOM, Dataset
 from .reading import atomic_numbers, dipole_factor, energy_factor, progress_over, require_angstrom
 
@@ -72,7 +72,7 @@ def load_ase(
     from ..extras import require
 
     require("train", "ase")
-    path, database = Path(path), Path(path).suffix in DATABASES
+    path, database = Path(path), is_database(Path(path))
     ids, frames = list[int](), list["Atoms"]()
     source = _database(path, ids) if database else read_frames(path)
     units = _units_of(path) if database else {}
@@ -113,12 +113,10 @@ def _units_of(path: Path) -> dict[str, str]:
     Raises:
         ValueError: a file that is no database, or a unit of length other than Å.
     """
-    from ase.db import connect
-
     if not path.is_file():
         raise ValueError(f"{path} is not a file: give a database of ASE's")
     with reading(path):
-        metadata = connect(str(path)).metadata
+        metadata = connected(path).metadata
     require_angstrom(str(metadata.get("_distance_unit", "")), path)
     units = {name: str(unit) for name, unit in metadata.get("_property_unit_dict", {}).items()}
     for name, unit in units.items():
@@ -245,8 +243,8 @@ class _Table:
                 continue
             self._columns[condition] = np.array([row.get(condition, 0.0) for row in read])
             self.notes += missing(condition, count, len(read))
-            names = (given[condition],) if condition in given else NAMES[condition]
-            used |= {name for name in names if name in present}
+            own = given.get(condition)
+            used |= {own} if own is not None else set(named(condition, present))
             used |= {"initial_charges"} - used if condition not in given else set()
         return used
 

@@ -31,7 +31,7 @@ from ..graph import AtomicBatch
 from ..models import Potential
 from ..nn.precision import network_tensor
 from ..progress import progress_bar
-from ..structures import check_frame
+from ..structures import check_frame, write_frame
 from .parallel import run_pieces
 from .source import ModelSource
 from .trajectories import XYZ
@@ -268,7 +268,6 @@ class _Frames:
 
     def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None:
         from ase.calculators.singlepoint import SinglePointCalculator
-        from ase.io.extxyz import write_xyz
         from ase.stress import full_3x3_to_voigt_6_stress
 
         before, result = _reference(frame), frame.copy()
@@ -281,7 +280,7 @@ class _Frames:
             result.arrays.pop(name, None)
         voigt = {} if stress is None else {"stress": full_3x3_to_voigt_6_stress(stress)}
         result.calc = SinglePointCalculator(result, energy=energy, forces=forces, **voigt)
-        write_xyz(self._file, result)
+        write_frame(self._file, result)
 
     def finish(self) -> bytes:
         return b""

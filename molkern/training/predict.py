@@ -26,7 +26,7 @@ from ..graph import AtomicBatch
 from ..models import Potential
 from ..nn.precision import network_tensor
 from ..progress import progress_bar
-from ..structures import check_frame
+from ..structures import check_frame, write_frame
 from .objective import evaluate, match_labels
 from .results import Run
 
@@ -80,8 +80,7 @@ def predict(
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
     run = Run.open(folder)
-    files = {f"the run's {path.name}": path for path in folder.iterdir() if path.is_file()}
-    require_not_inputs([out], {"the file of structures": structures, **files})
+    require_not_inputs([out], {"the file of structures": structures, **run.files()})
     model = run.model(device)
     if model.elements is None and "elements" in run.facts:  # a run of an earlier version
         model.elements = run.facts["elements"]
@@ -201,7 +200,6 @@ def _npz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
 
 def _extxyz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
     from ase.calculators.singlepoint import SinglePointCalculator
-    from ase.io.extxyz import write_xyz
 
     text = io.StringIO()
     for atoms, values in zip(frames, found, strict=True):
@@ -219,5 +217,5 @@ def _extxyz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
             atoms.arrays.pop(name, None)
         if known:
             atoms.calc = SinglePointCalculator(atoms, **known)
-        write_xyz(text, atoms)
+        write_frame(text, atoms)
     return text.getvalue().encode()

@@ -47,7 +47,9 @@ class Run:
         if not (folder / CONFIG).is_file():
             raise ValueError(f"{folder} holds no run: give a folder that `molkern train` made")
         if not (folder / BEST).is_file():
-            raise ValueError(f"{folder} has no model yet: go on with `molkern train --resume`")
+            raise ValueError(
+                f"{folder} has no model yet: go on with `molkern train {folder} --resume`"
+            )
         facts = read_facts(folder)
         config = read_config(folder / CONFIG)
         if facts.get("settings_sha256") not in (None, settings_digest(config)):
@@ -56,6 +58,11 @@ class Run:
                 "says: bring it back"
             )
         return cls(folder, config, facts)
+
+    def files(self) -> dict[str, str | Path | None]:
+        """What must not be overwritten: the files of the run and its inputs, by what they are."""
+        own = {f"the run's {path.name}": path for path in self.folder.iterdir() if path.is_file()}
+        return {**own, **inputs_of(self.config)}
 
     def path(self, name: str) -> Path:
         """A file of the run, as it was when the run ended.

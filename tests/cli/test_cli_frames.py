@@ -280,3 +280,37 @@ def test_npz_of_predictions_hold_labels_and_charges(trained):
         arrays = dict(z=content["Z"][:3], R=places, E=content["energy"], Q=content["total_charge"])
     np.savez("again.npz", **arrays)
     assert load_npz("again.npz").properties["total_charge"].tolist() == CHARGES
+
+
+@pytest.mark.parametrize("command", ["evaluate {}", "predict run {} --device cpu"])
+def test_results_can_be_read_whatever_frames_hold(trained, command):
+    """Texts of several lines, as in files of PubChem, and names that mean something else."""
+    frames = charged()[:2]
+    frames[0].info |= {"list": "two\nlines", "a=b": "c\rd", 7: 8, "none": None}
+    frames[0].info |= {"Properties": "species:S:1", "Lattice": "1 0 0", "pbc": "T", "": 1}
+    frames[0].info |= {"separated": "a\u2028b", "two words": 'say "no"', "nested": [[1], [2, 3]]}
+    frames[1].info["virial"] = np.arange(6.0)
+    ase.io.write("in.traj", frames)
+    trained(command.format("in.traj") + " --out out.extxyz", model=MODEL)
+    trained(command.format("in.traj") + " --out out.npz", model=MODEL)
+    found = ase.io.read("out.extxyz", ":")
+    for atoms, original in zip(found, frames, strict=True):
+        assert atoms.get_chemical_symbols() == original.get_chemical_symbols()
+        assert np.allclose(atoms.positions, original.positions)
+        assert not atoms.pbc.any()
+        assert not atoms.cell.any()
+    with np.load("out.npz") as arrays:
+        energies = arrays["energies" if "energies" in arrays else "energy"]
+    assert np.allclose([atoms.get_potential_energy() for atoms in found], energies)
+    assert found[0].info["list"] == "two lines"
+    assert found[0].info["two words"] == 'say "no"'
+    assert found[1].info["total_charge"] == 1.0
+    assert found[1].info["virial"].tolist() == [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1e400"])
+@pytest.mark.parametrize("command", ["evaluate in.extxyz", "md in.extxyz --steps 1"])
+def test_a_charge_that_is_no_number_is_not_the_frames_fault(trained, command, value):
+    ase.io.write("in.extxyz", charged()[:1])
+    error = trained(f"{command} --charge={value} --out o.xyz", code=1, model=MODEL)
+    assert error.startswith("molkern: total_charge must be a finite number, got")
