@@ -204,6 +204,9 @@ def evaluate(
     workers: Workers = 0,
     ray_address: RayAddress = None,
     restart: Restart = False,
+    reference_unit: Annotated[
+        str, typer.Option(help="of energies and forces in the file, where it does not say")
+    ] = "eV",
 ) -> None:
     """Energies and forces of all structures of a file, in eV and Å."""
     from .md import command
@@ -223,6 +226,7 @@ def evaluate(
             ray_address=ray_address,
             say=typer.echo,
             restart=restart,
+            reference_unit=reference_unit,
         )
 
 

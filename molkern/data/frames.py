@@ -75,7 +75,7 @@ def load_ase(
     path, database = Path(path), is_database(Path(path))
     ids, frames = list[int](), list["Atoms"]()
     source = _database(path, ids) if database else read_frames(path)
-    units = _units_of(path) if database else {}
+    units = units_of(path)
     for atoms in progress_over(source, f"reading {path.name}", "structure", progress):
         frames.append(atoms)
     if not frames:
@@ -107,12 +107,16 @@ def _database(path: Path, ids: list[int]) -> Iterable[Atoms]:
             yield atoms
 
 
-def _units_of(path: Path) -> dict[str, str]:
+def units_of(path: Path) -> dict[str, str]:
     """What a database says of its units, as SchNetPack's do; of energies per length the energy.
+
+    Other files say nothing.
 
     Raises:
         ValueError: a file that is no database, or a unit of length other than Å.
     """
+    if not is_database(path):
+        return {}
     if not path.is_file():
         raise ValueError(f"{path} is not a file: give a database of ASE's")
     with reading(path):

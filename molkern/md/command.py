@@ -158,6 +158,7 @@ def energies(
     ray_address: str | None,
     say: Say,
     restart: bool = False,
+    reference_unit: str = "eV",
 ) -> None:
     """``molkern evaluate``."""
     require("md", "ase", "tqdm")
@@ -175,6 +176,7 @@ def energies(
         workers=workers,
         ray_address=ray_address,
         restart=restart,
+        reference_unit=reference_unit,
     )
     for line in [*errors, f"{count} structure(s): {out}"]:
         say(line)

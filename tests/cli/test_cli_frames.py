@@ -18,6 +18,7 @@ from molkern.md import ASECalculator
 from molkern.models import PhysNet, SchNet, load
 from molkern.training.objective import evaluate, match_labels
 from molkern.training.run import prepare
+from molkern.units import energy_unit
 
 CONFIG = dict(
     model=dict(name="PhysNet", num_elements=10, hidden_channels=8, num_basis=8, cutoff=4.0),
@@ -314,3 +315,45 @@ def test_a_charge_that_is_no_number_is_not_the_frames_fault(trained, command, va
     ase.io.write("in.extxyz", charged()[:1])
     error = trained(f"{command} --charge={value} --out o.xyz", code=1, model=MODEL)
     assert error.startswith("molkern: total_charge must be a finite number, got")
+
+
+@pytest.mark.parametrize("unit", ["kcal/mol", "Hartree", "eV"])
+@pytest.mark.parametrize("kind", ["extxyz", "db"])
+def test_references_in_other_units(trained, kind, unit):
+    """Databases say theirs; of other files one is told."""
+    factor = energy_unit(unit)
+    frames = charged()
+    for k, atoms in enumerate(frames):
+        given = dict(energy=-float(k) / factor, forces=np.full((3, 3), k / factor))
+        if kind == "db":
+            atoms.info["given"] = given
+        else:
+            atoms.calc = SinglePointCalculator(atoms, **given)
+    option = ""
+    if kind == "db":
+        with connect("in.db") as database:
+            units = {"energy": unit, "forces": f"{unit}/Ang"}
+            database.metadata = {"_property_unit_dict": units, "_distance_unit": "Ang"}
+            for atoms in frames:
+                given = atoms.info.pop("given")
+                database.write(atoms, data={"energy": [given["energy"]], "forces": given["forces"]})
+    else:
+        ase.io.write("in.extxyz", frames)
+        option = f" --reference-unit {unit}"
+    lines = trained(f"evaluate in.{kind} --out o.extxyz{option}", model=MODEL).splitlines()
+    found = ase.io.read("o.extxyz", ":")
+    assert np.allclose([atoms.info["reference_energy"] for atoms in found], [0, -1, -2, -3])
+    for k, atoms in enumerate(found):
+        assert np.allclose(atoms.arrays["reference_forces"], k)
+    errors = [atoms.get_potential_energy() + k for k, atoms in enumerate(found)]
+    mean = 1e3 * np.abs(errors).mean()
+    assert next(line for line in lines if line.startswith("energy:")).split()[2] == f"{mean:.4g}"
+
+
+def test_an_unknown_unit_of_references(trained):
+    ase.io.write("in.extxyz", charged())
+    error = trained("evaluate in.extxyz --reference-unit eV/atom", code=1, model=MODEL)
+    assert error == (
+        "molkern: in.extxyz: energy unit 'eV/atom' is unknown: use one of eV, kcal/mol, kJ/mol, "
+        "Hartree"
+    )
