@@ -21,7 +21,7 @@ from ..progress import progress_bar
 from .config import Config, read_config
 from .folder import CONFIG, SPLIT, inputs_of, settings_digest
 from .objective import Labels, evaluate, match_labels, needed
-from .records import BEST, FACTS, METRICS, read_facts, read_metrics, require_recorded
+from .records import BEST, FACTS, METRICS, gone, read_facts, read_metrics, require_recorded
 from .run import load_data
 from .split import load_split
 
@@ -46,11 +46,13 @@ class Run:
         """
         if not (folder / CONFIG).is_file():
             raise ValueError(f"{folder} holds no run: give a folder that `molkern train` made")
+        facts = read_facts(folder)
         if not (folder / BEST).is_file():
+            if BEST in facts.get("files_sha256", {}):
+                raise ValueError(gone(folder / BEST))
             raise ValueError(
                 f"{folder} has no model yet: go on with `molkern train {folder} --resume`"
             )
-        facts = read_facts(folder)
         config = read_config(folder / CONFIG)
         if facts.get("settings_sha256") not in (None, settings_digest(config)):
             raise ValueError(
