@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -42,7 +44,7 @@ def structures(path: Path) -> Iterator[Atoms]:
         from ase.io import iread
 
         if ending(path) in _XYZ:
-            _require_whole_numbers(path)
+            _check_xyz(path)
         yield from iread(**safe_to_read(path), index=":")
 
 
@@ -72,25 +74,40 @@ def _opened(path: Path) -> IO[bytes]:
     return file
 
 
-def _require_whole_numbers(path: Path) -> None:
-    """Refuses atomic numbers of extended XYZ that are not whole, which ASE would cut off.
+def _check_xyz(path: Path) -> None:
+    """Refuses what ASE's reader of extended XYZ leaves out, cuts off or does not come to an end of.
 
     Raises:
-        ValueError: naming the frame, the atom and its number.
+        ValueError: naming the frame: fewer atoms than it says, atomic numbers that are not whole,
+            or frames after an empty line.
     """
-    frame, before = -1, b""
     with _opened(path) as file:
-        for line in file:
-            frame += b"Properties=" in line
-            found = _REAL_NUMBERS.search(line)
-            if found is not None and before.strip().isdigit():
-                widths = found[1].split(b":")[2::3]
-                column = sum(int(width) for width in widths)
-                for atom in range(int(before)):
-                    number = float(next(file, b"").split()[column])
-                    if not number.is_integer():
-                        raise ValueError(f"frame {frame}: atom {atom} has number {number}")
-            before = line
+        for frame in itertools.count():
+            header = file.readline()
+            while header.lstrip().startswith(b"VEC"):
+                header = file.readline()
+            if not header.strip().isdigit():
+                break
+            atoms, comment = int(header), file.readline()
+            lines = itertools.islice(file, min(atoms, sys.maxsize))
+            found = _REAL_NUMBERS.search(comment)
+            count = sum(1 for _ in lines) if found is None else _whole(lines, found[1], frame)
+            if count < atoms:
+                raise ValueError(f"frame {frame} has {count} atoms, but {atoms} by its first line")
+        if header and not header.strip() and any(line.strip() for line in file):
+            raise ValueError(f"an empty line stands before frame {frame}: remove it")
+
+
+def _whole(lines: Iterable[bytes], before: bytes, frame: int) -> int:
+    """How many lines of atoms there are, whose numbers stand after the columns ``before``."""
+    column = sum(int(width) for width in before.split(b":")[2::3])
+    count = 0
+    for atom, line in enumerate(lines):
+        number = float(line.split()[column])
+        if not number.is_integer():
+            raise ValueError(f"frame {frame}: atom {atom} has number {number}")
+        count += 1
+    return count
 
 
 def rows(path: Path) -> Iterator[tuple[int, Atoms]]:

@@ -66,3 +66,40 @@ def test_formats_that_nobody_knows(tmp_path, name):
     with pytest.raises(ValueError, match="convert it to extended XYZ first") as error:
         list(read_frames(path))
     assert str(path) in str(error.value)
+
+
+WATER_XYZ = "3\n\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
+
+
+def frames_of(tmp_path, text):
+    (tmp_path / "f.xyz").write_text(text)
+    return list(read_frames(tmp_path / "f.xyz"))
+
+
+@pytest.mark.parametrize("between", ["\n", "\n\n", "  \n", "\r\n"])
+def test_frames_after_an_empty_line(tmp_path, between):
+    """ASE's reader ends there, without a word."""
+    assert len(frames_of(tmp_path, WATER_XYZ + WATER_XYZ)) == 2
+    assert len(frames_of(tmp_path, WATER_XYZ + between)) == 1
+    with pytest.raises(ValueError, match="an empty line stands before frame 1: remove it"):
+        frames_of(tmp_path, WATER_XYZ + between + WATER_XYZ)
+    with pytest.raises(ValueError, match="an empty line stands before frame 0: remove it"):
+        frames_of(tmp_path, between + WATER_XYZ)
+
+
+@pytest.mark.parametrize("atoms", [4, 99_999_999_999, 10**30])
+@pytest.mark.parametrize("columns", ["", "Properties=Z:R:1:pos:R:3"])
+def test_frames_of_fewer_atoms_than_they_say(tmp_path, atoms, columns):
+    """Nothing counts as far as a file says."""
+    text = WATER_XYZ + f"{atoms}\n{columns}\n8 0 0 0\n1 0 0 1\n"
+    with pytest.raises(ValueError, match=f"frame 1 has 2 atoms, but {atoms} by its first line"):
+        frames_of(tmp_path, text)
+
+
+def test_vectors_behind_atoms(tmp_path):
+    """An old way to write a cell."""
+    cell = "VEC1 9 0 0\nVEC2 0 9 0\nVEC3 0 0 9\n"
+    found = frames_of(tmp_path, WATER_XYZ + cell + WATER_XYZ)
+    assert [atoms.cell.rank for atoms in found] == [3, 0]
+    with pytest.raises(ValueError, match="before frame 2"):
+        frames_of(tmp_path, WATER_XYZ + cell + WATER_XYZ + "\n" + WATER_XYZ)
