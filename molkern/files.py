@@ -62,7 +62,8 @@ def reading(path: str | Path, where: str = "") -> Iterator[None]:
     except Exception as error:  # parsers raise anything
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ValueError(f"{path} cannot be read{where}: {in_one_line(error)}") from error
+        what = "unknown " * isinstance(error, KeyError)  # an element, say
+        raise ValueError(f"{path} cannot be read{where}: {what}{in_one_line(error)}") from error
 
 
 def read_frames(path: str | Path) -> Iterator[Atoms]:

@@ -25,6 +25,7 @@ Array = NDArray[Any]
 _LENGTH = re.compile(r"(.*?)(?:/(Ang|Angstrom|A|Å|Bohr|nm)(?:\^3|\*\*3|³)?)?", re.IGNORECASE)
 #: What calculators give that is a label.
 _RESULTS = ("energy", "forces", "stress", "charges", "dipole")
+_RESULTS_OF_ATOMS = ("forces", "charges", "magmoms", "energies", "stresses")
 #: What is said of virials.
 VIRIAL = ", the negative of volume times stress"
 #: Arrays of ASE's that are no labels.
@@ -153,6 +154,11 @@ def entries(atoms: Atoms) -> dict[str, Array | None]:
     return {str(name): _real(value) for name, value in found.items() if value is not None}
 
 
+def _is_of_atoms(name: str, atoms: Atoms) -> bool:
+    """Whether an entry is a column of atoms, which may look like a vector of three."""
+    return name in atoms.arrays or (name in _RESULTS_OF_ATOMS and name not in atoms.info)
+
+
 def _real(value: Any) -> Array | None:
     if isinstance(value, bool | str):
         return None
@@ -206,6 +212,8 @@ class _Table:
             try:
                 if value is None:
                     raise ValueError(f"{name} is no number")
+                if label not in PER_ATOM and _is_of_atoms(name, atoms):
+                    raise ValueError(f"{name} holds values of atoms, not one of the frame")
                 value = known.of_frame(label, name, value, len(atoms))
             except ValueError as error:
                 raise ValueError(f"{self.path}, frame {number}: {label}: {error}") from error
