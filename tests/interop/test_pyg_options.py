@@ -11,6 +11,9 @@ import molkern
 from molkern import AtomicBatch
 from molkern.interop import audit, dimenet, from_pyg, graphs, schnet
 
+pytestmark = pytest.mark.unemulated  # launches no kernel that others do not
+
+
 schnets = pytest.importorskip("torch_geometric.nn.models.schnet")
 dimenets = pytest.importorskip("torch_geometric.nn.models.dimenet")
 pytest.importorskip("sympy")

@@ -10,6 +10,9 @@ import torch
 from molkern.interop import dimenet, from_asparagus, load
 from molkern.models import DimeNet, DimeNetPlusPlus
 
+pytestmark = pytest.mark.unemulated  # launches no kernel that others do not
+
+
 CUTOFF = 4.0
 
 

@@ -8,6 +8,9 @@ import molkern
 from molkern import AtomicBatch
 from molkern.models import SchNet
 
+pytestmark = pytest.mark.unemulated  # launches no kernel that others do not
+
+
 NUMBERS = [1, 8, 7]
 POSITIONS = np.array([[0.0, 0, 0], [1.0, 0, 0], [0, 1.2, 0]])
 MESSAGE = r"atom 2 is N \(7\), which this SchNet does not know: it knows H, O"

@@ -1,15 +1,17 @@
 """Models of any options on any atoms: what holds for all of them. `make fuzz` draws new ones."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import molkern
 from molkern import AtomicBatch
 from molkern.models import DTNN, DimeNet, DimeNetPlusPlus, PhysNet, SchNet
 
-EMULATED = molkern.build_info()["cuda_emulation"]  # kernels then take far longer
-few = settings(max_examples=settings.default.max_examples // (25 if EMULATED else 4))
+pytestmark = pytest.mark.unemulated  # launches no kernel that others do not
+
+
+few = settings(max_examples=settings.default.max_examples // 4)
 
 widths, small = st.integers(1, 9), st.integers(1, 2)
 cutoffs = st.sampled_from([1.5, 2.5, 4.0])

@@ -7,6 +7,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import molkern
 
+pytestmark = pytest.mark.unemulated  # launches no kernel that others do not
+
 
 @pytest.fixture(autouse=True)
 def fresh():

@@ -12,6 +12,9 @@ from molkern import AtomicBatch
 from molkern.models import DTNN, DimeNet, DimeNetPlusPlus, PhysNet, SchNet, load
 from molkern.nn import AtomicReference
 
+pytestmark = pytest.mark.unemulated  # launches no kernel that others do not
+
+
 SMALL = {
     SchNet: dict(hidden_channels=8, num_filters=8, num_interactions=2, num_basis=8, cutoff=4.0),
     DTNN: dict(hidden_channels=8, num_factors=8, num_interactions=2, num_basis=8, cutoff=4.0),

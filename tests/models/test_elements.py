@@ -16,6 +16,9 @@ from molkern.data import ethanol_model
 from molkern.elements import SYMBOLS, referenced, symbols
 from molkern.models import DTNN, DimeNet, DimeNetPlusPlus, PhysNet, SchNet, load
 
+pytestmark = pytest.mark.unemulated  # launches no kernel that others do not
+
+
 MODELS = {
     "SchNet": lambda: SchNet(8, 8, 1, num_basis=8, cutoff=4.0, num_elements=20),
     "DTNN": lambda: DTNN(8, 8, 1, num_basis=8, cutoff=4.0),

@@ -8,6 +8,9 @@ from reference.small import NAMES, NUMBERS, POSITIONS, molecule, several, small_
 
 import molkern
 
+pytestmark = pytest.mark.unemulated  # launches no kernel that others do not
+
+
 MODELS = [(name, filters) for name in NAMES for filters in ("exact", "spline")]
 
 

@@ -18,6 +18,9 @@ import molkern
 from molkern.md.kept import KeptEvaluators
 from molkern.models import DTNN, DimeNet, DimeNetPlusPlus, PhysNet, SchNet
 
+pytestmark = pytest.mark.unemulated  # launches no kernel that others do not
+
+
 CUTOFF = 4.0
 #: By what outputs and inputs are changed.
 FACTOR = 1.1

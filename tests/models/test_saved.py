@@ -12,6 +12,9 @@ from torch import nn
 
 from molkern.models import DTNN, DimeNet, DimeNetPlusPlus, PhysNet, Potential, SchNet, load
 
+pytestmark = pytest.mark.unemulated  # launches no kernel that others do not
+
+
 MODELS = {
     "SchNet": lambda: SchNet(8, 8, 1, 8, num_elements=10, trainable_basis=True),
     "references": lambda: SchNet(

@@ -12,6 +12,9 @@ import torch
 import molkern
 from molkern.models import DTNN, DimeNet, DimeNetPlusPlus, PhysNet, SchNet
 
+pytestmark = pytest.mark.unemulated  # launches no kernel that others do not
+
+
 THREADS = 8
 COMMON = {"cutoff": 3.0, "num_elements": 9, "filters": "spline", "spline_tolerance": 1e-3}
 DIRECTIONAL = {"num_blocks": 1, "num_spherical": 2, "num_radial": 2, "num_output_layers": 1}

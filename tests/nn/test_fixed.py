@@ -9,6 +9,9 @@ import torch
 from molkern import nn
 from molkern.models.readout import Readout
 
+pytestmark = pytest.mark.unemulated  # launches no kernel that others do not
+
+
 LAYERS = {
     "GaussianBasis": (lambda: nn.GaussianBasis(4, 5.0), ["cutoff", "cutoff_function"]),
     "ExponentialBasis": (lambda: nn.ExponentialBasis(4, 5.0), ["cutoff", "alpha"]),
