@@ -109,7 +109,7 @@ class Archive:
                 with zipfile.ZipFile(file) as archive:
                     yield archive
         except FileNotFoundError as error:
-            raise ValueError(f"{self.path} is not there: check data.path") from error
+            raise ValueError(f"{self.path} is not there: check its name") from error
         except (
             *(OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError),
             *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),

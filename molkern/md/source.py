@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -105,6 +106,8 @@ class ModelSource:
         for name, value in self.conditions:
             if name not in model.conditions:
                 raise ValueError(f"model {self.name} takes no {name}, got {value}: leave it out")
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
         if self.filters is not None:
             model.filters = self.filters
         if model.elements is None:

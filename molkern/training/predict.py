@@ -20,6 +20,7 @@ from ..graph import AtomicBatch
 from ..models import Potential
 from ..nn.precision import network_tensor
 from ..progress import progress_over
+from ..structures import write_frame
 from .objective import evaluate, match_labels
 from .results import Run
 
@@ -72,8 +73,7 @@ def predict(
         raise ValueError(f"{out} ends in {out.suffix!r}: choose one of {', '.join(ENDINGS)}")
     require_folder(out)
     run = Run.open(folder)
-    files = {f"the run's {path.name}": path for path in folder.iterdir() if path.is_file()}
-    require_not_inputs([out], {"the file of structures": structures, **files})
+    require_not_inputs([out], {"the file of structures": structures, **run.files()})
     model = run.model(device)
     if model.elements is None and "elements" in run.facts:  # a run of an earlier version
         model.elements = run.facts["elements"]
@@ -176,7 +176,6 @@ def _npz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
 
 def _extxyz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
     from ase.calculators.singlepoint import SinglePointCalculator
-    from ase.io.extxyz import write_xyz
 
     text = io.StringIO()
     for atoms, values in zip(frames, found, strict=True):
@@ -194,5 +193,5 @@ def _extxyz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
             atoms.arrays.pop(name, None)
         if known:
             atoms.calc = SinglePointCalculator(atoms, **known)
-        write_xyz(text, atoms)
+        write_frame(text, atoms)
     return text.getvalue().encode()
