@@ -112,7 +112,8 @@ class Stands:
 
     @classmethod
     def of(cls, path: Path | int) -> Stands:
-        found = os.stat(path)
+        # A link that has taken its place is another file, wherever it leads
+        found = os.stat(path) if isinstance(path, int) else os.lstat(path)
         return cls((found.st_dev, found.st_ino), found.st_size)
 
     def check(self, path: Path) -> None:
@@ -129,10 +130,12 @@ class Stands:
                 "is lost; start anew with --restart"
             ) from error
         if found != self:
+            how = f"it has {found.size} bytes, not {self.size}"
+            if found.file != self.file:
+                how = "another file has taken its place"
             raise OSError(
-                f"{path} was changed by somebody else while it was being written: it has "
-                f"{found.size} bytes, not {self.size}; go on from the last checkpoint with "
-                "--resume, or start anew with --restart"
+                f"{path} was changed by somebody else while it was being written: {how}; go on "
+                "from the last checkpoint with --resume, or start anew with --restart"
             )
 
 

@@ -90,10 +90,9 @@ def demo(
     """Molecular dynamics of ethanol with a trained SchNet."""
     with _errors_in_one_line():
         from . import demo as demonstration
+        from .plots.figures import picture_path
 
-        if not out.parent.is_dir():
-            raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
-        demonstration.run(steps, out, typer.echo)
+        demonstration.run(steps, picture_path(out), typer.echo)
 
 
 @app.command()
@@ -205,6 +204,9 @@ def evaluate(
     workers: Workers = 0,
     ray_address: RayAddress = None,
     restart: Restart = False,
+    reference_unit: Annotated[
+        str, typer.Option(help="of energies and forces in the file, where it does not say")
+    ] = "eV",
 ) -> None:
     """Energies and forces of all structures of a file, in eV and Å."""
     from .md import command
@@ -224,6 +226,7 @@ def evaluate(
             ray_address=ray_address,
             say=typer.echo,
             restart=restart,
+            reference_unit=reference_unit,
         )
 
 

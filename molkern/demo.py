@@ -15,7 +15,7 @@ from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
 
 from .data import Frames, ethanol_frames, ethanol_model
-from .host import threads_of_torch
+from .host import threads_of_torch, usual_torch
 from .md import ASECalculator
 from .models import Potential
 from .plots.figures import new_figure, save
@@ -122,6 +122,7 @@ def plot(accuracy: Accuracy, trajectory: Trajectory, path: Path) -> None:
     save(figure, path)
 
 
+@usual_torch()
 @threads_of_torch(1)  # one molecule is too little work for more
 def run(steps: int, path: Path, say: Callable[[str], None] = print) -> None:
     """The whole demonstration, on one thread: prints figures and writes the plot."""

@@ -42,6 +42,8 @@ def atomic_numbers(elements: Iterable[str | int]) -> list[int]:
 
 def _whole(element: int) -> int:
     try:
+        if isinstance(element, bool):
+            raise TypeError
         number = operator.index(element)
     except TypeError:
         raise TypeError(f"{element!r} is neither a chemical symbol nor an integer") from None

@@ -62,7 +62,8 @@ def reading(path: str | Path, where: str = "") -> Iterator[None]:
     except Exception as error:  # parsers raise anything
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ValueError(f"{path} cannot be read{where}: {in_one_line(error)}") from error
+        what = "unknown " * isinstance(error, KeyError)  # an element, say
+        raise ValueError(f"{path} cannot be read{where}: {what}{in_one_line(error)}") from error
 
 
 def read_frames(path: str | Path) -> Iterator[Atoms]:
@@ -92,12 +93,17 @@ def safe_to_read(path: str | Path) -> dict[str, Any]:
     """Arguments for ASE's readers with which they read nothing but a file, and run none of it.
 
     Raises:
-        ValueError: a format whose reader would.
+        ValueError: a format whose reader would, or that ASE does not know.
     """
-    from ase.io.formats import filetype
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
     whole = str(Path(path).absolute())  # a name alone may be taken for that of a data base
-    kind = filetype(whole)
+    try:
+        kind = filetype(whole)
+    except UnknownFileTypeError as error:
+        raise ValueError("ASE knows no such format: convert it to extended XYZ first") from error
+    if kind not in ioformats:
+        raise ValueError(f"ASE knows no format {kind!r}: convert it to extended XYZ first")
     if kind in _UNSAFE:
         raise ValueError(f"format {kind!r} may run code: convert it to extended XYZ first")
     return {"filename": whole, "format": kind, "do_not_split_by_at_sign": True}
@@ -162,6 +168,16 @@ def require_new(outputs: Iterable[Path], restart: bool) -> None:
     for output in outputs:
         if os.path.lexists(output) and not restart:
             raise ValueError(f"{output} exists: --restart writes it anew, or choose another --out")
+
+
+def require_folder(output: Path, option: str = "--out") -> None:
+    """Refuses an output whose folder is not there.
+
+    Raises:
+        ValueError: naming the folder.
+    """
+    if not output.parent.is_dir():
+        raise ValueError(f"{output.parent} is not a folder: make it, or choose another {option}")
 
 
 def writable_name(text: str) -> str:
@@ -337,6 +353,20 @@ def locked(path: Path, shown: Path | None = None) -> Iterator[None]:
         with suppress(OSError):
             os.unlink(name)
         os.close(handle)
+
+
+@contextmanager
+def new_output(path: Path, restart: bool) -> Iterator[None]:
+    """Keeps a file, which may be there already for a restart only, for this process to write.
+
+    Raises:
+        ValueError: it is there, or another process is at it.
+        OSError: naming a file in a folder that cannot be written.
+    """
+    with locked(path):
+        require_new([path], restart)
+        drop_parts(path)
+        yield
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .centering import far_parts, shifted
 from .graph_checks import check_indices, check_layout
@@ -236,14 +237,8 @@ class NeighborList:
 
     def to(self, device: torch.device | str) -> NeighborList:
         """The same list on another device."""
-
-        def move(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(move(v) for v in value)
-            return value.to(device) if isinstance(value, Tensor) else value
-
-        moved = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.init}
-        return self._made(**moved)
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return self._made(**tree_map_only(Tensor, lambda tensor: tensor.to(device), kept))
 
     @classmethod
     @explained
@@ -353,6 +348,23 @@ def neighbor_list(
     )
 
 
+@dataclass(eq=False)
+class _Noted:
+    """What was read of atomic numbers on a GPU, which has to be waited for.
+
+    Attributes:
+        numbers: the tensor, and
+        version: how often it had been written.
+        range: smallest and largest number, once they were asked for.
+        elements: those that there are, sorted, likewise.
+    """
+
+    numbers: Tensor
+    version: int
+    range: tuple[int, int] | None = None
+    elements: tuple[int, ...] | None = None
+
+
 class AtomicBatch:
     """One or several molecules or crystals, side by side.
 
@@ -390,46 +402,15 @@ class AtomicBatch:
         pbc: Tensor | Sequence[bool] | bool | None = None,
         num_systems: int | None = None,
     ):
-        if positions.dim() != 2 or positions.shape[1] != 3:
-            raise ValueError(
-                f"positions must have shape [N, 3], got {list(positions.shape)}: the order is "
-                "AtomicBatch(numbers, positions)"
-            )
-        if positions.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"positions must be float32 or float64, got {positions.dtype}")
-        count = positions.shape[0]
-        if numbers.shape != (count,):
-            raise ValueError(f"numbers must have shape [{count}], got {list(numbers.shape)}")
-        if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-            raise TypeError(f"numbers must be integers, got {numbers.dtype}")
-        if batch is not None and batch.shape != (count,):
-            raise ValueError(f"batch must have shape [{count}], got {list(batch.shape)}")
-        if batch is not None and batch.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"batch must be int64 or int32, got {batch.dtype}")
-        if cell is not None and cell.dtype != positions.dtype:
-            raise TypeError(
-                f"cell is {cell.dtype} but positions is {positions.dtype}; convert one of them "
-                "with .to()"
-            )
-        for name, value in dict(numbers=numbers, batch=batch, cell=cell, pbc=pbc).items():
-            if isinstance(value, Tensor) and value.device != positions.device:
-                raise ValueError(
-                    f"{name} is on {value.device} but positions is on {positions.device}; "
-                    "move one of them with .to()"
-                )
+        _check_atoms(numbers, positions, batch, cell, pbc)
         if num_systems is None:
             num_systems = neighbors.count_systems(cell, batch)
         if batch is None and num_systems != 1:
             raise ValueError(
                 f"num_systems is {num_systems} but batch is missing: pass the system of each atom"
             )
-        if batch is not None and count:
-            low, high = int(batch[0]), int(batch[-1])
-            if low < 0 or high >= num_systems or bool((batch[1:] < batch[:-1]).any()):
-                raise ValueError(
-                    f"batch must not decrease and lie in [0, {num_systems}); sort the atoms by "
-                    f"system (it runs from {int(batch.min())} to {int(batch.max())})"
-                )
+        if batch is not None and len(batch):
+            _check_order(batch, num_systems)
         self.numbers = numbers.long()
         self.positions = positions
         self.batch = batch
@@ -441,8 +422,7 @@ class AtomicBatch:
         self.moved_by_cells = False
         #: First atom of each system, ``[B + 1]``, int32.
         self.system_ptr = self._first_atoms()
-        self._range_read: tuple[Tensor, int, tuple[int, int]] | None = None
-        self._elements_read: tuple[Tensor, int, tuple[int, ...]] | None = None
+        self._noted: _Noted | None = None
 
     def _first_atoms(self) -> Tensor:
         device = self.positions.device
@@ -473,21 +453,12 @@ class AtomicBatch:
 
         On a GPU, which it waits for, it is read again only after the numbers have changed.
         """
-        known = self._known_range()
-        if known is None:
-            known = _value_range(self.numbers)
-            if _versioned(self.numbers):
-                self._range_read = (self.numbers, self.numbers._version, known)
-        return known
-
-    def _known_range(self) -> tuple[int, int] | None:
-        """The range of the numbers where that takes no waiting for a GPU."""
-        if self.numbers.is_cpu:
+        noted = self._notes()
+        if noted is None:
             return _value_range(self.numbers)
-        read = self._range_read
-        if read is None or read[0] is not self.numbers or not _versioned(self.numbers):
-            return None
-        return read[2] if read[1] == self.numbers._version else None
+        if noted.range is None:
+            noted.range = _value_range(self.numbers)
+        return noted.range
 
     @property
     def elements(self) -> tuple[int, ...]:
@@ -495,23 +466,24 @@ class AtomicBatch:
 
         On a GPU read again only after the numbers have changed, together with the range.
         """
-        known = self._known_elements()
-        if known is None:
-            known = _distinct(self.numbers)
-            if _versioned(self.numbers):
-                read = self.numbers, self.numbers._version
-                self._elements_read = (*read, known)
-                self._range_read = (*read, (known[0], known[-1]) if known else (0, 0))
-        return known
-
-    def _known_elements(self) -> tuple[int, ...] | None:
-        """The elements where that takes no waiting for a GPU."""
-        if self.numbers.is_cpu:
+        noted = self._notes()
+        if noted is None:
             return _distinct(self.numbers)
-        read = self._elements_read
-        if read is None or read[0] is not self.numbers or not _versioned(self.numbers):
+        if noted.elements is None:
+            found = noted.elements = _distinct(self.numbers)
+            noted.range = (found[0], found[-1]) if found else (0, 0)
+        return noted.elements
+
+    def _notes(self) -> _Noted | None:
+        """What was read of the numbers as they are; None where they are read anew each time."""
+        numbers = self.numbers
+        # NumPy may change what the CPU holds, and of inference tensors torch counts no changes
+        if numbers.is_cpu or numbers.is_inference():
             return None
-        return read[2] if read[1] == self.numbers._version else None
+        noted = self._noted
+        if noted is None or noted.numbers is not numbers or noted.version != numbers._version:
+            noted = self._noted = _Noted(numbers, numbers._version)
+        return noted
 
     @explained
     def neighbors(self, cutoff: float, **options: Any) -> NeighborList:
@@ -619,13 +591,12 @@ class AtomicBatch:
         made.offsets, made.moved_by_cells = mapped(self.offsets), self.moved_by_cells
         made.num_systems = self.num_systems
         made.system_ptr = function(self.system_ptr)
-        made._range_read = made._elements_read = None
-        if _versioned(made.numbers):
-            read = made.numbers, made.numbers._version
-            if (known := self._known_range()) is not None:
-                made._range_read = (*read, known)
-            if (elements := self._known_elements()) is not None:
-                made._elements_read = (*read, elements)
+        made._noted = None
+        if (there := made._notes()) is not None:
+            if (here := self._notes()) is not None:
+                there.range, there.elements = here.range, here.elements
+            elif self.numbers.is_cpu:  # where reading takes no waiting
+                there.range, there.elements = self.number_range, self.elements
         return made
 
     def __repr__(self) -> str:
@@ -672,6 +643,49 @@ class AtomicBatch:
         return made.to(dtype=dtype).to(device)
 
 
+def _check_atoms(
+    numbers: Tensor, positions: Tensor, batch: Tensor | None, cell: Tensor | None, pbc: Any
+) -> None:
+    """Refuses shapes, types and devices of a batch that do not fit; waits for no device."""
+    if positions.dim() != 2 or positions.shape[1] != 3:
+        raise ValueError(
+            f"positions must have shape [N, 3], got {list(positions.shape)}: the order is "
+            "AtomicBatch(numbers, positions)"
+        )
+    if positions.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"positions must be float32 or float64, got {positions.dtype}")
+    count = positions.shape[0]
+    if numbers.shape != (count,):
+        raise ValueError(f"numbers must have shape [{count}], got {list(numbers.shape)}")
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise TypeError(f"numbers must be integers, got {numbers.dtype}")
+    if batch is not None and batch.shape != (count,):
+        raise ValueError(f"batch must have shape [{count}], got {list(batch.shape)}")
+    if batch is not None and batch.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"batch must be int64 or int32, got {batch.dtype}")
+    if cell is not None and cell.dtype != positions.dtype:
+        raise TypeError(
+            f"cell is {cell.dtype} but positions is {positions.dtype}; convert one of them "
+            "with .to()"
+        )
+    for name, value in dict(numbers=numbers, batch=batch, cell=cell, pbc=pbc).items():
+        if isinstance(value, Tensor) and value.device != positions.device:
+            raise ValueError(
+                f"{name} is on {value.device} but positions is on {positions.device}; "
+                "move one of them with .to()"
+            )
+
+
+def _check_order(batch: Tensor, num_systems: int) -> None:
+    """Refuses systems that are none, or not one after the other."""
+    low, high = int(batch[0]), int(batch[-1])
+    if low < 0 or high >= num_systems or bool((batch[1:] < batch[:-1]).any()):
+        raise ValueError(
+            f"batch must not decrease and lie in [0, {num_systems}); sort the atoms by "
+            f"system (it runs from {int(batch.min())} to {int(batch.max())})"
+        )
+
+
 def _cells(cell: Tensor, num_systems: int) -> Tensor:
     """``[3, 3]`` or ``[B, 3, 3]`` as ``[B, 3, 3]``."""
     if cell.shape == (3, 3):
@@ -681,11 +695,6 @@ def _cells(cell: Tensor, num_systems: int) -> Tensor:
             f"cell must have shape [3, 3] or [{num_systems}, 3, 3], got {list(cell.shape)}"
         )
     return cell
-
-
-def _versioned(numbers: Tensor) -> bool:
-    """Whether torch tells of every change: NumPy may change what the CPU holds."""
-    return not numbers.is_cpu and not numbers.is_inference()
 
 
 def _value_range(values: Tensor) -> tuple[int, int]:

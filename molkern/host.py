@@ -10,7 +10,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -105,9 +105,35 @@ def settings_kept() -> Iterator[None]:
 
 
 @contextmanager
+def usual_torch() -> Iterator[None]:
+    """Within it torch is as it starts: results of commands do not depend on their owner's modes.
+
+    Gradients are recorded, new tensors are float32 and on the CPU, and nothing is cast by itself.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as modes:
+        for mode in (torch.inference_mode(False), torch.enable_grad()):
+            modes.enter_context(mode)
+        # These cost each call of torch something, where there is anything to put off
+        if torch.get_default_device().type != "cpu":
+            modes.enter_context(torch.device("cpu"))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                modes.enter_context(torch.autocast(device, enabled=False))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@contextmanager
 def everything_kept() -> Iterator[None]:
-    """Settings, environment and random states: for what imports Lightning, which changes some."""
-    with environment_kept(), settings_kept(), random_states_kept():
+    """Settings, environment and random states, and torch as it starts: for commands.
+
+    They may import Lightning, which changes some.
+    """
+    with environment_kept(), settings_kept(), random_states_kept(), usual_torch():
         yield
 
 

@@ -64,7 +64,7 @@ CALLS = {
         lambda: AtomicBatch(NUMBERS, POSITIONS, num_systems="1"),
         lambda: molecule().neighbors("4"),
     ],
-    "pbc must be True or False, got the string": [
+    "pbc must be a tensor or a bool, got the string": [
         lambda: AtomicBatch(NUMBERS, POSITIONS, cell=CELL, pbc="yes"),
         lambda: neighbor_list(POSITIONS, 4.0, CELL, "xyz"),
     ],
@@ -179,6 +179,30 @@ def test_other_errors_stay():
             AtomicBatch(NUMBERS, POSITIONS.to(kind))
         with pytest.raises(TypeError, match="positions must be float32 or float64"):
             neighbor_list(POSITIONS.to(kind), 4.0)
+    nowhere = POSITIONS.clone().fill_(torch.nan)
+    for cutoff in (np.float32(4.0), np.array(4.0), torch.tensor(4.0), 4):  # all of them numbers
+        with pytest.raises(ValueError, match="is NaN or infinite"):
+            neighbor_list(nowhere, cutoff)
+
+
+def test_flags_of_numpy():
+    model, batch = small_model("SchNet"), molecule(cell=CELL)
+    expected = model(batch, forces=True, stress=True)
+    yes = np.bool_(True)
+    torch.testing.assert_close(model(batch, forces=yes, stress=yes), expected)
+    evaluator = molkern.md.Evaluator(model, batch, forces=yes)
+    assert evaluator(stress=yes).keys() == {"energy", "forces", "stress"}
+
+
+def test_strings_for_several_numbers():
+    for call, needed in (
+        (lambda: molkern.nn.AtomwiseHead(16, hidden="abc"), "hidden must be integers"),
+        (lambda: molkern.nn.AtomicReference(scale="abc"), "scale must be numbers"),
+        (lambda: models.DimeNetPlusPlus(8, scale="1"), "scale must be numbers"),
+        (lambda: molkern.nn.CFConv(2, 3, 2)(X, "abc", LIST), "filters must be a .* or a tensor"),
+    ):
+        with pytest.raises(TypeError, match=f"{needed}, got the string"):
+            call()
 
 
 def test_one_line_each():

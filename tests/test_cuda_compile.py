@@ -66,7 +66,8 @@ def test_the_torch_side_compiles_with_cuda(source: Path, toolkit: Path) -> None:
     from torch.utils import cpp_extension
 
     command = [os.environ.get("CXX", "c++"), "-std=c++20", "-fsyntax-only", "-Wall", "-Werror"]
-    command += ["-DMOLKERN_WITH_BASELINE", "-DMOLKERN_WITH_CUDA", "-DMOLKERN_HAS_CUDA_KERNELS"]
+    command += ["-fopenmp", "-DMOLKERN_WITH_BASELINE", "-DMOLKERN_WITH_CUDA"]
+    command += ["-DMOLKERN_HAS_CUDA_KERNELS"]
     # torch's wheel for the CPU lacks a header that its build generates.
     command += ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", f"-I{ROOT / 'csrc'}"]
     command += [f"-isystem{path}" for path in cpp_extension.include_paths()]

@@ -160,7 +160,7 @@ def test_range_travels_to_and_from_a_gpu(monkeypatch):
     again.numbers[0] = 17
     assert again.number_range == (1, 17)
     there.numbers = torch.tensor([7, 7, 7]).as_subclass(OnDevice)
-    assert there.to(dtype=torch.float64)._range_read is None  # not known, and not waited for
+    assert there.to(dtype=torch.float64)._notes().range is None  # not known, not waited for
     with torch.inference_mode():
         assert there.to(dtype=torch.float64).number_range == (7, 7)
 

@@ -560,8 +560,8 @@ CASES: dict[str, dict[str, Case]] = {
 
 #: Public names that take no tensors.
 WITHOUT_TENSORS = {
-    "MODELS", "Potential", "SplineReport", "Structure", "build_info", "choose_grid", "interop",
-    "load", "md", "models", "nn", "ops", "spherical_bessel_zeros",
+    "MODELS", "Potential", "SplineReport", "Structure", "build_info", "choose_grid", "empty_cache",
+    "interop", "load", "md", "models", "nn", "ops", "spherical_bessel_zeros",
 }  # fmt: skip
 
 ALL = [(name, kind) for name, cases in CASES.items() for kind in cases]

@@ -21,9 +21,9 @@ CONDITIONS = tuple(NAMES)
 def stated(atoms: Atoms, names: Mapping[str, str] | None = None) -> dict[str, float]:
     """Conditions that a frame states, NaN for those that are no finite number.
 
-    The total charge is ``total_charge`` or ``charge`` (or another of :data:`NAMES`) of the frame's
-    ``info``, or else the sum of ASE's initial charges where they add up to a whole number other
-    than 0.
+    The total charge is ``total_charge`` or ``charge`` (or another of :data:`NAMES`, in small or
+    capital letters) of the frame's ``info``, or else the sum of ASE's initial charges where they
+    add up to a whole number other than 0.
 
     Args:
         atoms: the frame.
@@ -33,9 +33,9 @@ def stated(atoms: Atoms, names: Mapping[str, str] | None = None) -> dict[str, fl
         ValueError: two that contradict each other.
     """
     found = {}
-    for condition, usual in NAMES.items():
+    for condition in NAMES:
         own = (names or {}).get(condition)
-        names_here = [n for n in ((own,) if own else usual) if n in atoms.info]
+        names_here = [n for n in atoms.info if n == own] if own else named(condition, atoms.info)
         values = {n: _number(atoms.info[n]) for n in names_here if n != "Q" or _is_one(atoms, n)}
         if len({repr(value) for value in values.values()}) > 1:
             pairs = ", ".join(f"{name}={value:g}" for name, value in values.items())
@@ -47,6 +47,15 @@ def stated(atoms: Atoms, names: Mapping[str, str] | None = None) -> dict[str, fl
         if initial:
             found["total_charge"] = initial
     return found
+
+
+def named(condition: str, present: Iterable[Any]) -> list[str]:
+    """Those of the names that are there that a condition goes by, whatever their case.
+
+    ``Q`` is a charge, ``q`` may be anything.
+    """
+    own = {n: n if n == "Q" else n.lower() for n in present if isinstance(n, str)}
+    return [n for usual in NAMES[condition] for n, name in own.items() if name == usual]
 
 
 def _is_one(atoms: Atoms, name: str) -> bool:
@@ -163,6 +172,6 @@ def missing(condition: str, count: int, frames: int) -> list[str]:
 def write_into(atoms: Atoms, values: Mapping[str, float]) -> None:
     """Puts conditions into a frame's ``info``, where :func:`stated` finds them again."""
     for condition, value in values.items():
-        for name in NAMES[condition]:
-            atoms.info.pop(name, None)
+        for name in named(condition, atoms.info):
+            del atoms.info[name]
         atoms.info[condition] = value

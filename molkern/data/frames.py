@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import read_frames, reading
-from ..structures import DATABASES, rows
+from ..progress import progress_over
+from ..structures import check_frame, connected, is_database, rows
 from . import labels as known
-from .conditions import NAMES, missing, stated
+from .conditions import NAMES, ConditionReader, missing, named, stated, write_into
 from .dataset import PER_ATOM, Dataset
-from .reading import atomic_numbers, dipole_factor, energy_factor, progress_over, require_angstrom
+from .reading import atomic_numbers, dipole_factor, energy_factor, require_angstrom
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+    from ..models import Potential
 
 Array = NDArray[Any]
 #: An energy by a length: ``kcal/mol/Ang``, ``eV/Ang^3``.
 _LENGTH = re.compile(r"(.*?)(?:/(Ang|Angstrom|A|Å|Bohr|nm)(?:\^3|\*\*3|³)?)?", re.IGNORECASE)
 #: What calculators give that is a label.
 _RESULTS = ("energy", "forces", "stress", "charges", "dipole")
+_RESULTS_OF_ATOMS = ("forces", "charges", "magmoms", "energies", "stresses")
 #: What is said of virials.
 VIRIAL = ", the negative of volume times stress"
 #: Arrays of ASE's that are no labels.
@@ -72,10 +76,10 @@ def load_ase(
     from ..extras import require
 
     require("train", "ase")
-    path, database = Path(path), Path(path).suffix in DATABASES
+    path, database = Path(path), is_database(Path(path))
     ids, frames = list[int](), list["Atoms"]()
     source = _database(path, ids) if database else read_frames(path)
-    units = _units_of(path) if database else {}
+    units = units_of(path)
     for atoms in progress_over(source, f"reading {path.name}", "structure", progress):
         frames.append(atoms)
     if not frames:
@@ -107,18 +111,20 @@ def _database(path: Path, ids: list[int]) -> Iterable[Atoms]:
             yield atoms
 
 
-def _units_of(path: Path) -> dict[str, str]:
+def units_of(path: Path) -> dict[str, str]:
     """What a database says of its units, as SchNetPack's do; of energies per length the energy.
+
+    Other files say nothing.
 
     Raises:
         ValueError: a file that is no database, or a unit of length other than Å.
     """
-    from ase.db import connect
-
+    if not is_database(path):
+        return {}
     if not path.is_file():
         raise ValueError(f"{path} is not a file: give a database of ASE's")
     with reading(path):
-        metadata = connect(str(path)).metadata
+        metadata = connected(path).metadata
     require_angstrom(str(metadata.get("_distance_unit", "")), path)
     units = {name: str(unit) for name, unit in metadata.get("_property_unit_dict", {}).items()}
     for name, unit in units.items():
@@ -141,6 +147,29 @@ def _numbers(path: Path, frames: list[Atoms]) -> Array:
         raise
 
 
+def frames_for(
+    model: Potential, path: Path, name: str, conditions: ConditionReader
+) -> Iterator[Atoms]:
+    """Structures of a file that a model is to compute, with their conditions in ``info``.
+
+    Args:
+        model: to be used.
+        path: the file.
+        name: of the model, for messages.
+        conditions: reads what the model depends on.
+
+    Raises:
+        ValueError: a file that cannot be read; naming the frame: one that cannot be computed, an
+            element that the model does not know, conditions that are no numbers or contradict.
+    """
+    for number, atoms in enumerate(read_frames(path)):
+        where = f"{path}, frame {number}"
+        check_frame(atoms, where)
+        model.check_elements(atoms.numbers, where, f"model {name}")
+        write_into(atoms, conditions.read(atoms, where))
+        yield atoms
+
+
 def entries(atoms: Atoms) -> dict[str, Array | None]:
     """What a frame holds besides atoms, by name; None for what is no real numbers."""
     found: dict[str, Any] = {**atoms.info}
@@ -149,6 +178,11 @@ def entries(atoms: Atoms) -> dict[str, Array | None]:
         results = {k: v for k, v in atoms.calc.results.items() if v is not None}
         found |= {k: v for k, v in results.items() if k in _RESULTS or k not in found}
     return {str(name): _real(value) for name, value in found.items() if value is not None}
+
+
+def _is_of_atoms(name: str, atoms: Atoms) -> bool:
+    """Whether an entry is a column of atoms, which may look like a vector of three."""
+    return name in atoms.arrays or (name in _RESULTS_OF_ATOMS and name not in atoms.info)
 
 
 def _real(value: Any) -> Array | None:
@@ -204,6 +238,8 @@ class _Table:
             try:
                 if value is None:
                     raise ValueError(f"{name} is no number")
+                if label not in PER_ATOM and _is_of_atoms(name, atoms):
+                    raise ValueError(f"{name} holds values of atoms, not one of the frame")
                 value = known.of_frame(label, name, value, len(atoms))
             except ValueError as error:
                 raise ValueError(f"{self.path}, frame {number}: {label}: {error}") from error
@@ -245,8 +281,8 @@ class _Table:
                 continue
             self._columns[condition] = np.array([row.get(condition, 0.0) for row in read])
             self.notes += missing(condition, count, len(read))
-            names = (given[condition],) if condition in given else NAMES[condition]
-            used |= {name for name in names if name in present}
+            own = given.get(condition)
+            used |= {own} if own is not None else set(named(condition, present))
             used |= {"initial_charges"} - used if condition not in given else set()
         return used
 

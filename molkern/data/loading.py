@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..files import DAMAGED
+from ..structures import ending
 from .dataset import Dataset
 from .frames import load_ase
 from .labels import checked_names
@@ -112,7 +113,8 @@ def _guess(path: Path, labels: bool) -> str:
         with suppress(ValueError):
             return "qm9" if not labels and {"id", "N"} <= Archive(path).headers.keys() else "npz"
         return "npz"
-    return "qm9" if ".tar" in path.name or path.suffix in (".bz2", ".tgz") else "ase"
+    packed = ".tar" in path.name or path.suffix == ".tgz"
+    return "qm9" if packed or (path.suffix == ".bz2" and not ending(path)) else "ase"
 
 
 def _ethanol() -> Dataset:

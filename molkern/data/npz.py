@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import labels as known
+from .conditions import named
 from .dataset import Dataset
 from .reading import Archive, atomic_numbers, energy_factor, require_angstrom, whole_numbers
 
@@ -24,7 +25,7 @@ _NAMES = dict(
     stress=("stress", "virial", "virials"),
     charges=("charges",),
     dipole=("D", "dipole"),
-    total_charge=("Q", "total_charge"),
+    total_charge=("Q",),  # and the names that frames have for it
     sizes=("N",),
     cell=("cell",),
     lattice=("lattice",),
@@ -103,6 +104,8 @@ class _Frames:
                 )
         found = dict(labels)
         for label, names in _NAMES.items():
+            if label == "total_charge":  # not charges of atoms
+                names = (*names, *(n for n in named(label, present) if len(present[n][0]) < 2))
             first = next((n for n in names if n in present and n not in labels.values()), None)
             if first is not None and label not in found:
                 found[label] = first
@@ -127,6 +130,7 @@ class _Frames:
     def _check_shape(self, label: str) -> None:
         m, n, shape = self.count, self.width, self._shape(label)
         one_each = math.prod(shape) == m and sum(size != 1 for size in shape) <= 1
+        one_each |= label == "total_charge" and math.prod(shape) == 1  # the same for all
         allowed: dict[str, list[tuple[int, ...]]] = dict(
             positions=[(m, n, 3)],
             numbers=[(n,), (m, n), (1, n)],
@@ -246,6 +250,8 @@ class _Frames:
             if cell is None:
                 raise ValueError(f"{self.path}: {self.names[label]} needs a cell to be a stress")
             return known.stress_of_virial(values, cell)
+        if label == "total_charge" and values.size == 1:
+            return np.full(self.count, values.item(), dtype=np.float64)
         width = (3,) if values.shape == (self.count, 3) and values.ndim == 2 else ()
         return values.reshape(self.count, *width).astype(np.float64)
 

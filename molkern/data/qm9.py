@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..progress import progress_over
 from .dataset import Dataset
-from .reading import Archive, atomic_numbers, progress_over, whole_numbers
+from .reading import Archive, atomic_numbers, whole_numbers
 from .sdf import Molecule, molecules
 
 Array = NDArray[Any]

@@ -1,4 +1,4 @@
-"""What readers of files share: clear errors, checksums, progress."""
+"""What readers of files share: clear errors, checksums."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..extras import require
-from ..progress import progress_bar
+from ..files import in_one_line
 from ..units import energy_unit
 
-Item = TypeVar("Item")
 #: How files also call units of energy.
 _UNITS = {"ev": "eV", "ha": "Hartree", "a.u.": "Hartree", "kcal mol^-1": "kcal/mol"}
 
@@ -110,14 +109,13 @@ class Archive:
                 with zipfile.ZipFile(file) as archive:
                     yield archive
         except FileNotFoundError as error:
-            raise ValueError(f"{self.path} is not there: check data.path") from error
+            raise ValueError(f"{self.path} is not there: check its name") from error
         except (
             *(OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError),
             *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
         ) as error:
-            reason = " ".join(str(error).split())
             raise ValueError(
-                f"{self.path} is damaged or no npz ({reason}): fetch it again"
+                f"{self.path} is damaged or no npz ({in_one_line(error)}): fetch it again"
             ) from error
 
 
@@ -222,11 +220,3 @@ def sha256_of(path: Path) -> str:
             while chunk := stream.read(1 << 20):
                 found.update(chunk)
     return found.hexdigest()
-
-
-def progress_over(items: Iterable[Item], what: str, unit: str, shown: bool) -> Iterator[Item]:
-    """With a progress bar, where tqdm is there and somebody looks."""
-    if shown:
-        with suppress(ImportError):
-            items = progress_bar(items, desc=what, unit=unit, disable=None, leave=False)
-    yield from items

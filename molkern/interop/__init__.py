@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from ..elements import referenced
+from ..files import in_one_line
+from ..host import random_states_kept
 from ..models import Potential
 from ..ops._arguments import checked
 from ..ops._library import as_tensor
@@ -127,7 +129,7 @@ def from_mlcg(module: nn.Module) -> Potential:
 @ordinary_tensors()
 def _converted(convert: Callable[[Any], Potential], module: nn.Module) -> Potential:
     try:
-        with _leaving_no_trace():
+        with random_states_kept():
             model = convert(module)
     except AttributeError as error:
         raise ValueError(
@@ -192,9 +194,8 @@ def _checkpoint(path: str | Path) -> dict[str, Any]:
         raise  # which names the file
     except Exception as error:
         # Whatever torch says: damaged archives, pickles of other objects, which may hold code
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"{path} is not a checkpoint of tensors and plain values: {reason[0]}"
+            f"{path} is not a checkpoint of tensors and plain values: {in_one_line(error)}"
         ) from error
     state = found.get("model_state_dict", found) if isinstance(found, dict) else found
     if not isinstance(state, Mapping):
@@ -207,13 +208,6 @@ def _text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text: {error}") from error
-
-
-@contextmanager
-def _leaving_no_trace() -> Iterator[None]:
-    """Makes models, whose first weights are random, without drawing from the host's numbers."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        yield
 
 
 @contextmanager
@@ -231,8 +225,7 @@ def _one_kind_of_error() -> Iterator[None]:
         ArithmeticError,
         RuntimeError,
     ) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"it is not what it seems: {reason[0]}") from error
+        raise ValueError(f"it is not what it seems: {in_one_line(error)}") from error
 
 
 @checked
@@ -288,7 +281,7 @@ def _apply(
     """The recipe's model, unless there are entries that it did not use."""
     tensors = {name: _tensor(value) for name, value in entries.items()}
     source = Entries({n: t for n, t in tensors.items() if t is not None}, "the file")
-    with _leaving_no_trace():
+    with random_states_kept():
         model = recipe(source, meta)
     if unknown := sorted(set(entries) - source.read):
         raise ValueError(f"unknown entries, which {recipe.__name__} cannot use: {unknown}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import DimeNet, DimeNetPlusPlus, Potential
+from ..nn.triplets import legendre
 from .audit import (
     ACTIVATION,
     EMBEDDING,
@@ -315,18 +316,10 @@ def _take_norms(model: DimeNet | DimeNetPlusPlus, module: Any) -> None:
         theirs = module.sbf(distances, angles, edges).reshape(ours.shape)
         spherical.norms *= (ours * theirs).sum(0) / (ours * ours).sum(0)
         angles = torch.linspace(0.1, 3.0, 61).to(like)
-        ours = spherical(distances) * _legendre(len(like), angles.cos()).unsqueeze(2)
+        ours = spherical(distances) * legendre(angles.cos(), len(like)).unsqueeze(2)
         theirs = module.sbf(distances, angles, edges).reshape(ours.shape)
         error = float((ours - theirs).abs().amax(0).max() / theirs.abs().max())
     if not error < 1e-5:
         raise ValueError(
             f"sbf has functions of its own, which differ by {error:.1g} from DimeNet's"
         )
-
-
-def _legendre(orders: int, x: Tensor) -> Tensor:
-    """Legendre polynomials ``P_0 … P_{orders−1}``, ``[P]`` → ``[P, orders]``."""
-    values = [torch.ones_like(x), x]
-    for order in range(2, orders):
-        values.append(((2 * order - 1) * x * values[-1] - (order - 1) * values[-2]) / order)
-    return torch.stack(values[:orders], 1)

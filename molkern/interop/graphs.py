@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..graph import neighbor_list
+from ..host import random_states_kept
 from .audit import check_untouched
 from .modules import is_one_of, kind
 
@@ -55,7 +56,7 @@ def check_graph(graph: Any, cutoff: float, like: Tensor) -> None:
         raise ValueError(f"interaction_graph is {graph!r}, which is no function")
     for name, positions, system in _structures(cutoff, like):
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), random_states_kept():
                 pairs, lengths = graph(positions, system)
         except Exception as error:
             raise ValueError(

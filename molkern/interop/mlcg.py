@@ -21,7 +21,7 @@ from .audit import (
 from .entries import scalar
 from .graphs import check_most_neighbors
 from .modules import activation_name, common_activation, is_one_of, kind, require
-from .schnet import MLCG, _sizes, fill, take_basis
+from .schnet import MLCG, fill, freeze_basis, sizes_of, take_basis
 
 PACKAGE = "mlcg"
 _CUTOFF = part(PACKAGE, "CosineCutoff IdentityCutoff", "cutoff_lower cutoff_upper")
@@ -78,7 +78,7 @@ def from_mlcg_module(module: Any) -> SchNet:
     audit(module, PARTS)
     tensors = tensors_of(module)
     model = SchNet(
-        **_sizes(tensors, MLCG),
+        **sizes_of(tensors, MLCG),
         cutoff=cutoff,
         basis="exponential" if exponential else "gaussian",
         basis_cutoff_function=basis_cutoff,
@@ -106,9 +106,7 @@ def _take_basis(model: SchNet, basis: Any, names: list[str]) -> None:
         if abs(alpha * model.cutoff / 5.0 - 1.0) > 1e-6:
             raise ValueError(f"rbf_layer has alpha={alpha}, {5.0 / model.cutoff} is needed")
     take_basis(model, centers, values, *(f"rbf_layer.{name}" for name in names))
-    for target, value in ((model.basis.centers, centers), (model.basis.widths, widths)):
-        if isinstance(target, torch.nn.Parameter):
-            target.requires_grad_(value.requires_grad)
+    freeze_basis(model, centers, widths)
 
 
 def _block_options(blocks: Any, cutoff: float) -> dict[str, Any]:

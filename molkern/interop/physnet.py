@@ -188,9 +188,8 @@ def _fill_official_dispersion(
     """Trained parameters are stored as the softplus takes them, fixed ones as they are."""
     raw = []
     for name in ("s6", "s8", "a1", "a2"):
-        value = torch.tensor(
-            scalar(source[name], name), dtype=torch.float64
-        )  # there also where the energy has no dispersion
+        # There also where the energy has no dispersion
+        value = torch.tensor(scalar(source[name], name), dtype=torch.float64)
         if meta.get(name) is not None:
             value = softplus_inverse(value)
         raw.append(value)

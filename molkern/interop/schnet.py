@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models import SchNet
 from .audit import (
@@ -127,7 +127,7 @@ def _head(source: Mapping[str, Tensor], layout: Layout) -> list[str]:
     return [f"{before}{k}{after}" for k in found or [0]]
 
 
-def _sizes(source: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
+def sizes_of(source: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
     """Sizes that every layout tells by the shapes of its tensors."""
     elements, hidden = shape_of(source[layout.embedding], 2, layout.embedding)
 
@@ -161,6 +161,14 @@ def take_basis(model: SchNet, centers: Tensor, widths: Tensor, *names: str) -> N
         copy(target, value, name)
 
 
+def freeze_basis(model: SchNet, centers: Tensor, widths: Tensor) -> None:
+    """Trains what is trained of a basis elsewhere, by its own tensors, and no more."""
+    targets = model.basis.centers, model.basis.widths
+    for target, value in zip(targets, (centers, widths), strict=True):
+        if isinstance(target, nn.Parameter):
+            target.requires_grad_(value.requires_grad)
+
+
 #: What descriptions of files have for people only.
 OFFICIAL_WORDS = (
     "rbf", "cutoff_function", "activation", "filter", "interaction", "readout", "weights_layout",
@@ -171,7 +179,7 @@ MLCG_WORDS = ("rbf", "cutoff", "filter_network", "interaction", "output", "units
 
 def from_official(source: Mapping[str, Tensor], meta: dict[str, Any]) -> SchNet:
     """The authors' 2018 code (TensorFlow variables)."""
-    sizes, cutoff, gap = _sizes(source, OFFICIAL), meta["cutoff"], meta["gap"]
+    sizes, cutoff, gap = sizes_of(source, OFFICIAL), meta["cutoff"], meta["gap"]
     check_options(
         meta,
         OFFICIAL_WORDS,
@@ -205,7 +213,7 @@ def from_schnetpack_weights(source: Mapping[str, Tensor], meta: dict[str, Any]) 
     heads = (re.fullmatch(r"(output_modules\.\d+\.outnet\.)\d+\.weight", name) for name in source)
     first = next((match[1] for match in heads if match), "output_modules.0.outnet.")
     layout = replace(SCHNETPACK, head=(first + "{k}",))
-    sizes, name = _sizes(source, layout), "representation.cutoff_fn.cutoff"
+    sizes, name = sizes_of(source, layout), "representation.cutoff_fn.cutoff"
     cutoff = scalar(source[name], name)
     check_options(
         meta,
@@ -235,7 +243,7 @@ def _postprocessor(source: Mapping[str, Tensor], kind: str) -> Tensor | None:
 
 def from_mlcg_weights(source: Mapping[str, Tensor], meta: dict[str, Any]) -> SchNet:
     """The coarse-grained SchNet of mlcg: tanh, exponential-normal basis, cosine cutoff twice."""
-    sizes, cutoff = _sizes(source, MLCG), meta["cutoff_upper"]
+    sizes, cutoff = sizes_of(source, MLCG), meta["cutoff_upper"]
     check_options(
         meta,
         MLCG_WORDS,
@@ -331,7 +339,7 @@ def from_pyg_schnet(module: Any) -> SchNet:
     options |= _pyg_standards(module)
     offset = tensors["distance_expansion.offset"]
     model = SchNet(
-        **_sizes(tensors, PYG),
+        **sizes_of(tensors, PYG),
         cutoff=cutoff,
         trainable_basis=offset.requires_grad,
         trainable_reference=options["reference"] is not None,

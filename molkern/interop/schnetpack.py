@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from ..models import SchNet
 from .audit import (
     ACTIVATION,
@@ -21,7 +19,7 @@ from .audit import (
 )
 from .entries import references, scalar
 from .modules import activation_name, common_activation, is_one_of, kind, require
-from .schnet import SCHNETPACK, _sizes, fill, take_basis
+from .schnet import SCHNETPACK, fill, freeze_basis, sizes_of, take_basis
 
 PACKAGE = "schnetpack"
 _MODEL = "postprocessors input_dtype_str do_postprocessing"
@@ -92,15 +90,13 @@ def from_schnetpack_module(module: Any) -> SchNet:
     audit(module, PARTS)
     tensors = tensors_of(module)
     layout = replace(SCHNETPACK, head=(f"output_modules.{index}.outnet.{{k}}",))
-    model = SchNet(**_sizes(tensors, layout), **scalars)
+    model = SchNet(**sizes_of(tensors, layout), **scalars)
     fill(model, tensors, layout)
     model.embedding.padding_idx = representation.embedding.padding_idx  # a row not trained
     names = [f"representation.radial_basis.{name}" for name in ("offsets", "widths")]
     offsets, widths = (tensors[name] for name in names)
     take_basis(model, offsets, 0.5 / widths.detach().double() ** 2, *names)
-    for target, value in ((model.basis.centers, offsets), (model.basis.widths, widths)):
-        if isinstance(target, torch.nn.Parameter):
-            target.requires_grad_(value.requires_grad)
+    freeze_basis(model, offsets, widths)
     left = ("representation.cutoff_fn.cutoff", "representation.cutoff", "postprocessors.*.mean")
     refuse_unused(tensors, *left, "postprocessors.*.atomref")
     return model

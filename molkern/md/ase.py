@@ -18,6 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ..data.conditions import ConditionReader, stated
 from ..graph import AtomicBatch
 from ..models import Potential
+from ..nn.fingerprint import Fingerprint
 from ..nn.precision import network_tensor
 from ..ops._arguments import checked
 from ..ops._library import as_tensor
@@ -74,9 +75,29 @@ class ASECalculator(Calculator):
         #: Of the atoms that were calculated last; None before.
         self.evaluator: Evaluator | None = None
         self._numbers = self._pbc = np.empty(0)
-        #: What the model depends on and nobody gave: the atoms are asked.
-        self._wanted = [name for name in model.conditions if name not in self.conditions]
-        self._stated: dict[str, float] = {}
+        self._conditions, self._skin = dict[str, Any](), skin  # of the evaluator
+        self._made: tuple[Any, ...] | None = None  # what the last results were computed with
+
+    @property
+    def _wanted(self) -> list[str]:
+        """What the model depends on and nobody gave: the atoms are asked."""
+        return [name for name in self.model.conditions if name not in self.conditions]
+
+    def _setting(self) -> tuple[Any, ...]:
+        """What results depend on besides the atoms and the model."""
+        model = self.model
+        admitted = model.elements, model.allow_unknown_elements
+        return self.energy_unit, self.skin, repr(self.conditions), admitted
+
+    def _holds(self) -> bool:
+        """Whether model and settings are those of the last results."""
+        made = self._made
+        return (
+            made is not None
+            and made[0] is self.model
+            and made[1] == self._setting()
+            and made[2].holds()
+        )
 
     def calculate(
         self,
@@ -101,7 +122,9 @@ class ASECalculator(Calculator):
         evaluator = self._evaluator_for(self.atoms)
         stress = "stress" in (properties or [])
         if stress and evaluator.batch.cell is None:
-            raise PropertyNotImplementedError("stress needs a cell: atoms.set_cell(...)")
+            raise PropertyNotImplementedError(
+                "stress needs a cell that repeats: atoms.set_cell(...), atoms.pbc = True"
+            )
         positions = as_tensor(self.atoms.positions)
         cell = None
         if evaluator.batch.cell is not None:
@@ -109,13 +132,18 @@ class ASECalculator(Calculator):
         out = evaluator(positions, cell, stress=stress)
         energy = finite_energy(out["energy"]) * self.energy_unit
         forces = out["forces"].to("cpu", torch.float64).numpy() * self.energy_unit
+        if not self._holds():
+            self._made = self.model, self._setting(), Fingerprint(self.model)
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
         if stress:
             full = out["stress"][0].to("cpu", torch.float64).numpy() * self.energy_unit
             self.results["stress"] = full_3x3_to_voigt_6_stress(full)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What has changed since the last calculation, to the bit: ASE's own takes long."""
+        """What has changed since the last calculation, to the bit: ASE's own takes long.
+
+        Everything, where the model is not as it was.
+        """
         known = self.atoms
         if known is None:
             return list(all_changes)
@@ -128,23 +156,31 @@ class ASECalculator(Calculator):
         changed = [name for name in watched if not _same(*pairs[name])]
         if self._wanted and "initial_charges" not in changed and stated(known) != stated(atoms):
             changed.append("initial_charges")  # by info
-        return changed
+        # In most steps atoms have moved, and the model need not be looked at
+        return changed if changed or self._holds() else list(all_changes)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy makes an evaluator of its own, whose memory is no data
-        return {**self.__dict__, "evaluator": None, "_exclusive": copy.copy(self._exclusive)}
+        own = {"evaluator": None, "_exclusive": copy.copy(self._exclusive)}
+        return {**self.__dict__, **own, "_made": self._holds()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        held = state["_made"]
+        self._made = (self.model, self._setting(), Fingerprint(self.model)) if held else None
 
     def _evaluator_for(self, atoms: Atoms) -> Evaluator:
         numbers, pbc = atoms.numbers, atoms.pbc
         known = np.array_equal(numbers, self._numbers) and np.array_equal(pbc, self._pbc)
+        conditions = dict(self.conditions)
         if self._wanted:
-            stated = ConditionReader(self._wanted).read(atoms, "the atoms")
-            known, self._stated = known and stated == self._stated, stated
+            conditions |= ConditionReader(self._wanted).read(atoms, "the atoms")
+        known = known and repr(conditions) == repr(self._conditions) and self.skin == self._skin
         if self.evaluator is None or not known or not self.evaluator.serves(self.model):
             weight = network_tensor(self.model)
             batch = AtomicBatch.from_ase(atoms, weight.dtype, weight.device)
-            conditions = {**self._stated, **self.conditions}
             self.evaluator = Evaluator(self.model, batch, skin=self.skin, **conditions)
+            self._conditions, self._skin = conditions, self.skin
             self._numbers, self._pbc = numbers.copy(), pbc.copy()
         return self.evaluator
 

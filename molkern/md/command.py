@@ -11,6 +11,7 @@ import torch
 
 from ..extras import require
 from ..files import read_frame, require_not_inputs
+from ..host import usual_torch
 from ..ops._library import build_info
 from ..units import energy_unit as unit_of_energy
 from .evaluate import evaluate
@@ -74,6 +75,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+@usual_torch()
 def dynamics(
     structure: Path,
     source: ModelSource,
@@ -94,6 +96,8 @@ def dynamics(
 ) -> int:
     """``molkern md``; the exit code, that of a signal if one stopped the run."""
     require("md", "ase", "tqdm", "matplotlib")
+    from ..plots.figures import picture_path
+
     atoms = read_frame(structure, frame)
     device = chosen_device(device)
     size = default_group(len(atoms), device) if group is None else group
@@ -107,7 +111,8 @@ def dynamics(
         device,
         chosen_threads(threads, workers, together),
     )
-    _check_plot(plot)
+    if plot is not None:
+        plot = picture_path(plot, "--plot")
     require_not_inputs(plan.outputs(plot), {"the structure": structure})
     _check_address(ray_address, workers)
     summary, signal = run(
@@ -134,24 +139,13 @@ def _check_address(address: str | None, workers: int) -> None:
         raise ValueError(f"--ray-address {address} needs --workers: say how many there are to be")
 
 
-def _check_plot(plot: Path | None) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    if plot is None:
-        return
-    known = FigureCanvasAgg.get_supported_filetypes()
-    if plot.suffix.lstrip(".") not in known:
-        raise ValueError(f"{plot} ends in {plot.suffix!r}: plots end in one of {', '.join(known)}")
-    if not plot.parent.is_dir():
-        raise ValueError(f"{plot.parent} is not a folder: make it, or choose another --plot")
-
-
 def _trajectories(plan: Plan) -> str:
     last = plan.settings.replicas - 1
     first = plan.trajectory(0)
     return str(first) if last == 0 else f"{first} to {plan.trajectory(last).name}"
 
 
+@usual_torch()
 def energies(
     structures: Path,
     source: ModelSource,
@@ -167,6 +161,7 @@ def energies(
     ray_address: str | None,
     say: Say,
     restart: bool = False,
+    reference_unit: str = "eV",
 ) -> None:
     """``molkern evaluate``."""
     require("md", "ase", "tqdm")
@@ -184,6 +179,7 @@ def energies(
         workers=workers,
         ray_address=ray_address,
         restart=restart,
+        reference_unit=reference_unit,
     )
     for line in [*errors, f"{count} structure(s): {out}"]:
         say(line)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..ops import segment_sum
+from ..ops._modes import ordinary_tensors
 from .evaluator import Evaluator
 
 #: Units of ASE, which are eV, Å and amu: CODATA 2014, as ASE uses them.
@@ -83,15 +84,16 @@ class VelocityVerlet:
         _check_start(batch.num_atoms, positions, velocities, masses)
         _check_positive(time_step=time_step, energy_unit=energy_unit)
         self.evaluator, self.time_step, self.energy_unit = evaluator, time_step, energy_unit
-        self.positions = positions.to(**on, copy=True)
-        self.velocities = velocities.to(**on, copy=True)
-        self.masses = masses.to(**on).reshape(-1, 1)
-        self.forces = torch.empty_like(self.positions)
-        self.potential = torch.empty(batch.num_systems, **on)
-        self.heat = torch.zeros(batch.num_systems, **on)
         self.step = 0
-        self._kick = (0.5 * time_step) / self.masses
-        self._change = torch.empty_like(self.positions)
+        with ordinary_tensors():  # steps write into them, and nothing is to be differentiated
+            self.positions = positions.to(**on, copy=True)
+            self.velocities = velocities.to(**on, copy=True)
+            self.masses = masses.to(**on, copy=True).reshape(-1, 1)
+            self.forces = torch.empty_like(self.positions)
+            self.potential = torch.empty(batch.num_systems, **on)
+            self.heat = torch.zeros(batch.num_systems, **on)
+            self._kick = (0.5 * time_step) / self.masses
+            self._change = torch.empty_like(self.positions)
 
     def compute(self) -> None:
         """Energies and forces at the present positions; must be called once before steps."""
@@ -158,7 +160,8 @@ class Langevin(VelocityVerlet):
         _check_not_negative(temperature=temperature, friction=friction)
         keep = float(np.exp(-friction * time_step))
         self._keep, self._noise = keep, noise
-        self._width = ((1 - keep**2) * BOLTZMANN * temperature / self.masses).sqrt()
+        with ordinary_tensors():
+            self._width = ((1 - keep**2) * BOLTZMANN * temperature / self.masses).sqrt()
 
     def advance(self) -> None:
         self._kick_by_half()

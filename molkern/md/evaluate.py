@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,24 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.conditions import CONDITIONS, ConditionReader, write_into
-from ..data.frames import entries
+from ..data.conditions import CONDITIONS, ConditionReader
+from ..data.frames import entries, frames_for, units_of
 from ..data.labels import choose, of_frame
+from ..data.reading import energy_factor
 from ..extras import require
-from ..files import (
-    drop_parts,
-    locked,
-    read_frames,
-    replacing,
-    require_new,
-    require_not_inputs,
-    writing,
-)
+from ..files import new_output, replacing, require_folder, require_not_inputs, writing
 from ..graph import AtomicBatch
 from ..models import Potential
 from ..nn.precision import network_tensor
 from ..progress import progress_bar
-from ..structures import check_frame
+from ..structures import write_frame
 from .parallel import run_pieces
 from .source import ModelSource
 from .trajectories import XYZ
@@ -206,8 +199,7 @@ class Errors:
     _squares: float = 0.0
     _components: int = 0
 
-    def add(self, frame: Atoms, energy: float, forces: Array) -> None:
-        reference = _reference(frame)
+    def add(self, frame: Atoms, energy: float, forces: Array, reference: Mapping[str, Any]) -> None:
         if "energy" in reference:
             self.energies.append(energy - float(reference["energy"]))
             self.per_atom.append(self.energies[-1] / max(len(frame), 1))
@@ -237,24 +229,50 @@ class Errors:
         return text
 
 
-def _reference(frame: Atoms) -> dict[str, Any]:
-    """Energy and forces that came with a structure, by the names that training knows too."""
-    content = {name: value for name, value in entries(frame).items() if value is not None}
-    names = choose(content, {}, "")
-    found: dict[str, Any] = {}
-    for label in ("energy", "forces"):
-        if label in names:
-            with suppress(ValueError):  # of another shape: no reference
-                value = of_frame(label, names[label], content[names[label]], len(frame))
-                if np.isfinite(value).all():
-                    found[label] = value
-    return found
+class References:
+    """Energies and forces that came with structures, in eV and Å.
+
+    Args:
+        path: the file.
+        energy_unit: of its energies, where it does not say.
+
+    Raises:
+        ValueError: an unknown unit.
+    """
+
+    def __init__(self, path: Path, energy_unit: str):
+        self._path, self._unit, self._units = path, energy_unit, units_of(path)
+        energy_factor(energy_unit, path)
+
+    def of(self, frame: Atoms) -> dict[str, Any]:
+        """Those of a structure, by the names that training knows too."""
+        content = {name: value for name, value in entries(frame).items() if value is not None}
+        names = choose(content, {}, "")
+        found: dict[str, Any] = {}
+        for label in ("energy", "forces"):
+            if label in names:
+                name = names[label]
+                with suppress(ValueError):  # of another shape: no reference
+                    value = of_frame(label, name, content[name], len(frame))
+                    if np.isfinite(value).all():
+                        found[label] = value * self._factor(name)
+        return found
+
+    def _factor(self, name: str) -> float:
+        return energy_factor(self._units.get(name, self._unit), self._path)
 
 
 class Output(Protocol):
     """A file of results, to which structures are added in their order."""
 
-    def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None: ...
+    def add(
+        self,
+        frame: Atoms,
+        energy: float,
+        forces: Array,
+        stress: Array | None,
+        reference: Mapping[str, Any],
+    ) -> None: ...
 
     def finish(self) -> bytes:
         """What is still to be written."""
@@ -266,22 +284,28 @@ class _Frames:
     def __init__(self, file: TextIO, conditions: Sequence[str] = ()):
         self._file = file  # conditions are in the frames' info
 
-    def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None:
+    def add(
+        self,
+        frame: Atoms,
+        energy: float,
+        forces: Array,
+        stress: Array | None,
+        reference: Mapping[str, Any],
+    ) -> None:
         from ase.calculators.singlepoint import SinglePointCalculator
-        from ase.io.extxyz import write_xyz
         from ase.stress import full_3x3_to_voigt_6_stress
 
-        before, result = _reference(frame), frame.copy()
-        if "energy" in before:
-            result.info["reference_energy"] = before["energy"]
-        if "forces" in before:
-            result.arrays["reference_forces"] = np.asarray(before["forces"])
+        result = frame.copy()
+        if "energy" in reference:
+            result.info["reference_energy"] = float(reference["energy"])
+        if "forces" in reference:
+            result.arrays["reference_forces"] = np.asarray(reference["forces"])
         for name in ("energy", "forces", "stress"):  # write_xyz refuses what is there already
             result.info.pop(name, None)
             result.arrays.pop(name, None)
         voigt = {} if stress is None else {"stress": full_3x3_to_voigt_6_stress(stress)}
         result.calc = SinglePointCalculator(result, energy=energy, forces=forces, **voigt)
-        write_xyz(self._file, result)
+        write_frame(self._file, result)
 
     def finish(self) -> bytes:
         return b""
@@ -294,7 +318,14 @@ class _Table:
         self._file, self._conditions, self._count = file, conditions, 0
         file.write(",".join(["frame,atoms,energy_eV", *conditions]) + "\n")
 
-    def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None:
+    def add(
+        self,
+        frame: Atoms,
+        energy: float,
+        forces: Array,
+        stress: Array | None,
+        reference: Mapping[str, Any],
+    ) -> None:
         values = [repr(float(frame.info[name])) for name in self._conditions]
         self._file.write(",".join([f"{self._count},{len(frame)},{energy!r}", *values]) + "\n")
         self._count += 1
@@ -311,7 +342,14 @@ class _Arrays:
         self._rows: list[tuple[int, float, Array, Array | None]] = []
         self._conditions: dict[str, list[float]] = {name: [] for name in conditions}
 
-    def add(self, frame: Atoms, energy: float, forces: Array, stress: Array | None) -> None:
+    def add(
+        self,
+        frame: Atoms,
+        energy: float,
+        forces: Array,
+        stress: Array | None,
+        reference: Mapping[str, Any],
+    ) -> None:
         self._rows.append((len(frame), energy, forces, stress))
         for name, values in self._conditions.items():
             values.append(float(frame.info[name]))
@@ -348,6 +386,7 @@ def evaluate(
     workers: int = 0,
     ray_address: str | None = None,
     restart: bool = False,
+    reference_unit: str = "eV",
 ) -> tuple[int, list[str]]:
     """Evaluates all structures of a file and writes results in their order.
 
@@ -363,6 +402,7 @@ def evaluate(
         workers: Ray's workers that share the batches; 0: this process does all.
         ray_address: of a cluster.
         restart: whether a file that is there already is written anew.
+        reference_unit: of energies and forces (per Å) that are in the file, where it does not say.
 
     Returns:
         How many structures there were, and lines: about structures without the stress that was
@@ -383,16 +423,14 @@ def evaluate(
     if stress and out.suffix == ".csv":
         raise ValueError(f"{out} holds energies only: with --stress results end in .extxyz or .npz")
     without: list[int] = []
+    references = References(structures, reference_unit)
     model = source.load()
     conditions = ConditionReader(model.conditions, dict(source.conditions))
     kept: dict[int, Atoms] = {}
 
     def frames() -> Iterator[Atoms]:
-        for index, frame in enumerate(read_frames(structures)):
-            where = f"{structures}, frame {index}"
-            check_frame(frame, where)
-            model.check_elements(frame.numbers, where, f"model {source.name}")
-            write_into(frame, conditions.read(frame, where))
+        given = frames_for(model, structures, source.name, conditions)
+        for index, frame in enumerate(given):
             if stress and not _has_stress(frame):
                 without.append(index)
             kept[index] = frame
@@ -408,10 +446,8 @@ def evaluate(
         gpus=int(device.startswith("cuda")),
         address=ray_address,
     )
-    with locked(out):
-        require_new([out], restart)
-        drop_parts(out)
-        count, lines = _write(out, results, kept, conditions.wanted)
+    with new_output(out, restart):
+        count, lines = _write(out, results, kept, conditions.wanted, references)
     return count, [*_without_stress(without, count), *lines, *conditions.notes()]
 
 
@@ -432,12 +468,15 @@ def _check_arguments(out: Path, max_atoms: int, max_edges: int) -> None:
     if out.suffix not in _OUTPUTS:
         endings = ", ".join(_OUTPUTS)
         raise ValueError(f"{out} ends in {out.suffix!r}: results end in one of {endings}")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
+    require_folder(out)
 
 
 def _write(
-    out: Path, results: Iterator[Results], kept: dict[int, Atoms], conditions: Sequence[str]
+    out: Path,
+    results: Iterator[Results],
+    kept: dict[int, Atoms],
+    conditions: Sequence[str],
+    references: References,
 ) -> tuple[int, list[str]]:
     errors, count = Errors(), 0
     with replacing(out) as stream, progress_bar(desc="evaluating", unit="frame") as bar:
@@ -445,7 +484,7 @@ def _write(
         output: Output = _OUTPUTS[out.suffix](file, conditions)
         for result in results:
             with writing(out):
-                added = _add(output, result, kept, count, errors)
+                added = _add(output, result, kept, count, errors, references)
             count += added
             bar.update(added)
         with writing(out):
@@ -454,7 +493,12 @@ def _write(
 
 
 def _add(
-    output: Output, result: Results, kept: dict[int, Atoms], first: int, errors: Errors
+    output: Output,
+    result: Results,
+    kept: dict[int, Atoms],
+    first: int,
+    errors: Errors,
+    references: References,
 ) -> int:
     """Adds the structures of a chunk; how many there were."""
     start = 0
@@ -462,6 +506,8 @@ def _add(
         frame = kept.pop(first + k)
         forces = result.forces[start : start + len(frame)]
         start += len(frame)
-        output.add(frame, energy, forces, None if result.stress is None else result.stress[k])
-        errors.add(frame, energy, forces)
+        stress = None if result.stress is None else result.stress[k]
+        reference = references.of(frame)
+        output.add(frame, energy, forces, stress, reference)
+        errors.add(frame, energy, forces, reference)
     return len(result.energies)

@@ -98,12 +98,13 @@ class Evaluator:
         self.model = model.eval()
         self.model.check(batch)
         self.model.check_conditions(conditions)
-        self.forces, self.stress, self.conditions = forces, stress, conditions
+        self.forces, self.stress, self.conditions = bool(forces), bool(stress), conditions
         self._options = {"skin": skin, "capacity": capacity, "graph": graph, "reorder": reorder}
         self._exclusive = Exclusive("threads that run at the same time need an evaluator each")
         self._thread: int | None = None
         self._shared = False
         self._weight = network_tensor(model)
+        self._admitted = model.elements, model.allow_unknown_elements
         with torch.inference_mode(False), torch.no_grad():
             self._order = _chosen_order(batch, model.cutoff, reorder)
             self.batch = _copy(batch, self._order)
@@ -145,8 +146,9 @@ class Evaluator:
     ) -> dict[str, Tensor]:
         """What the model predicts at these positions, as :class:`molkern.models.Potential` does.
 
-        The tensors given back are the evaluator's own: the next call overwrites them. Threads that
-        run at the same time need an evaluator each; those that take turns get copies.
+        The tensors given back are the evaluator's own: the next call overwrites them; the
+        dictionary is the caller's. Threads that run at the same time need an evaluator each; those
+        that take turns get copies.
 
         Args:
             positions: ``[N, 3]``, of any floating type and device; None: as before.
@@ -155,12 +157,12 @@ class Evaluator:
 
         Raises:
             ValueError: shapes that are not the batch's, positions or cells that are not finite, a
-                stress without cells.
-            TypeError: positions or cells that are not tensors of a floating type.
+                stress without cells, elements that the model is no longer to know.
+            TypeError: positions or cells that are not dense tensors of a floating type.
             RuntimeError: another thread is using this evaluator, or the model was moved to another
                 device or type since it was made.
         """
-        stress = self.stress if stress is None else stress
+        stress = self.stress if stress is None else bool(stress)
         with self._exclusive, torch.inference_mode(False), torch.no_grad():
             self._check_model()
             self._take(positions, cell)
@@ -170,7 +172,8 @@ class Evaluator:
             out = self._steps(stress)
             if self._order is not None:
                 out = self._in_given_order(out, self._order)
-            return {name: value.clone() for name, value in out.items()} if shared else out
+            # In a dictionary of the caller's, who may change or empty it
+            return {name: value.clone() if shared else value for name, value in out.items()}
 
     def per_atom(self) -> dict[str, Tensor]:
         """Energies and virials of the atoms at the present positions, one more evaluation.
@@ -228,6 +231,10 @@ class Evaluator:
                 f"this evaluator is for a model of {place.dtype} on {place.device}, but the model "
                 f"is now {weight.dtype} on {weight.device}: make a new one after model.to(...)"
             )
+        admitted = self.model.elements, self.model.allow_unknown_elements
+        if admitted != self._admitted:
+            self.model.check_elements(self._given_batch().numbers)
+            self._admitted = admitted
 
     def _note_thread(self) -> bool:
         """Whether threads take turns: what one was given must outlive the next one's call."""
@@ -289,6 +296,9 @@ def _check_floating(name: str, value: Any) -> None:
         )
     if not value.is_floating_point():
         raise TypeError(f"{name} must be of a floating type, got {value.dtype}")
+    if value.layout is not torch.strided or value.is_meta:
+        kind = "on the meta device" if value.is_meta else str(value.layout)
+        raise TypeError(f"{name} must be a dense tensor with values, got one {kind}")
 
 
 def _made_again(

@@ -168,6 +168,11 @@ class LAMMPSFix:
 
     def _compute(self, order: np.ndarray, x: np.ndarray, step: int) -> np.ndarray:
         """Sets energy and virial of the atoms in such an order, and returns their forces."""
+        if not len(order):  # all are deleted or lost: LAMMPS has no arrays to look at
+            self.lmp.fix_external_set_energy_global(self.name, 0.0)
+            if self.virial:
+                self.lmp.fix_external_set_virial_global(self.name, 6 * [0.0])
+            return np.zeros((0, 3))
         types = self.lmp.numpy.extract_atom("type").reshape(-1)[order]
         numbers = self._numbers[torch.from_numpy(types.astype(np.int64))]
         positions = torch.from_numpy(x[order])

@@ -19,6 +19,7 @@ from ..models import Potential
 from ..models.potential import is_called_plainly
 from ..nn.precision import network_tensor
 from ..ops._arguments import checked
+from ..ops._library import as_tensor
 from .kept import finite_energy, require_energy
 from .lammps_units import energy_per_ev
 from .per_atom import EdgeDerivatives, GivenVectors, edge_derivatives
@@ -152,7 +153,7 @@ class MLIAPMolkern:
     def _set_energies(self, data: Any, energies: Tensor | None) -> None:
         """Energies of the atoms, for ``compute pe/atom``: not a number where there are none."""
         with suppress(AttributeError, ValueError):  # not asked for
-            given = torch.as_tensor(data.eatoms)[: data.nlistatoms]
+            given = as_tensor(data.eatoms)[: data.nlistatoms]
             if energies is None:
                 given.fill_(torch.nan)
             else:

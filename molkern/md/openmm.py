@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ import openmm
 import torch
 from openmm import app, unit
 
+from ..data.indices import as_indices
+from ..elements import atomic_numbers
 from ..models import Potential
 from ..ops._arguments import checked
 from .kept import KeptEvaluators, finite_energy
@@ -47,7 +50,8 @@ class OpenMMCompute:
         skin: float = 0.5,
         conditions: dict[str, Any] | None = None,
     ):
-        self.model, self.numbers = model.eval(), torch.as_tensor(list(numbers), device="cpu")
+        self.model = model.eval()
+        self.numbers = torch.tensor(list(numbers), dtype=torch.int64, device="cpu")
         self.model.check_elements(self.numbers)
         self.energy_unit, self.periodic = energy_unit, periodic
         self.options = {"skin": skin, **(conditions or {})}
@@ -97,7 +101,7 @@ class OpenMMCompute:
 @checked
 def openmm_force(
     model: Potential,
-    atoms: app.Topology | Iterable[int],
+    atoms: app.Topology | Iterable[int | str],
     *,
     energy_unit: float = 1.0,
     periodic: bool | None = None,
@@ -112,19 +116,23 @@ def openmm_force(
 
     Args:
         model: the potential, on its device and of its type; put in evaluation mode.
-        atoms: an OpenMM topology, or the atomic numbers of all particles of the system.
+        atoms: an OpenMM topology, or the atomic numbers (or symbols) of all particles of the
+            system.
         energy_unit: the model's unit of energy in eV (0.0433641 for kcal/mol).
         periodic: whether the force sees the system's box, along all three axes; by default if the
             topology has one. With atomic numbers it must be given.
         skin: how much farther than the model's cutoff the neighbor list reaches, in Å, see
             :class:`molkern.md.Evaluator`.
         conditions: what else the model's prediction depends on (``total_charge``, say).
-        particles: indices of the particles that the model is for; by default all of them.
+        particles: indices of the particles that the model is for, or a mask of all; by default all
+            of them.
 
     Raises:
-        ValueError: an atom of the topology without an element, an index outside the atoms, numbers
-            without ``periodic``, a negative skin, an element that the model does not know, a model
-            of something other than energies.
+        ValueError: an atom of the topology without an element, an index outside the atoms or given
+            twice, numbers without ``periodic``, a negative skin, an element that the model does not
+            know, a model of something other than energies.
+        TypeError: numbers or indices that are not integers.
+        IndexError: a mask of another length.
 
     >>> import openmm, molkern
     >>> model = molkern.models.SchNet(16, 16, 2, cutoff=5.0)
@@ -138,19 +146,21 @@ def openmm_force(
     >>> context.getState(forces=True).getForces(asNumpy=True).shape
     (3, 3)
     """
-    chosen = None if particles is None else [int(index) for index in particles]
+    chosen = None if particles is None else list(particles)
     if isinstance(atoms, app.Topology):
+        chosen = None if chosen is None else _places(chosen, atoms.getNumAtoms())
         numbers = _topology_numbers(atoms, chosen)
         periodic = atoms.getPeriodicBoxVectors() is not None if periodic is None else periodic
     else:
-        numbers = [int(number) for number in atoms]
+        numbers = atomic_numbers(atoms)
+        chosen = None if chosen is None else _places(chosen, len(numbers))
         if periodic is None:
             raise ValueError(
                 "atomic numbers do not tell whether the system is periodic: give periodic=True "
                 "(the force sees the box) or periodic=False, or a topology in place of numbers"
             )
     if chosen is not None:
-        numbers = [numbers[index] for index in _checked(chosen, len(numbers))]
+        numbers = [numbers[index] for index in chosen]
     compute = OpenMMCompute(
         model,
         numbers,
@@ -180,8 +190,15 @@ def _topology_numbers(topology: app.Topology, particles: Iterable[int] | None) -
     return numbers
 
 
-def _checked(particles: list[int], count: int) -> list[int]:
+def _places(particles: list[Any], count: int) -> list[int]:
+    """Indices of particles, or a mask of them, as indices that are each there once."""
     for index in particles:
-        if not 0 <= index < count:
+        if not isinstance(index, bool | np.bool_) and not 0 <= index < count:
             raise ValueError(f"particle {index} is not among the {count} atoms given")
-    return particles
+    places: list[int] = as_indices(particles, count, "particles").tolist()
+    if not places:
+        raise ValueError("particles= chooses none: leave the force out, or particles=")
+    twice = [index for index, times in Counter(places).items() if times > 1]
+    if twice:
+        raise ValueError(f"particle {twice[0]} is given twice: each counts once")
+    return places

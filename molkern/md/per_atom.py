@@ -12,7 +12,7 @@ from torch import Tensor
 from ..graph import AtomicBatch, NeighborList
 from ..models import Potential
 from ..models.structure import Structure
-from ..ops._library import first_derivatives_only
+from ..ops._library import first_derivatives_only, operators
 
 
 @dataclass(eq=False)
@@ -37,8 +37,8 @@ class GivenVectors(NeighborList):
     def distances(self, positions: Tensor, cell: Tensor | None = None) -> Tensor:
         return self.given.square().sum(1).sqrt()
 
-    def within(self, cutoff: float, positions: Tensor, cell: Tensor | None = None) -> GivenVectors:
-        return self
+    def only(self, keep: Tensor) -> NeighborList:
+        return super().only(keep)._with(given=self.given[keep])
 
 
 @dataclass(eq=False)
@@ -104,8 +104,9 @@ def atomic_virials(graph: GivenVectors, gradient: Tensor) -> Tensor:
     """
     vectors, slopes = graph.given.detach().double(), gradient.double()
     half = -0.5 * (vectors.unsqueeze(2) * slopes.unsqueeze(1)).reshape(-1, 9)
-    found = half.new_zeros(graph.num_atoms, 9)
-    for atoms in (graph.receivers, graph.senders):
-        found.index_add_(0, atoms.long(), half)
+    here, there, ones = graph.by_receiver, graph.by_sender, half.new_ones(graph.num_atoms, 9)
+    # In the order of the edges: adding by index is not the same bits on every run of a GPU
+    found = operators.cfconv(ones, half, *here, *there, graph.padded)
+    found = found + operators.cfconv(ones, half, *there, *here, graph.padded)
     found = found.reshape(-1, 3, 3)
     return 0.5 * (found + found.transpose(1, 2))

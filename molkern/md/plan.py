@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import require_folder
 from .source import ModelSource
 from .trajectories import TRAJ, XYZ
 
@@ -191,8 +192,7 @@ def output_path(out: str | Path) -> Path:
     if path.suffix not in (*XYZ, *TRAJ):
         endings = ", ".join((*XYZ, *TRAJ))
         raise ValueError(f"{out} ends in {path.suffix!r}: trajectories end in one of {endings}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} is not a folder: make it, or choose another --out")
+    require_folder(path)
     return path.resolve()
 
 

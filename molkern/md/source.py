@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -13,8 +14,8 @@ import torch
 
 from ..data.conditions import ConditionReader
 from ..elements import referenced, symbols
-from ..models import Potential, load
-from ..models.saved import read_model
+from ..models import Potential
+from ..models.saved import load_content, read_model
 from ..nn.precision import network_tensor
 
 if TYPE_CHECKING:
@@ -90,11 +91,7 @@ class ModelSource:
             ValueError: not a molkern model, one that predicts no energy, or one that does not take
                 the conditions.
         """
-        try:
-            model = load(self.content, device)
-        except ValueError as error:
-            text = str(error).replace("the content", self.name, 1)
-            raise ValueError(f"model {text}") from error
+        model = load_content(self.content, f"model {self.name}", device)
         weight = network_tensor(model).dtype
         if weight not in (torch.float32, torch.float64):
             raise ValueError(
@@ -109,6 +106,8 @@ class ModelSource:
         for name, value in self.conditions:
             if name not in model.conditions:
                 raise ValueError(f"model {self.name} takes no {name}, got {value}: leave it out")
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
         if self.filters is not None:
             model.filters = self.filters
         if model.elements is None:

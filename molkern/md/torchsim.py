@@ -36,7 +36,9 @@ class TorchSimModel(ModelInterface):
             state of float32 is rounded by its distance before molkern sees it.
         memory_scales_with: what TorchSim's autobatchers count: ``"n_atoms"``, which serves every
             state, or ``"n_atoms_x_density"``, nearer to the memory of crystals of different
-            densities; states without a volume have no density (TorchSim divides by zero).
+            densities; states without a volume have no density (TorchSim divides by zero). TorchSim
+            itself asks for it in ``optimize(autobatcher=True)`` only: other autobatchers are to be
+            made with ``memory_scales_with=model.memory_scales_with``.
         kept: evaluators to keep.
 
     Raises:
@@ -75,8 +77,7 @@ class TorchSimModel(ModelInterface):
             )
         self.model = model.eval()
         self.energy_unit = energy_unit
-        weight = network_tensor(model)
-        self._device, self._dtype = weight.device, dtype or weight.dtype
+        self._own_dtype = dtype
         self._compute_forces, self._compute_stress = True, stress
         self._memory_scales_with = memory_scales_with
         #: The evaluators that are kept, the last used first.
@@ -87,6 +88,16 @@ class TorchSimModel(ModelInterface):
         # Copies share no evaluators
         own = {"kept": copy.copy(self.kept), "_exclusive": copy.copy(self._exclusive)}
         return {**self.__dict__, **own}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the potential is now."""
+        return network_tensor(self.model).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of states: as it was given, or the potential's now."""
+        return self._own_dtype or network_tensor(self.model).dtype
 
     @property
     def compute_stress(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -203,12 +202,6 @@ def _(numbers: Tensor, positions: Tensor, cell: Tensor | None, *rest: Any) -> tu
 
 
 mapped("schnet_energy_grad")
-
-
-def below_autograd() -> AbstractContextManager[Any]:
-    """Calls operators without the part of them that would record a graph, where torch can."""
-    guard = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
-    return nullcontext() if guard is None or torch.compiler.is_compiling() else guard()
 
 
 @dataclass(frozen=True)

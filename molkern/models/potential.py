@@ -34,7 +34,6 @@ from ..ops._modes import is_hidden, is_transformed
 from ..ops.splines import SplineGrid
 from .arguments import KeepsArguments
 from .known import KnowsElements
-from .lean import below_autograd
 from .structure import Structure
 
 FORMAT = 1
@@ -341,7 +340,8 @@ class Potential(KnowsElements, KeepsArguments):
     ) -> dict[str, Tensor]:
         if stress:
             volumes = _volumes(batch)
-        with torch.no_grad(), below_autograd():
+        # No operator records a graph: asking each whether to takes time
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
             energy, grad, grad_cell = lean.evaluate(
                 *lean.inputs(batch, neighbors), need_cell=stress, padded=neighbors.padded
             )

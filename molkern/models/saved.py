@@ -57,6 +57,13 @@ def load(
     """
     name = "the content" if isinstance(path, bytes) else str(path)
     content = path if isinstance(path, bytes) else read_model(path)
+    return load_content(content, name, device, classes)
+
+
+def load_content(
+    content: bytes, name: str, device: torch.device | str = "cpu", classes: OwnClasses = ()
+) -> Potential:
+    """The model in a file's content, as :func:`load`; errors begin with a name for it."""
     with ordinary_tensors():
         tensors = _tensors(content, name)
         saved = _description(content, name)

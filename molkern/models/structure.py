@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..centering import bounds
 from ..graph import AtomicBatch, NeighborList
 from ..ops import segment_sum
 
@@ -70,11 +71,7 @@ def largest_extent(batch: AtomicBatch) -> float:
     positions, count = batch.positions.detach().double(), batch.num_systems
     if batch.num_atoms == 0:
         return 0.0
-    owner = torch.zeros_like(batch.numbers) if batch.batch is None else batch.batch.long()
-    owner = owner.unsqueeze(1).expand(-1, 3)
-    ends = positions.new_zeros(count, 3)
-    high = ends.scatter_reduce(0, owner, positions, "amax", include_self=False)
-    low = ends.scatter_reduce(0, owner, positions, "amin", include_self=False)
+    low, high = bounds(positions, batch.owners, count)
     diagonals = (high - low).norm(dim=1)
     if batch.pbc is not None:
         diagonals = diagonals.masked_fill(batch.pbc.any(1), 0.0)

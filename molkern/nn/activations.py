@@ -1,9 +1,8 @@
 """Activation functions by name, and dense layers."""
 
 import math
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -11,24 +10,19 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops._arguments import checked
+from ..ops._modes import Switch
 from .fixed import FixedModule
 from .plain import TAKEN_TENSORS, is_plain
 
-_mode = threading.local()
+_smooth = Switch()
 
 
-@contextmanager
-def smooth_activations() -> Iterator[None]:
+def smooth_activations() -> AbstractContextManager[None]:
     """Within it shifted softpluses have no step at their threshold, in this thread.
 
     For splines, which cannot follow it: it is 2e-9 high, 8e-7 in the authors' 2018 code.
     """
-    before = getattr(_mode, "smooth", False)
-    _mode.smooth = True
-    try:
-        yield
-    finally:
-        _mode.smooth = before
+    return _smooth.on()
 
 
 class ShiftedSoftplus(FixedModule):
@@ -52,7 +46,7 @@ class ShiftedSoftplus(FixedModule):
         self.threshold, self.shift = threshold, shift
 
     def forward(self, x: Tensor) -> Tensor:
-        threshold = 35.0 if getattr(_mode, "smooth", False) else self.threshold
+        threshold = 35.0 if _smooth.is_on else self.threshold
         return nn.functional.softplus(x, threshold=threshold) - self.shift
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..graph import NeighborList
 from ..ops._arguments import checked, explained
+from ..ops._library import as_tensor
 from .activations import activation, dense, orthogonal_
 from .precision import Float64Module
 from .splines import SplineFilter, convolve
@@ -301,7 +302,7 @@ def checked_total_charge(total_charge: Tensor | float, num_systems: int, like: T
         ValueError: another shape, another device, or a number that is not finite.
     """
     if isinstance(total_charge, (list, tuple, np.ndarray)):
-        total_charge = torch.as_tensor(total_charge, device=like.device)
+        total_charge = as_tensor(total_charge, device=like.device)
     if not isinstance(total_charge, Tensor):
         # A compiled function has the number as a symbol, to serve any
         if not torch.compiler.is_compiling():

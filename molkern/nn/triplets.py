@@ -45,7 +45,7 @@ class TripletList:
         }[angle]
         lengths = ops.geometry.edge_norm(first) * ops.geometry.edge_norm(second)
         cosines = (first * second).sum(1) / torch.where(lengths == 0, 1, lengths)
-        polynomials = _legendre(cosines, spherical.shape[1])
+        polynomials = legendre(cosines, spherical.shape[1])
         # An edge of length zero has no direction: only order 0 counts
         counts = (lengths > 0).unsqueeze(1).expand_as(polynomials[:, 1:])
         polynomials = torch.cat([polynomials[:, :1], polynomials[:, 1:] * counts], 1)
@@ -56,8 +56,8 @@ class TripletList:
         return ops.segment_sum((x[self.into] * weights).contiguous(), self._ptr)
 
 
-def _legendre(x: Tensor, orders: int) -> Tensor:
-    """P_0(x) … P_{orders−1}(x), in a new last dimension."""
+def legendre(x: Tensor, orders: int) -> Tensor:
+    """Legendre polynomials P_0(x) … P_{orders−1}(x), in a new last dimension."""
     values = [torch.ones_like(x), x]
     for order in range(2, orders):
         values.append(((2 * order - 1) * x * values[-1] - (order - 1) * values[-2]) / order)

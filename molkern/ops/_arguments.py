@@ -37,13 +37,13 @@ def explained(function: Function) -> Function:
     return call  # type: ignore[return-value]
 
 
-#: What torch and molkern's operators say of tensors made in inference mode.
-_OF_INFERENCE_MODE = ("Inference tensor", "made under torch.inference_mode()", "made under it")
 _INFERENCE_TENSORS = (
     "torch.inference_mode() forbids derivatives of tensors that were made under it, here weights "
     "or arguments: outside of it copy.deepcopy(model) and tensor.clone() make ordinary ones; or "
     "use torch.no_grad() in its place"
 )
+#: What torch, molkern's operators and functions within say of tensors made in inference mode.
+_OF_INFERENCE_MODE = ("Inference tensor", "made under torch.inference_mode()", _INFERENCE_TENSORS)
 
 
 def checked(function: Function) -> Function:
@@ -102,9 +102,9 @@ def _kinds(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, f
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.annotation is parameter.empty or variadic:
             continue
-        text = parameter.annotation
-        text = text if isinstance(text, str) else getattr(text, "__name__", str(text))
-        kinds[name] = frozenset(re.findall(r"\w+", text)) - {"torch", "typing", "ase"}
+        kind = parameter.annotation
+        text = kind.__name__ if isinstance(kind, type) else str(kind)
+        kinds[name] = frozenset(re.findall(r"(?:\w+\.)*(\w+)", text))  # without their modules
     return signature, kinds
 
 
@@ -124,11 +124,16 @@ def _wrong(name: str, value: Any, needed: frozenset[str]) -> str | None:
 
 
 def _words(needed: frozenset[str]) -> str:
-    if needed & {"float", "int"}:
-        return "a number"
-    if "bool" in needed:
-        return "True or False"
-    return "a tensor" if "Tensor" in needed else " or ".join(sorted(needed - {"None"}))
+    several = needed & {"Iterable", "Sequence"}
+    words = {
+        "Tensor": "a tensor",
+        "float": "numbers" if several else "a number",
+        "int": "integers" if several else "a number",
+        "bool": "a bool",
+    }
+    known = [word for kind, word in words.items() if kind in needed]
+    others = needed - {*words, "Iterable", "Sequence", "None"}
+    return " or ".join([*(f"a {kind}" for kind in sorted(others)), *known])
 
 
 def shown(value: Any) -> str:
@@ -212,8 +217,8 @@ def _flag(name: str, value: Any, needed: frozenset[str]) -> str | None:
 
 def _number(name: str, value: Any, needed: frozenset[str]) -> str | None:
     method = "__float__" if "float" in needed else "__index__"
-    fits = hasattr(value, method) and not isinstance(value, (bool, np.bool_, np.ndarray, complex))
-    if fits:
+    array = isinstance(value, np.ndarray) and value.ndim > 0
+    if hasattr(value, method) and not (array or isinstance(value, (bool, np.bool_, complex))):
         return None
     kind = "a number" if "float" in needed else "an integer"
     return f"{name} must be {kind}, got {shown(value)}"
@@ -241,7 +246,7 @@ def _device(name: str, value: Any, needed: frozenset[str]) -> str | None:
 _RULES: list[tuple[set[str], set[str], Callable[[str, Any, frozenset[str]], str | None]]] = [
     ({"Graph", "NeighborList"}, set(), _graph),
     ({"AtomicBatch"}, set(), _batch),
-    ({"Potential", "SchNet", "Module"}, {"nn"}, _model),
+    ({"Potential", "SchNet", "Module"}, set(), _model),
     ({"Atoms"}, {"Sequence"}, _atoms),
     ({"Path"}, {"str", "bytes"}, _path),
     ({"dtype"}, set(), _dtype),

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree  # torch.library maps by it too
 
 from ._library import operators
+from ._modes import is_transformed
 
 #: Registrations last as long as this object.
 _library = torch.library.Library("molkern", "FRAGMENT")
@@ -36,7 +37,7 @@ def differentiable(
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:
             *inputs, keys = arguments
-            nested = torch._C._are_functorch_transforms_active()
+            nested = is_transformed()
             with (
                 torch._C._AutoDispatchBelowAutograd(),
                 _outer_levels() if nested else nullcontext(),
@@ -56,7 +57,7 @@ def differentiable(
     below = torch._C._after_autograd_keyset
 
     def autograd(keys: Any, *arguments: Any) -> Any:
-        if forward_ad._current_level >= 0:  # type: ignore[attr-defined]
+        if in_forward_mode():
             refuse_forward_mode(f"molkern::{name}", *arguments)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
             return _applied(name, apply, *arguments, keys & below)
@@ -77,7 +78,7 @@ def _outer_levels() -> Iterator[None]:
 
 def _applied(name: str, apply: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        if not torch._C._are_functorch_transforms_active():
+        if not is_transformed():
             return apply(*arguments)
         with torch._functorch.autograd_function.enable_single_level_autograd_function():
             return apply(*arguments)

@@ -1,8 +1,6 @@
 """Loads the extension, which registers the operators, and the types they share."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +9,7 @@ from torch import Tensor
 
 import molkern._C
 
-from ._modes import is_hidden
+from ._modes import Switch, is_hidden
 
 build_info = molkern._C.build_info
 operators = torch.ops.molkern
@@ -39,44 +37,32 @@ class Graph(Protocol):
     def reverse_edges(self) -> Tensor: ...
 
 
-_mode = threading.local()
+_first_only, _constant_weights = Switch(), Switch()
 
 
-@contextmanager
-def first_derivatives_only() -> Iterator[None]:
+def first_derivatives_only() -> AbstractContextManager[None]:
     """Within it operators keep what first derivatives by their data need, and no more.
 
     For a function that differentiates what it has computed, once and by its own inputs, and gives
     nothing out that could be differentiated again or by parameters: energies and forces without
     training. It halves what dense layers keep.
     """
-    before = getattr(_mode, "first_only", False)
-    _mode.first_only = True
-    try:
-        yield
-    finally:
-        _mode.first_only = before
+    return _first_only.on()
 
 
-@contextmanager
-def constant_weights() -> Iterator[None]:
+def constant_weights() -> AbstractContextManager[None]:
     """Within it no derivative by parameters is taken, so that splines need not follow them."""
-    before = getattr(_mode, "constant_weights", False)
-    _mode.constant_weights = True
-    try:
-        yield
-    finally:
-        _mode.constant_weights = before
+    return _constant_weights.on()
 
 
 def keeps_weights_constant() -> bool:
     """Whether nothing is differentiated by parameters in this thread."""
-    return keeps_first_only() or getattr(_mode, "constant_weights", False)
+    return keeps_first_only() or _constant_weights.is_on
 
 
 def keeps_first_only() -> bool:
     """Whether :func:`first_derivatives_only` holds in this thread; never in compiled code."""
-    return not torch.compiler.is_compiling() and getattr(_mode, "first_only", False)
+    return not torch.compiler.is_compiling() and _first_only.is_on
 
 
 def is_recorded(tensor: Tensor) -> bool:

@@ -1,5 +1,6 @@
-"""Modes of torch that tensors may be made under, and what outlives them."""
+"""Modes of a thread, and those of torch that tensors may be made under and what outlives them."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -7,6 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+
+class Switch(threading.local):
+    """A switch that each thread has for itself, off until it is put on within a context."""
+
+    is_on = False
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        before, self.is_on = self.is_on, True
+        try:
+            yield
+        finally:
+            self.is_on = before
 
 
 @contextmanager

@@ -43,19 +43,47 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def picture_path(path: str | Path, option: str = "--out") -> Path:
+    """The file that a picture is written to: PNG, where its name has no ending.
+
+    Args:
+        path: as it was given.
+        option: by which it was given, for messages.
+
+    Raises:
+        ValueError: an ending that matplotlib has no format for, or no such folder.
+        ImportError: without matplotlib.
+    """
+    require("md", "matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    path, known = Path(path), FigureCanvasAgg.get_supported_filetypes()
+    if not path.suffix and path.name:
+        path = path.with_name(f"{path.name}.png")
+    if path.suffix[1:].lower() not in known:
+        raise ValueError(f"{path} ends in {path.suffix!r}: plots end in one of {', '.join(known)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent} is not a folder: make it, or choose another {option}")
+    return path
+
+
 def save(figure: Figure, path: str | Path) -> Figure:
-    """Writes the figure in the format that the end of the name says.
+    """Writes the figure to :func:`picture_path`, in the format that the end of the name says.
 
     Raises:
         OSError: naming a file that cannot be written.
-        ValueError: an ending that matplotlib has no format for.
+        ValueError: see :func:`picture_path`.
     """
-    path = Path(path)
-    kind = path.suffix[1:] or figure.canvas.get_default_filetype()
-    if not path.suffix:
-        path = path.with_name(f"{path.name}.{kind}")
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    path = picture_path(path)
     content = io.BytesIO()
-    figure.savefig(content, format=kind, dpi=DPI)
+    # Texts are not written for LaTeX, which the owner of the process may have chosen for theirs
+    for text in figure.findobj(Text):
+        text.set_usetex(False)
+    with rc_context({"text.usetex": False}):  # ticks are made when they are drawn
+        figure.savefig(content, format=path.suffix[1:], dpi=DPI)
     write_whole(path, content.getvalue())
     return figure
 

@@ -128,7 +128,7 @@ def draw_filters(
 def _cell(value: Any) -> Array:
     cell = np.asarray(value, dtype=np.float64)
     if cell.ndim == 0:
-        cell = cell * np.eye(3)
+        cell = cell * np.eye(3) if cell > 0 else np.zeros((3, 3))
     if cell.shape != (3, 3) or not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < 1e-9:
         raise ValueError(
             f"periodic_cell must be an edge or [3, 3] vectors with a volume, got {value!r}"

@@ -11,6 +11,7 @@ from ..data import ethanol_model
 from ..extras import require
 from ..files import require_not_inputs
 from ..host import everything_kept
+from ..md.command import chosen_device
 from ..md.source import SHIPPED
 from ..models import Potential, load
 
@@ -41,6 +42,8 @@ def train(
         threads = max(1, torch.get_num_threads() // devices)
     if threads is not None:
         torch.set_num_threads(threads)
+    if device != "auto":
+        chosen_device(device)  # says what is wrong with it
     folder, source = _places(config, out)
     found = read_config(source, changes)
     try:
@@ -81,7 +84,7 @@ def score(run: Path, part: str, device: str, say: Say) -> None:
     require("train", *PACKAGES)
     from . import results
 
-    results.score(run, part, _device(device), say=say)
+    results.score(run, part, chosen_device(device), say=say)
 
 
 @everything_kept()
@@ -103,19 +106,13 @@ def predict(
         run,
         structures,
         out,
-        device=_device(device),
+        device=chosen_device(device),
         batch_size=batch_size,
         say=say,
         restart=restart,
         allow_unknown_elements=allow_unknown_elements,
     )
     say(f"{count:,} structures: {out}")
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 @everything_kept()
@@ -138,7 +135,9 @@ def draw_filters(
 ) -> None:
     """A picture of a model's filters."""
     from ..plots import draw_filters as draw
+    from ..plots.figures import picture_path
 
+    out = picture_path(out)
     require_not_inputs([out], _files_of(source))
     draw(_model(source), out, periodic_cell=cell, block=block, count=count)
     say(str(out))
@@ -148,7 +147,9 @@ def draw_filters(
 def draw_basis(source: str | None, out: Path, cutoff: float, say: Say) -> None:
     """A picture of a model's bases, or of those of all models."""
     from ..plots import draw_basis as draw
+    from ..plots.figures import picture_path
 
+    out = picture_path(out)
     if source is None:
         draw(out, cutoff=cutoff)
     else:
@@ -160,7 +161,10 @@ def draw_basis(source: str | None, out: Path, cutoff: float, say: Say) -> None:
 def _files_of(source: str) -> dict[str, str | Path | None]:
     """What a picture must not take the place of."""
     if Path(source).is_dir():
-        return {f"the run's {path.name}": path for path in Path(source).iterdir()}
+        require("train", *PACKAGES)
+        from .results import Run
+
+        return Run.open(Path(source)).files()
     return {"the model": source}
 
 

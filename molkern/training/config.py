@@ -36,7 +36,7 @@ class Split(_Section):
     train: int | float = Field(gt=0)
     validation: int | float = Field(gt=0)
     test: int | float | None = Field(default=None, ge=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     file: str | None = None
 
     @field_validator("train", "validation", "test")
@@ -125,7 +125,7 @@ class Training(_Section):
     clip: float | None = Field(default=None, gt=0)
     early_stopping: int | None = Field(default=None, gt=0)
     minutes: float | None = Field(default=None, gt=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     precision: Literal["32", "64", "bf16-mixed"] = "32"
     tensorboard: bool = False
 
@@ -339,7 +339,7 @@ def data_path(config: Config) -> Path | None:
     Raises:
         ValueError: a variable that is not set.
     """
-    if config.data.path is None:
+    if not config.data.path:
         return None
     text = os.path.expandvars(config.data.path)
     if "$" in text:

@@ -16,7 +16,7 @@ import torch
 
 from ..data import Frames, ethanol_frames
 from ..files import write_whole
-from ..host import random_states_kept
+from ..host import random_states_kept, usual_torch
 from ..models import SchNet
 from ..progress import progress_bar
 
@@ -57,6 +57,7 @@ def train_step(model: SchNet, optimizer: torch.optim.Optimizer, frames: Frames) 
 
 
 @random_states_kept()
+@usual_torch()
 def train(steps: int, seed: int = 0) -> tuple[SchNet, dict[str, tuple[float, float]]]:
     """Trains for a number of steps; returns the best average model and its errors by split."""
     torch.manual_seed(seed)

@@ -12,21 +12,15 @@ import numpy as np
 import torch
 
 from ..data import Sample
-from ..data.conditions import CONDITIONS, ConditionReader, write_into
+from ..data.conditions import CONDITIONS, ConditionReader
 from ..data.dataset import PER_ATOM
-from ..files import (
-    drop_parts,
-    locked,
-    read_frames,
-    require_new,
-    require_not_inputs,
-    write_whole,
-)
+from ..data.frames import frames_for
+from ..files import new_output, require_folder, require_not_inputs, write_whole
 from ..graph import AtomicBatch
 from ..models import Potential
 from ..nn.precision import network_tensor
-from ..progress import progress_bar
-from ..structures import check_frame
+from ..progress import progress_over
+from ..structures import write_frame
 from .objective import evaluate, match_labels
 from .results import Run
 
@@ -77,20 +71,17 @@ def predict(
     """
     if out.suffix not in ENDINGS:
         raise ValueError(f"{out} ends in {out.suffix!r}: choose one of {', '.join(ENDINGS)}")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is not a folder: make it, or choose another --out")
+    require_folder(out)
     run = Run.open(folder)
-    files = {f"the run's {path.name}": path for path in folder.iterdir() if path.is_file()}
-    require_not_inputs([out], {"the file of structures": structures, **files})
+    require_not_inputs([out], {"the file of structures": structures, **run.files()})
     model = run.model(device)
     if model.elements is None and "elements" in run.facts:  # a run of an earlier version
         model.elements = run.facts["elements"]
     model.allow_unknown_elements = allow_unknown_elements
     conditions = ConditionReader(model.conditions, names=run.config.data.labels)
-    with locked(out):
-        require_new([out], restart)
-        drop_parts(out)
-        chunks = _chunks(_checked(structures, model, run, conditions), batch_size, progress)
+    with new_output(out, restart):
+        frames = frames_for(model, structures, str(run.folder), conditions)
+        chunks = _chunks(frames, batch_size, progress)
         count = _write(run, model, chunks, out, f"{structures}, frame")
     for note in conditions.notes():
         say(note)
@@ -110,18 +101,6 @@ def _write(run: Run, model: Potential, chunks: Iterable[list[Atoms]], out: Path,
     return len(frames)
 
 
-def _checked(
-    structures: Path, model: Potential, run: Run, conditions: ConditionReader
-) -> Iterator[Atoms]:
-    """The structures of a file, with their conditions in ``info``."""
-    for number, atoms in enumerate(read_frames(structures)):
-        where = f"{structures}, frame {number}"
-        check_frame(atoms, where)
-        model.check_elements(atoms.numbers, where, f"model {run.folder}")
-        write_into(atoms, conditions.read(atoms, where))
-        yield atoms
-
-
 def _require_finite(results: list[dict[str, Any]], where: str, first: int) -> None:
     """Refuses predictions that are no numbers.
 
@@ -138,12 +117,8 @@ def _require_finite(results: list[dict[str, Any]], where: str, first: int) -> No
 
 
 def _chunks(frames: Iterable[Atoms], size: int, progress: bool) -> Iterator[list[Atoms]]:
-    if progress:
-        frames = progress_bar(
-            frames, desc="predicting", unit="structure", disable=None, leave=False
-        )
     chunk: list[Atoms] = []
-    for atoms in frames:
+    for atoms in progress_over(frames, "predicting", "structure", progress):
         chunk.append(atoms)
         if len(chunk) == size:
             yield chunk
@@ -201,7 +176,6 @@ def _npz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
 
 def _extxyz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
     from ase.calculators.singlepoint import SinglePointCalculator
-    from ase.io.extxyz import write_xyz
 
     text = io.StringIO()
     for atoms, values in zip(frames, found, strict=True):
@@ -219,5 +193,5 @@ def _extxyz(frames: list[Atoms], found: list[dict[str, Any]]) -> bytes:
             atoms.arrays.pop(name, None)
         if known:
             atoms.calc = SinglePointCalculator(atoms, **known)
-        write_xyz(text, atoms)
+        write_frame(text, atoms)
     return text.getvalue().encode()

@@ -93,6 +93,8 @@ class Records(Checkpoint):
         if not math.isfinite(self.best):
             return
         path = self.folder / BEST
+        if not path.is_file():
+            raise RunFileError(gone(path))
         try:
             require_recorded(path, read_facts(self.folder))
             found = load(path)
@@ -211,6 +213,11 @@ def require_recorded(path: Path, facts: dict[str, Any]) -> None:
             f"{path} is damaged or of another run: its checksum is not that in {FACTS}; bring it "
             f"back, or take its name out of {FACTS}"
         )
+
+
+def gone(path: Path) -> str:
+    """What is said of a run's file that somebody took away."""
+    return f"{path} is gone: bring back a copy, or start anew with --restart"
 
 
 def _plain(model: Potential) -> Any:

@@ -17,11 +17,11 @@ from ..data import Dataset
 from ..files import require_not_inputs, writable_name, write_whole
 from ..models import Potential, load
 from ..nn.precision import network_tensor
-from ..progress import progress_bar
+from ..progress import progress_over
 from .config import Config, read_config
 from .folder import CONFIG, SPLIT, inputs_of, settings_digest
 from .objective import Labels, evaluate, match_labels, needed
-from .records import BEST, FACTS, METRICS, read_facts, read_metrics, require_recorded
+from .records import BEST, FACTS, METRICS, gone, read_facts, read_metrics, require_recorded
 from .run import load_data
 from .split import load_split
 
@@ -46,9 +46,13 @@ class Run:
         """
         if not (folder / CONFIG).is_file():
             raise ValueError(f"{folder} holds no run: give a folder that `molkern train` made")
-        if not (folder / BEST).is_file():
-            raise ValueError(f"{folder} has no model yet: go on with `molkern train --resume`")
         facts = read_facts(folder)
+        if not (folder / BEST).is_file():
+            if BEST in facts.get("files_sha256", {}):
+                raise ValueError(gone(folder / BEST))
+            raise ValueError(
+                f"{folder} has no model yet: go on with `molkern train {folder} --resume`"
+            )
         config = read_config(folder / CONFIG)
         if facts.get("settings_sha256") not in (None, settings_digest(config)):
             raise ValueError(
@@ -56,6 +60,11 @@ class Run:
                 "says: bring it back"
             )
         return cls(folder, config, facts)
+
+    def files(self) -> dict[str, str | Path | None]:
+        """What must not be overwritten: the files of the run and its inputs, by what they are."""
+        own = {f"the run's {path.name}": path for path in self.folder.iterdir() if path.is_file()}
+        return {**own, **inputs_of(self.config)}
 
     def path(self, name: str) -> Path:
         """A file of the run, as it was when the run ended.
@@ -112,10 +121,8 @@ def predictions(
 
 
 def _portions(members: Array, size: int, progress: bool) -> Iterator[Array]:
-    starts: Any = range(0, len(members), size)
-    if progress:
-        starts = progress_bar(starts, desc="evaluating", unit="batch", disable=None, leave=False)
-    for first in starts:
+    starts = range(0, len(members), size)
+    for first in progress_over(starts, "evaluating", "batch", progress):
         yield members[first : first + size]
 
 

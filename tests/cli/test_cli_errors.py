@@ -36,3 +36,28 @@ def test_the_whole_of_it(monkeypatch):
 
 def test_a_demonstration_that_cannot_be_written(molkern, tmp_path):
     assert "no is not a folder" in molkern("demo --steps 100 --out no/x.png", code=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("plot filters ethanol --cell -1", "periodic_cell must be an edge"),
+        ("train schnet-ethanol-small --set training.seed=9223372036854775808", "training.seed"),
+        ("train schnet-ethanol-small --set data.split.seed=1e30", "data.split.seed"),
+        (
+            "train schnet-ethanol-small --set data.format=auto --set data.path=''",
+            "data.path is miss",
+        ),
+        (
+            "train schnet-ethanol-small --set data.split.file=no.npz",
+            "no.npz is not there: check its",
+        ),
+        ("train schnet-ethanol-small --device what", "device 'what' is unknown: use cpu, cuda"),
+        ("predict none in.xyz --device what", "device 'what' is unknown: use cpu, cuda"),
+        ("test none --device what", "device 'what' is unknown: use cpu, cuda"),
+    ],
+)
+def test_arguments_out_of_range(molkern, tmp_path, line, message):
+    pytest.importorskip("pytorch_lightning")
+    assert message in molkern(line, code=1)
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from molkern.md import ASECalculator
 from molkern.models import PhysNet, SchNet, load
 from molkern.training.objective import evaluate, match_labels
 from molkern.training.run import prepare
+from molkern.units import energy_unit
 
 CONFIG = dict(
     model=dict(name="PhysNet", num_elements=10, hidden_channels=8, num_basis=8, cutoff=4.0),
@@ -280,3 +281,79 @@ def test_npz_of_predictions_hold_labels_and_charges(trained):
         arrays = dict(z=content["Z"][:3], R=places, E=content["energy"], Q=content["total_charge"])
     np.savez("again.npz", **arrays)
     assert load_npz("again.npz").properties["total_charge"].tolist() == CHARGES
+
+
+@pytest.mark.parametrize("command", ["evaluate {}", "predict run {} --device cpu"])
+def test_results_can_be_read_whatever_frames_hold(trained, command):
+    """Texts of several lines, as in files of PubChem, and names that mean something else."""
+    frames = charged()[:2]
+    frames[0].info |= {"list": "two\nlines", "a=b": "c\rd", 7: 8, "none": None}
+    frames[0].info |= {"Properties": "species:S:1", "Lattice": "1 0 0", "pbc": "T", "": 1}
+    frames[0].info |= {"separated": "a\u2028b", "two words": 'say "no"', "nested": [[1], [2, 3]]}
+    frames[1].info["virial"] = np.arange(6.0)
+    ase.io.write("in.traj", frames)
+    trained(command.format("in.traj") + " --out out.extxyz", model=MODEL)
+    trained(command.format("in.traj") + " --out out.npz", model=MODEL)
+    found = ase.io.read("out.extxyz", ":")
+    for atoms, original in zip(found, frames, strict=True):
+        assert atoms.get_chemical_symbols() == original.get_chemical_symbols()
+        assert np.allclose(atoms.positions, original.positions)
+        assert not atoms.pbc.any()
+        assert not atoms.cell.any()
+    with np.load("out.npz") as arrays:
+        energies = arrays["energies" if "energies" in arrays else "energy"]
+    assert np.allclose([atoms.get_potential_energy() for atoms in found], energies)
+    assert found[0].info["list"] == "two lines"
+    assert found[0].info["two words"] == 'say "no"'
+    assert found[1].info["total_charge"] == 1.0
+    assert found[1].info["virial"].tolist() == [[0, 5, 4], [5, 1, 3], [4, 3, 2]]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1e400"])
+@pytest.mark.parametrize("command", ["evaluate in.extxyz", "md in.extxyz --steps 1"])
+def test_a_charge_that_is_no_number_is_not_the_frames_fault(trained, command, value):
+    ase.io.write("in.extxyz", charged()[:1])
+    error = trained(f"{command} --charge={value} --out o.xyz", code=1, model=MODEL)
+    assert error.startswith("molkern: total_charge must be a finite number, got")
+
+
+@pytest.mark.parametrize("unit", ["kcal/mol", "Hartree", "eV"])
+@pytest.mark.parametrize("kind", ["extxyz", "db"])
+def test_references_in_other_units(trained, kind, unit):
+    """Databases say theirs; of other files one is told."""
+    factor = energy_unit(unit)
+    frames = charged()
+    for k, atoms in enumerate(frames):
+        given = dict(energy=-float(k) / factor, forces=np.full((3, 3), k / factor))
+        if kind == "db":
+            atoms.info["given"] = given
+        else:
+            atoms.calc = SinglePointCalculator(atoms, **given)
+    option = ""
+    if kind == "db":
+        with connect("in.db") as database:
+            units = {"energy": unit, "forces": f"{unit}/Ang"}
+            database.metadata = {"_property_unit_dict": units, "_distance_unit": "Ang"}
+            for atoms in frames:
+                given = atoms.info.pop("given")
+                database.write(atoms, data={"energy": [given["energy"]], "forces": given["forces"]})
+    else:
+        ase.io.write("in.extxyz", frames)
+        option = f" --reference-unit {unit}"
+    lines = trained(f"evaluate in.{kind} --out o.extxyz{option}", model=MODEL).splitlines()
+    found = ase.io.read("o.extxyz", ":")
+    assert np.allclose([atoms.info["reference_energy"] for atoms in found], [0, -1, -2, -3])
+    for k, atoms in enumerate(found):
+        assert np.allclose(atoms.arrays["reference_forces"], k)
+    errors = [atoms.get_potential_energy() + k for k, atoms in enumerate(found)]
+    mean = 1e3 * np.abs(errors).mean()
+    assert next(line for line in lines if line.startswith("energy:")).split()[2] == f"{mean:.4g}"
+
+
+def test_an_unknown_unit_of_references(trained):
+    ase.io.write("in.extxyz", charged())
+    error = trained("evaluate in.extxyz --reference-unit eV/atom", code=1, model=MODEL)
+    assert error == (
+        "molkern: in.extxyz: energy unit 'eV/atom' is unknown: use one of eV, kcal/mol, kJ/mol, "
+        "Hartree"
+    )

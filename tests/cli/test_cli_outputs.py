@@ -122,10 +122,10 @@ def test_runs_of_other_replicas_at_once(molkern, ethanol, monkeypatch):
 
 
 @pytest.mark.parametrize("end", ["xyz", "traj", "csv"])
-@pytest.mark.parametrize("how", ["gone", "cut"])
+@pytest.mark.parametrize("how", ["gone", "cut", "a link"])
 def test_files_that_are_changed_under_a_run(molkern, ethanol, monkeypatch, end, how):
     out = "S.traj" if end == "traj" else "S.xyz"
-    path = Path(f"S.{end}")
+    path, held = Path(f"S.{end}"), []
     plain = group.GroupRun._step
     monkeypatch.setattr(group, "_FLUSH_BYTES", 0)
 
@@ -136,12 +136,21 @@ def test_files_that_are_changed_under_a_run(molkern, ethanol, monkeypatch, end, 
             path.unlink()
             if how == "cut":
                 path.write_bytes(content[:-7])
+            if how == "a link":
+                held.append(content)
+                Path("elsewhere").write_bytes(content)
+                path.symlink_to("elsewhere")
 
     monkeypatch.setattr(group.GroupRun, "_step", step)
     command = f"md {ethanol} --steps 20 --every 2 --checkpoint-every 5 --out {out}"
     error = molkern(command, code=1)
     assert f"S.{end} " in error
-    assert ("is gone" if how == "gone" else "was changed by somebody else") in error
+    said = {"gone": "is gone", "cut": "was changed by somebody else"}
+    if how == "a link":  # is perhaps not even opened
+        assert "another file has taken its place" in error or "cannot be written" in error
+        assert Path("elsewhere").read_bytes() == held[0]
+    else:
+        assert said[how] in error
 
 
 @pytest.fixture
@@ -297,3 +306,61 @@ def test_time_is_not_waited_for(tmp_path):
         with pytest.raises(ValueError, match="being written"), locked(tmp_path / "a"):
             pass
         assert time.monotonic() - before < 1
+
+
+def test_pictures_whose_names_have_no_ending(molkern, ethanol, run, tmp_path):
+    """They get one, which is that of a model, or of what another run left."""
+    shutil.copy(run / "best.safetensors", "m.png")
+    before = Path("m.png").read_bytes()
+    for what in ("filters", "basis"):
+        assert "m.png is the model itself" in molkern(f"plot {what} m.png --out m", code=1)
+        error = molkern(f"plot {what} run --out run/learning_curve", code=1)
+        assert "is the run's learning_curve.png itself" in error
+    error = molkern(f"{MD.format(ethanol)} --plot m --restart", code=1, model="m.png")
+    assert "m.png is the model itself" in error
+    assert Path("m.png").read_bytes() == before
+    assert molkern("plot basis run --out new").strip() == "new.png"
+    molkern(f"{MD.format(ethanol)} --plot theirs")
+    assert Path("theirs.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["plot filters ethanol", "plot basis", "demo --steps 100", "md e.xyz --model ethanol --plot p"],
+)
+def test_places_of_pictures(molkern, ethanol, command):
+    shutil.copy(ethanol, "e.xyz")
+    place = "--plot" if command.startswith("md") else "--out"
+    command = command.removesuffix("--plot p")
+    for path, message in (
+        ("a.what", "a.what ends in '.what': plots end in one of"),
+        ("no/a.png", f"no is not a folder: make it, or choose another {place}"),
+        ("no/a", f"no is not a folder: make it, or choose another {place}"),
+    ):
+        assert message in molkern(f"{command} {place} {path}", code=1)
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_predictions_over_the_data_of_a_run(molkern, ethanol, tmp_path, kind):
+    import yaml
+
+    pytest.importorskip("pytorch_lightning")
+    frames = [ase.build.molecule("H2O") for _ in range(4)]
+    for k, atoms in enumerate(frames):
+        atoms.rattle(0.05, seed=k)
+        atoms.info["energy"] = -float(k)
+    ase.io.write("data.extxyz", frames)
+    config = dict(
+        model=dict(name="SchNet", num_elements=10, hidden_channels=8, num_basis=8, cutoff=4.0),
+        data=dict(path=str(tmp_path / "data.extxyz"), split=dict(train=2, validation=2)),
+        objective=dict(energy={}),
+        training=dict(steps=1, batch_size=2, validate_every=1),
+    )
+    Path("c.yaml").write_text(yaml.safe_dump(config))
+    molkern("train c.yaml --out r --device cpu")
+    other = "data.extxyz" if kind == "itself" else as_link(kind, Path("data.extxyz"), Path("o.csv"))
+    before = Path("data.extxyz").read_bytes()
+    ase.io.write("in.xyz", frames[:1])
+    error = molkern(f"predict r in.xyz --out {other} --restart --device cpu", code=1)
+    assert f"{other} is the data itself: choose another --out" in error
+    assert Path("data.extxyz").read_bytes() == before

@@ -118,3 +118,31 @@ def test_frames_that_contradict_are_named(tmp_path):
     ase.io.write(tmp_path / "f.extxyz", [frame(), frame(charge=1, total_charge=0)])
     with pytest.raises(ValueError, match=r"f\.extxyz, frame 1: .* contradict each other"):
         load_ase(tmp_path / "f.extxyz", progress=False)
+
+
+@pytest.mark.parametrize("name", ["Charge", "CHARGE", "Total_Charge", "NET_CHARGE"])
+def test_names_in_capital_letters(tmp_path, name):
+    atoms = frame(**{name: -1})
+    assert stated(atoms) == {"total_charge": -1.0}
+    with pytest.raises(ValueError, match=f"charge=1, {name}=-1 contradict|{name}=-1, charge=1"):
+        stated(frame(**{name: -1, "charge": 1}))
+    ase.io.write(tmp_path / "f.xyz", [atoms, frame(), frame(q=0.3)])
+    data = load_ase(tmp_path / "f.xyz", progress=False)
+    assert data.properties["total_charge"].tolist() == [-1.0, 0.0, 0.0]
+    assert name not in data.properties
+    write_into(atoms, {"total_charge": 2.0})
+    assert atoms.info == {"total_charge": 2.0}
+
+
+@pytest.mark.parametrize("name", ["Q", "charge", "Charge", "total_charge", "net_charge"])
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [([1, -1], [1, -1]), ([[1], [-1]], [1, -1]), (-1, [-1, -1]), ([2], [2, 2])],
+)
+def test_arrays_by_the_names_of_frames(tmp_path, name, value, wanted):
+    arrays = dict(z=np.array([8, 1, 1]), R=np.zeros((2, 3, 3)), E=np.zeros(2))
+    np.savez(tmp_path / "f.npz", **arrays, **{name: np.array(value)})
+    if np.shape(value) == (2, 1) and name != "Q":  # as charges of atoms of a frame would be
+        assert load_npz(tmp_path / "f.npz").unused == [name]
+        return
+    assert load_npz(tmp_path / "f.npz").properties["total_charge"].tolist() == wanted

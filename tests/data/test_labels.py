@@ -373,3 +373,24 @@ def test_units_of_a_database_by_its_names(tmp_path):
     data = load_ase(path, progress=False, labels=labels)
     assert np.allclose(data.properties["energy"], ENERGIES * KCAL)
     assert np.allclose(data.properties["forces"], FORCES.reshape(-1, 3) * KCAL)
+
+
+@pytest.mark.parametrize("label", ["energy", "dipole", "own"])
+@pytest.mark.parametrize(("kind", "name"), [("xyz", "mine"), ("traj", "magmoms")])
+def test_columns_of_atoms_are_no_labels_of_frames(tmp_path, label, kind, name):
+    """Three atoms have as many numbers as a vector has, one atom as many as a frame."""
+    for atoms in (ase.Atoms("OHH", np.eye(3)), ase.Atoms("O")):
+        atoms.info["total"] = 1.0
+        if kind == "xyz":
+            atoms.set_array(name, np.arange(1.0, 1.0 + len(atoms)))
+        else:
+            atoms.calc = SinglePointCalculator(atoms, magmoms=np.arange(1.0, 1.0 + len(atoms)))
+        ase.io.write(tmp_path / f"f.{kind}", atoms)
+        with pytest.raises(ValueError, match=f"frame 0: {label}: {name} holds values of atoms"):
+            load_ase(tmp_path / f"f.{kind}", progress=False, labels={label: name})
+
+
+def test_unknown_elements_are_called_so(tmp_path):
+    (tmp_path / "f.xyz").write_text("1\n\nQq 0 0 0\n")
+    with pytest.raises(ValueError, match=r"f\.xyz cannot be read: unknown 'Qq'"):
+        load_ase(tmp_path / "f.xyz", progress=False)

@@ -48,7 +48,14 @@ def test_names():
 
 
 @pytest.mark.parametrize(
-    ("element", "error"), [(6.9, TypeError), (None, TypeError), (-1, ValueError), ("Q", ValueError)]
+    ("element", "error"),
+    [
+        (6.9, TypeError),
+        (None, TypeError),
+        (True, TypeError),
+        (-1, ValueError),
+        ("Q", ValueError),
+    ],
 )
 def test_elements_that_are_none(element, error):
     with pytest.raises(error):

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("ase")
 import ase.build
@@ -150,8 +151,10 @@ def test_what_has_changed(model):
 def test_no_stress_without_a_cell(model):
     atoms = ase.build.molecule("H2O")
     atoms.calc = ASECalculator(model)
-    with pytest.raises(PropertyNotImplementedError, match="stress needs a cell"):
-        atoms.get_stress()
+    for cell in (0, 9):  # one that is there and does not repeat is none
+        atoms.set_cell([cell] * 3)
+        with pytest.raises(PropertyNotImplementedError, match=r"stress needs a cell .* atoms\.pbc"):
+            atoms.get_stress()
 
 
 def test_threads_need_a_calculator_each(model, monkeypatch):
@@ -195,3 +198,69 @@ def test_energies_that_are_not_finite(model):
     atoms.calc = ASECalculator(model)
     with pytest.raises(RuntimeError, match="the energy is nan: look at the model's weights"):
         atoms.get_potential_energy()
+
+
+def _scale(calculator):
+    with torch.no_grad():
+        for weight in calculator.model.parameters():
+            weight.mul_(1.1)
+
+
+def physnet(seed=4):
+    """One whose readout is not zero, as it is at first."""
+    model = molkern.models.PhysNet(12, 8, 2, cutoff=4.0).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(0.3 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
+    return model.eval()
+
+
+CHANGES = {
+    "weights": _scale,
+    "type": lambda calculator: calculator.model.float(),
+    "unit of energy": lambda calculator: setattr(calculator, "energy_unit", 0.5),
+    "conditions": lambda calculator: calculator.conditions.update(total_charge=1.0),
+    "other conditions": lambda calculator: setattr(calculator, "conditions", {"total_charge": 2}),
+    "model": lambda calculator: setattr(calculator, "model", physnet(5)),
+}
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_results_of_a_model_as_it_was_are_not_given_back(change, moved):
+    """A calculator that is trained further, or set otherwise, computes the same atoms again."""
+    atoms = ase.build.molecule("CH3CH2OH")
+    atoms.calc = ASECalculator(physnet())
+    before = atoms.get_potential_energy(), atoms.get_forces()
+    CHANGES[change](atoms.calc)
+    atoms.positions[0, 0] += 1e-9 * moved
+    fresh = atoms.copy()
+    calculator = atoms.calc
+    fresh.calc = ASECalculator(
+        calculator.model,
+        energy_unit=calculator.energy_unit,
+        conditions=dict(calculator.conditions),
+    )
+    expected = fresh.get_potential_energy(), fresh.get_forces()
+    assert abs(expected[0] - before[0]) > 1e-9
+    assert atoms.get_potential_energy() == pytest.approx(expected[0], rel=1e-7)
+    np.testing.assert_allclose(atoms.get_forces(), expected[1], rtol=1e-5, atol=1e-8)
+
+
+def test_elements_that_a_model_is_no_longer_to_know(model):
+    atoms = ase.build.molecule("CH3CH2OH")
+    atoms.calc = ASECalculator(model)
+    atoms.get_forces()
+    model.elements = [1, 6]
+    with pytest.raises(ValueError, match=r"is O \(8\), which this SchNet does not know"):
+        atoms.get_forces()
+
+
+def test_copies_keep_results(model):
+    atoms = ase.build.molecule("CH3CH2OH")
+    atoms.calc = ASECalculator(model)
+    forces = atoms.get_forces()
+    for twin in (copy.deepcopy(atoms), pickle.loads(pickle.dumps(atoms))):
+        found = twin.calc.get_property("forces", twin, allow_calculation=False)
+        np.testing.assert_array_equal(found, forces)

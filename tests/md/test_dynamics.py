@@ -1,5 +1,7 @@
 """Integrators: against ASE's, and by what the equations conserve."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -238,3 +240,32 @@ def test_degrees_of_freedom_of_kept_velocities(name, whole, still, turning, dist
     if name != "H":
         assert freedom(removed + 0.01) == still + 3
     assert freedom(np.zeros_like(thermal)) == still
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt"])
+def test_starts_that_are_recorded_or_made_for_inference(ethanol, ensemble):
+    """Steps record nothing, which would fill memory, and may follow in any mode."""
+
+    def walk(mode, recorded):
+        evaluator, positions, velocities, masses = parts(ethanol, [0])
+        with mode():
+            if recorded:
+                for value in (positions, velocities, masses):
+                    value.requires_grad_(True)
+            arguments = evaluator, positions, velocities, masses, 0.5 * FEMTOSECOND
+            if ensemble == "nve":
+                dynamics = VelocityVerlet(*arguments)
+            else:
+                noise = ReplicaNoise(0, [0], len(masses))
+                dynamics = Langevin(*arguments, temperature=300.0, friction=0.01, noise=noise)
+            dynamics.compute()
+        for _ in range(3):
+            dynamics.advance()
+        state = dynamics.positions, dynamics.velocities, dynamics.conserved()
+        assert not any(value.requires_grad for value in state)
+        return state
+
+    expected = walk(contextlib.nullcontext, False)
+    for mode, recorded in ((contextlib.nullcontext, True), (torch.inference_mode, False)):
+        for found, value in zip(walk(mode, recorded), expected, strict=True):
+            assert torch.equal(found, value)

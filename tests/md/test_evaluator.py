@@ -681,6 +681,32 @@ def test_numbers_that_are_no_positions(dtype):
         evaluator(None, [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
 
 
+class EverywhereFilters(torch.nn.Linear):
+    """Filters of a user's own, which do not vanish beyond the cutoff."""
+
+    def forward(self, basis, *distances):
+        return super().forward(basis) + 0.5
+
+
+@pytest.mark.parametrize("name", ["SchNet", "PhysNet"])
+def test_parts_of_atoms_end_at_the_cutoff(name):
+    # The list reaches farther by its skin, which own filters do not know
+    model, batch = MODELS[name](), systems(torch.float64)
+    for block in model.interactions:
+        if name == "SchNet":
+            block.filter_network = EverywhereFilters(10, 16)
+        else:
+            block.filters = EverywhereFilters(8, 16)
+    if name == "PhysNet":
+        for output in model.outputs:  # they start from zero, whatever comes in
+            torch.nn.init.ones_(output.lin.weight)
+    evaluator = Evaluator(model.double(), batch, skin=1.0)
+    out, parts = evaluator(), evaluator.per_atom()
+    energies = torch.zeros(2, dtype=torch.float64)
+    energies.index_add_(0, batch.batch, parts["atomic_energies"])
+    torch.testing.assert_close(energies, out["energy"])
+
+
 @pytest.mark.parametrize("reorder", [False, True])
 @pytest.mark.parametrize("name", ["SchNet, splines", "PhysNet", "DTNN", "DimeNet++"])
 def test_parts_of_atoms(name, reorder):
@@ -701,3 +727,47 @@ def test_parts_of_atoms(name, reorder):
     plain = Evaluator(model, batch, reorder=False)
     plain()
     torch.testing.assert_close(plain.per_atom(), parts, rtol=1e-8, atol=1e-10)
+
+
+def test_the_dictionary_is_the_callers():
+    """What is taken out of results, or put in their place, changes no later ones."""
+    batch = systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch)
+    expected = {name: value.clone() for name, value in evaluator(batch.positions).items()}
+    out = evaluator(batch.positions)
+    del out["forces"]
+    out["energy"], out["mine"] = torch.zeros(5), None
+    same(evaluator(batch.positions), expected)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_tensors_without_dense_values(kind):
+    batch = systems()
+    evaluator = Evaluator(MODELS["SchNet"](), batch)
+    expected = {name: value.clone() for name, value in evaluator(batch.positions).items()}
+    wrong = batch.positions.to_sparse() if kind == "sparse" else batch.positions.to("meta")
+    with pytest.raises(TypeError, match="positions must be a dense tensor with values"):
+        evaluator(wrong)
+    with pytest.raises(TypeError, match="cell must be a dense tensor with values"):
+        evaluator(batch.positions, batch.cell.to(wrong.device) if kind == "meta" else wrong)
+    same(evaluator(batch.positions), expected)
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+def test_elements_that_a_model_is_no_longer_to_know(reorder):
+    """A list of elements that comes later holds for evaluators that are there already."""
+    batch = systems()
+    model = MODELS["SchNet"]()
+    evaluator = Evaluator(model, batch, reorder=reorder)
+    evaluator(batch.positions)
+    first = int(batch.numbers[0])
+    model.elements = sorted(set(range(1, 10)) - {first})
+    with pytest.raises(ValueError, match=rf"atom 0 is .* \({first}\), which this SchNet"):
+        evaluator(batch.positions)
+    with pytest.raises(ValueError, match="does not know"):
+        evaluator(batch.positions)
+    model.allow_unknown_elements = True
+    evaluator(batch.positions)
+    model.allow_unknown_elements = False
+    with pytest.raises(ValueError, match="does not know"):
+        evaluator(batch.positions)

@@ -290,3 +290,19 @@ def test_energies_that_are_not_finite(model, lmp):
     model.embedding.weight.data[11] = np.nan
     with pytest.raises(Exception, match=r"RuntimeError of molkern in step \d+: the energy is nan"):
         lmp.command("run 5")
+
+
+def test_a_box_without_atoms(model, lmp):
+    """All may be deleted, or leave: nothing has no energy."""
+    fill(lmp, crystal(), ["Na", "Cl"])
+    LAMMPSFix(lmp, model, ["Na", "Cl"])
+    lmp.commands_string("""
+        compute stress all stress/atom NULL virial
+        compute sum all reduce sum c_stress[1]
+        thermo_style custom step pe c_sum
+        run 0
+    """)
+    assert lmp.get_thermo("pe") != 0
+    lmp.command("delete_atoms group all")
+    lmp.command("run 1")
+    assert lmp.get_thermo("pe") == 0

@@ -334,3 +334,41 @@ class TestOpenMMML:
         code = textwrap.dedent(code)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.stdout.strip() == "MolkernPotential", done.stderr
+
+
+@pytest.mark.parametrize("known", ["numbers", "topology"])
+def test_what_chooses_particles(model, known):
+    atoms = ase.build.molecule("H2O")
+    given = topology_of(atoms) if known == "topology" else [8, 1, 1]
+    kind = {"periodic": False}
+
+    def forces(particles):
+        force = openmm_force(model, given, particles=particles, **kind)
+        return energy_and_forces(context_of(system_of(atoms, force), atoms))[1]
+
+    expected = forces([0, 2])
+    assert np.abs(expected).max() > 0
+    for same in ([True, False, True], np.array([True, False, True]), range(0, 3, 2), iter([0, 2])):
+        np.testing.assert_array_equal(forces(same), expected)
+    for wrong, error, message in (
+        ([0, 0, 1], ValueError, "particle 0 is given twice"),
+        ([], ValueError, "particles= chooses none"),
+        ([0.7, 1.2], TypeError, "particles are chosen by integers"),
+        ([True, False], IndexError, "a mask must have one bool for each of 3 particles"),
+        ([-1], ValueError, "particle -1 is not among"),
+    ):
+        with pytest.raises(error, match=message):
+            openmm_force(model, given, particles=wrong, **kind)
+
+
+def test_numbers_that_are_none(model):
+    """A number that is not whole is no element, nor is a mask a list of them."""
+    for wrong in ([6.5, 1, 1], [None, 1, 1], [True, True, False]):
+        with pytest.raises(TypeError, match="is neither a chemical symbol nor an integer"):
+            openmm_force(model, wrong, periodic=False)
+    atoms = ase.build.molecule("H2O")
+    found = []
+    for numbers in (["O", "H", "H"], np.array([8, 1, 1]), torch.tensor([8, 1, 1])):
+        system = system_of(atoms, openmm_force(model, numbers, periodic=False))
+        found.append(energy_and_forces(context_of(system, atoms))[0])
+    assert len(set(found)) == 1

@@ -285,3 +285,15 @@ def test_copies_and_threads(potential, monkeypatch):
         model(state)
     go_on.set()
     worker.join()
+
+
+def test_a_model_that_moves(potential):
+    """What is told of the potential is told of it as it is; a type that was given stays."""
+    model, given = TorchSimModel(potential.float()), TorchSimModel(potential, dtype=torch.float64)
+    assert (model.dtype, given.dtype) == (torch.float32, torch.float64)
+    model.double()
+    assert model.dtype == torch.float64
+    assert model(state_of(molecules(), model))["forces"].dtype == torch.float64
+    model.to("meta")
+    assert model.device.type == "meta"
+    assert given.dtype == torch.float64

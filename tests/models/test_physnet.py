@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 
 import ase.build
+import numpy as np
 import pytest
 import torch
 from reference.physnet import coulomb_energy
@@ -436,3 +437,12 @@ def test_wrong_input(crystal):
 def test_wrong_constructor_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         PhysNet(**options)
+
+
+def test_total_charges_of_numpy():
+    batch, model = molecules("H2O", "CH4"), small(lr_cut=6.0)
+    charges = np.array([1, -1])[::-1]  # of a negative stride, which torch does not take
+    for given in (charges, charges.astype(">f4"), charges.tolist()):
+        out = model(batch, total_charge=given)
+        expected = model(batch, total_charge=torch.tensor([-1.0, 1.0]))
+        assert torch.equal(out["energy"], expected["energy"])

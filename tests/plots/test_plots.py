@@ -128,3 +128,21 @@ def test_nothing_to_draw(bad, tmp_path):
         parity(tmp_path / "p.png", bad, bad, name="energy")
     with pytest.raises(ValueError, match=r"is empty|not finite"):
         error_histogram(tmp_path / "h.png", bad, name="energy")
+
+
+def test_an_owner_who_writes_in_latex(tmp_path, monkeypatch):
+    """Pictures need no LaTeX, which may not be there, and whose signs their texts do not heed."""
+    from matplotlib import rcParams, texmanager
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("LaTeX was asked for")
+
+    monkeypatch.setattr(texmanager.TexManager, "_run_checked_subprocess", fails)
+    monkeypatch.setitem(rcParams, "text.usetex", True)
+    learning_curves(tmp_path / "curve.png", TABLE)
+    parity(tmp_path / "parity.png", np.arange(9.0), np.arange(9.0) + 0.1, name="energy_eV")
+    error_histogram(tmp_path / "errors.png", np.arange(9.0), name="100 % of forces")
+    draw_basis(tmp_path / "basis.png")
+    assert all(map(is_picture, tmp_path.iterdir()))
+    assert len(list(tmp_path.iterdir())) == 4
+    assert rcParams["text.usetex"]

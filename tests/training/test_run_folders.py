@@ -88,6 +88,17 @@ def test_damaged_files_are_named(tiny, folder, structures, what, name, damage):
     assert content_of(folder) == before
 
 
+@pytest.mark.parametrize("what", READ)
+def test_a_best_model_that_is_gone(tiny, folder, structures, what):
+    """Nothing advises what does not help either."""
+    (folder / BEST).unlink()
+    with pytest.raises(
+        ValueError, match=r"is gone: bring back a copy, or start .*--restart"
+    ) as error:
+        use(what, folder, structures, tiny(training__steps=6))
+    assert str(folder / BEST) in str(error.value)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("what", "name"), [(k, n) for k, names in READ.items() for n in names])
 def test_nothing_that_is_planted_is_run(tiny, folder, structures, what, name):
