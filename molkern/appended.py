@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -107,14 +108,15 @@ class Stands:
         size: in bytes.
     """
 
-    file: tuple[int, int]
+    file: tuple[int, int, int]
     size: int
 
     @classmethod
     def of(cls, path: Path | int) -> Stands:
-        # A link that has taken its place is another file, wherever it leads
+        # A link that has taken its place is another file, wherever it leads, though its number may
+        # be that of the file before it
         found = os.stat(path) if isinstance(path, int) else os.lstat(path)
-        return cls((found.st_dev, found.st_ino), found.st_size)
+        return cls((found.st_dev, found.st_ino, stat.S_IFMT(found.st_mode)), found.st_size)
 
     def check(self, path: Path) -> None:
         """Refuses to go on where somebody else took the file away or changed it.
