@@ -16,7 +16,8 @@ from reference.neighbors import neighbor_list
 import molkern
 
 FIELDS = ("row_ptr", "senders", "receivers", "shifts", "reverse")
-on_cpu = pytest.mark.skipif(molkern.build_info()["cuda_emulation"], reason="the CPU's search")
+EMULATED = molkern.build_info()["cuda_emulation"]
+on_cpu = pytest.mark.skipif(EMULATED, reason="the CPU's search")
 
 #: Periodicity; some atoms go far along an axis that is not periodic, or within a long cell.
 PERIODIC = {
@@ -43,6 +44,18 @@ def scattered(pbc, distance, far, dtype, count=40):
     return positions, cell if any(pbc) else None
 
 
+def found_if_counted(positions, cell, pbc, algorithm, distance):
+    """The list; None where kernels for GPUs refuse, by name, what their bins cannot count."""
+    try:
+        return molkern.neighbor_list(
+            positions, 3.0, cell, pbc if any(pbc) else None, algorithm=algorithm
+        )
+    except ValueError as error:
+        if EMULATED and distance == 1e12 and "wrap the positions into the cell" in str(error):
+            return None
+        raise
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distance", [1e3, 1e5, 1e8, 1e12])
 @pytest.mark.parametrize("name", PERIODIC)
@@ -54,9 +67,9 @@ def test_far_atoms_equal_brute_force(name, distance, dtype):
             positions.numpy(), 3.0, None if cell is None else cell.numpy(), np.array(pbc)
         )
         for algorithm in ("direct", "cell_list"):
-            found = molkern.neighbor_list(
-                positions, 3.0, cell, pbc if any(pbc) else None, algorithm=algorithm
-            )
+            found = found_if_counted(positions, cell, pbc, algorithm, distance)
+            if found is None:
+                continue
             edges = torch.stack([found.receivers, found.senders], 1)
             shifts = found.senders.new_zeros(len(edges), 3)
             shifts = shifts if found.shifts is None else found.shifts
