@@ -48,7 +48,8 @@ lint: $(BUILT)
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr -O1 -g1
 RUNTIMES = $(foreach name,asan ubsan,$(shell $(CXX) -print-file-name=lib$(name).so))
 # Long ones, whose kernels the others run too.
-UNSANITIZED := test_third_derivatives or 200000 or instruction_set or opcheck or compile or autocast
+UNSANITIZED := test_third_derivatives or 200000 or instruction_set or opcheck or compile or autocast \
+	or far_atoms or too_many_edges
 # One build has both, and of the instruction sets the one that the tests run.
 ISA = import molkern; print(molkern.build_info()["cpu_instruction_set_in_use"])
 SANITIZED = LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 \
