@@ -27,6 +27,9 @@ hypothesis.settings.register_profile("fixed", derandomize=True, database=None, *
 hypothesis.settings.register_profile("fuzz", database=None, max_examples=1000, **_slow_is_fine)
 hypothesis.settings.load_profile("fixed")
 
+#: For ATEN_CPU_CAPABILITY=default, where torch.compile writes vector code that lacks its headers.
+NO_INDUCTOR = pytest.mark.skip(reason="torch.compile's code does not compile without AVX2")
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() and molkern.build_info()["cuda"] else [])]
 
 
@@ -36,6 +39,10 @@ def pytest_collection_modifyitems(config, items):
     if seed is not None:
         random.Random(seed).shuffle(items)
     items.sort(key=lambda item: item.path.name != "test_cuda_compile.py")
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        for item in items:
+            if any(word in item.name for word in ("compile", "packaged", "inductor")):
+                item.add_marker(NO_INDUCTOR)
 
 
 def pytest_collection_finish():
