@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -27,6 +28,13 @@ hypothesis.settings.register_profile("fixed", derandomize=True, database=None, *
 hypothesis.settings.register_profile("fuzz", database=None, max_examples=1000, **_slow_is_fine)
 hypothesis.settings.load_profile("fixed")
 
+# Code that torch.compile keeps does not run right where another capability was chosen for it.
+_CAPABILITY = torch.backends.cpu.get_cpu_capability()
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    str(Path(tempfile.gettempdir(), f"molkern-inductor-{os.getuid()}-{_CAPABILITY}")),
+)
+
 #: For ATEN_CPU_CAPABILITY=default, where torch.compile writes vector code that lacks its headers.
 NO_INDUCTOR = pytest.mark.skip(reason="torch.compile's code does not compile without AVX2")
 
@@ -39,7 +47,7 @@ def pytest_collection_modifyitems(config, items):
     if seed is not None:
         random.Random(seed).shuffle(items)
     items.sort(key=lambda item: item.path.name != "test_cuda_compile.py")
-    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+    if _CAPABILITY == "DEFAULT":
         for item in items:
             if any(word in item.name for word in ("compile", "packaged", "inductor")):
                 item.add_marker(NO_INDUCTOR)
