@@ -17,6 +17,7 @@ from systems import water
 from torch.nn import functional
 
 import molkern
+from molkern.nn.activations import smooth_activations
 
 CUTOFF, FUNCTIONS, FEATURES = 5.0, 50, 128
 
@@ -38,14 +39,15 @@ def case_of(neighbors, distances):
         return molkern.ops.spline_cfconv(x, table, d, neighbors, grid, bins=bins)
 
     def network_at(d):
-        return network.smooth(basis(d).to(network.layers[0].weight.dtype), d)
+        with smooth_activations():
+            return network(basis(d).to(network.layers[0].weight.dtype), d)
 
     return Case(
         x=torch.randn(neighbors.num_atoms, FEATURES, requires_grad=True),
         distances=distances.requires_grad_(),
         parameters=list(network.parameters()),
         network=network_at,
-        double=lambda d: twin.smooth(basis(d), d),
+        double=smooth_activations()(lambda d: twin(basis(d), d)),
         plain=plain,
         reach=CUTOFF,
         splined=splined,
